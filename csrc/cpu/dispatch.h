@@ -1,0 +1,24 @@
+// Instruction sets and threads: which kernels run, and on how many threads.
+#pragma once
+
+#include <string_view>
+#include <vector>
+
+#include "../step.h"
+
+namespace fusedstep {
+
+// The instruction sets of this build that this processor runs, widest last.
+const std::vector<const Kernels*>& runnable_kernels();
+
+// The kernels in use; use_kernels(nullptr) is not allowed.
+const Kernels& current_kernels();
+void use_kernels(const Kernels* kernels);
+
+int num_threads();
+void set_num_threads(int count);
+
+// Update all slots with rule number `rule`. `bytes` is the memory that the step reads and writes.
+void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes);
+
+}  // namespace fusedstep

@@ -1,0 +1,147 @@
+#include "arrays.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace fusedstep {
+namespace {
+
+constexpr const char* kTypeNames[kTypes] = {"float32", "float64"};
+
+std::string type_name(py::handle object) {
+    PyTypeObject* type = Py_TYPE(object.ptr());
+    py::object module = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "__module__", py::none());
+    std::string name = py::str(py::handle(reinterpret_cast<PyObject*>(type)).attr("__qualname__"));
+    if (!py::isinstance<py::str>(module) || py::str(module).equal(py::str("builtins"))) return name;
+    return std::string(py::str(module)) + "." + name;
+}
+
+std::string shape_text(Shape shape) {
+    py::tuple tuple(shape.size());
+    for (size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
+    return py::repr(tuple);
+}
+
+// The method must be the type's: an instance's attribute may raise, or lie.
+bool offers(py::handle object, const char* method) {
+    return PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), method) == 1;
+}
+
+Type type_of(PyObject* descr) {
+    static const std::pair<PyObject*, Type> known[] = {{py::dtype::of<float>().release().ptr(), kFloat32},
+                                                       {py::dtype::of<double>().release().ptr(), kFloat64}};
+    for (auto& [pointer, type] : known)
+        if (descr == pointer) return type;
+    auto dtype = py::reinterpret_borrow<py::dtype>(descr);  // an equal one may live elsewhere
+    if (dtype.byteorder() != '=') return kTypes;
+    if (dtype.num() == py::detail::npy_api::NPY_FLOAT_) return kFloat32;
+    if (dtype.num() == py::detail::npy_api::NPY_DOUBLE_) return kFloat64;
+    return kTypes;
+}
+
+// By its type alone: isinstance would run code of the array's class in the middle of the checks.
+bool is_masked(const py::object& array) {
+    if (Py_TYPE(array.ptr()) == ndarray_type()) return false;
+    auto name = py::str("numpy.ma");
+    auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
+    if (!module) return false;  // not imported, so there is no masked array
+    py::object masked = module.attr("MaskedArray");
+    return PyType_IsSubtype(Py_TYPE(array.ptr()), reinterpret_cast<PyTypeObject*>(masked.ptr()));
+}
+
+}  // namespace
+
+std::string Name::text() const {
+    std::string text(role);
+    if (key) {
+        try {
+            text += "[" + std::string(py::repr(key)) + "]";
+        } catch (py::error_already_set&) {
+            text += "[a " + type_name(key) + " whose repr fails]";
+        }
+    }
+    if (!state.empty()) text += "['" + std::string(state) + "']";
+    return text;
+}
+
+bool is_array(py::handle object) {
+    return PyObject_TypeCheck(object.ptr(), ndarray_type()) || offers(object, "__dlpack__") ||
+           offers(object, "__cuda_array_interface__");
+}
+
+py::object as_numpy(py::object source, const Name& name) {
+    if (PyObject_TypeCheck(source.ptr(), ndarray_type())) return source;
+    constexpr int kCPU = 1;
+    if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) {
+        int device = 0;
+        try {
+            device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
+        } catch (py::cast_error&) {
+            throw py::type_error(name.text() + " is a " + type_name(source) +
+                                 " whose __dlpack_device__ does not give a pair of integers");
+        }
+        if (device == kCPU) {
+            static const py::handle from_dlpack =
+                py::object(py::module_::import("numpy").attr("from_dlpack")).release();
+            try {
+                return from_dlpack(source);
+            } catch (py::error_already_set& error) {
+                if (!error.matches(PyExc_BufferError)) throw;
+                py::raise_from(error, PyExc_BufferError,
+                               (name.text() + " is a " + type_name(source) +
+                                " that does not export its memory; a torch tensor that requires grad does as .detach()")
+                                   .c_str());
+                throw py::error_already_set();
+            }
+        }
+    } else if (!offers(source, "__cuda_array_interface__")) {
+        throw py::type_error(name.text() + " is a " + type_name(source) + ", expected a NumPy array");
+    }
+    throw std::runtime_error(name.text() +
+                             " is on a GPU, expected host memory: this build of fusedstep has no CUDA engine");
+}
+
+View look(const py::object& array, const Name& name, bool writable, const Like* like) {
+    if (is_masked(array))
+        throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
+    const auto& a = *py::detail::array_proxy(array.ptr());
+    View view{a.data, a.descr, type_of(a.descr), 1, {a.dimensions, static_cast<size_t>(a.nd)}};
+    for (py::ssize_t n : view.shape) view.size *= n;
+
+    if (view.type == kTypes || (like && view.type != like->view.type)) {
+        std::string like_what = like ? " like " + like->name.text() : "";
+        std::string expected = like ? kTypeNames[like->view.type] : "float32 or float64";
+        auto dtype = py::reinterpret_borrow<py::dtype>(a.descr);
+        bool swapped = dtype.byteorder() == '>' || dtype.byteorder() == '<';
+        throw py::type_error(name.text() + " is " + std::string(py::str(dtype)) + ", expected " + expected + like_what +
+                             (swapped ? " in native byte order" : ""));
+    }
+    if (like && !std::ranges::equal(view.shape, like->view.shape))
+        throw py::value_error(name.text() + " has shape " + shape_text(view.shape) + ", expected " +
+                              shape_text(like->view.shape) + " like " + like->name.text());
+    if (!(a.flags & kContiguous))
+        throw py::value_error(name.text() + " is not C-contiguous, expected contiguous memory in row-major order");
+    if (view.size && reinterpret_cast<uintptr_t>(a.data) % static_cast<uintptr_t>(kItemSize[view.type]))
+        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
+                              std::to_string(kItemSize[view.type]) + " bytes");
+    if (writable && !(a.flags & kWriteable))
+        throw py::value_error(name.text() + " is read-only, expected a writable array");
+    return view;
+}
+
+void sort(std::vector<Span>& spans) {
+    auto before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
+    if (!std::is_sorted(spans.begin(), spans.end(), before)) std::sort(spans.begin(), spans.end(), before);
+}
+
+std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, const std::vector<Span>& b) {
+    const Span* furthest = nullptr;
+    for (size_t i = 0, j = 0; i < a.size() || j < b.size();) {
+        const Span* next = j == b.size() || (i < a.size() && a[i].begin <= b[j].begin) ? &a[i++] : &b[j++];
+        if (furthest && next->begin < furthest->end) return {furthest, next};
+        furthest = next;  // no overlap so far, so the last one reaches furthest
+    }
+    return {nullptr, nullptr};
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,86 @@
+// Checked views of the caller's arrays: every refusal of a single array stands here, and nothing is ever converted.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "../step.h"
+
+namespace fusedstep {
+
+namespace py = pybind11;
+
+inline PyTypeObject* ndarray_type() {
+    static PyTypeObject* const type = py::detail::npy_api::get().PyArray_Type_;
+    return type;
+}
+
+constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+constexpr int kReadable = kContiguous | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+constexpr int kWritable = kReadable | kWriteable;
+
+// How a message calls an array: role[key][state], with what there is of it.
+struct Name {
+    std::string_view role;
+    py::handle key = {};
+    std::string_view state = {};
+
+    std::string text() const;
+};
+
+using Shape = std::span<const py::ssize_t>;
+
+// The memory of an array, and what must stay true for it to be the same memory in the next call. The shape is
+// borrowed: from the array, or from whoever keeps the view.
+struct View {
+    char* data = nullptr;
+    PyObject* descr = nullptr;
+    Type type = kTypes;
+    int64_t size = 0;
+    Shape shape;
+
+    int64_t bytes() const { return size * kItemSize[type]; }
+    // Whether `array` is plainly what this view saw; false also where a full look is needed to tell.
+    bool is_still(const py::object& array, int flags) const {
+        if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
+        const auto& a = *py::detail::array_proxy(array.ptr());
+        if (a.data != data || a.descr != descr || (a.flags & flags) != flags) return false;
+        if (static_cast<size_t>(a.nd) != shape.size()) return false;
+        for (size_t i = 0; i < shape.size(); ++i)
+            if (a.dimensions[i] != shape[i]) return false;
+        return true;
+    }
+};
+
+// What an array must match: a type and a shape, those of the array named.
+struct Like {
+    const View& view;
+    Name name;
+};
+
+// `source` itself if it is a NumPy array, else a NumPy view of it, where it offers one.
+py::object as_numpy(py::object source, const Name& name);
+
+// Look at a NumPy array from all sides. Raises TypeError or ValueError, the array's name first.
+View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr);
+
+// Whether `object` counts as one array rather than as a container of arrays.
+bool is_array(py::handle object);
+
+// A stretch of memory in use by an array of the call.
+struct Span {
+    const char* begin;
+    const char* end;
+    size_t id;
+};
+void sort(std::vector<Span>& spans);
+// Two overlapping spans among two sorted lists, or {nullptr, nullptr}.
+std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, const std::vector<Span>& b);
+
+}  // namespace fusedstep

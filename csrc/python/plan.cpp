@@ -1,0 +1,434 @@
+#include "plan.h"
+
+#include <pybind11/critical_section.h>
+
+#include <algorithm>
+
+#include "../cpu/dispatch.h"
+#include "../cpu/float_mode.h"
+
+namespace fusedstep {
+namespace {
+
+constexpr size_t kRoles = 2 + kMaxStates;          // param, grad, states: how the arrays of a tensor are numbered
+constexpr int64_t kBytesToReleaseGil = 256 << 10;  // some ten microseconds of work
+
+const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
+
+bool is_instance_of_abc(py::handle object, const char* abc) {
+    return py::isinstance(object, py::module_::import("collections.abc").attr(abc));
+}
+
+Container open(py::object object, const char* role) {
+    if (PyDict_CheckExact(object.ptr())) return {Kind::kMapping, object};
+    if (PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr())) return {Kind::kSequence, object};
+    if (is_array(object)) return {Kind::kArray, object};
+    if (is_instance_of_abc(object, "Mapping")) {
+        py::dict items;
+        for (py::handle key : object) items[key] = object[key];
+        return {Kind::kMapping, items};
+    }
+    if (is_instance_of_abc(object, "Sequence") && !py::isinstance<py::str>(object) &&
+        !py::isinstance<py::bytes>(object))
+        return {Kind::kSequence, py::list(object)};
+    throw py::type_error(std::string(role) + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+                         ", expected an array, or a sequence or mapping of arrays");
+}
+
+// Whether two keys are equal, decided without running anybody's code: str and int only.
+bool plainly_equal(py::handle a, py::handle b) {
+    if (a.is(b)) return true;
+    if ((PyUnicode_CheckExact(a.ptr()) && PyUnicode_CheckExact(b.ptr())) ||
+        (PyLong_CheckExact(a.ptr()) && PyLong_CheckExact(b.ptr())))
+        return PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
+    return false;
+}
+
+bool is_list(py::handle object) {
+    return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
+}
+
+const Kernel& kernel_of(int rule) {
+    return current_kernels().begin[rule];
+}
+
+// The word number `i` of "m v": the name of a state.
+std::string_view word(std::string_view words, size_t i) {
+    while (i--) words.remove_prefix(words.find(' ') + 1);
+    return words.substr(0, words.find(' '));
+}
+
+void add_span(std::vector<Span>& spans, const View& view, size_t id) {
+    if (view.size && view.data) spans.push_back({view.data, view.data + view.bytes(), id});
+}
+
+[[noreturn]] void refuse_overlap(const Name& a, const Name& b) {
+    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays");
+}
+
+// The part of a step that needs no Python. Its bits do not depend on the caller's floating-point mode.
+void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups, int64_t bytes) {
+    if (bytes < kBytesToReleaseGil) return run_step(rule, slots.data(), slots.size(), groups, bytes);
+    py::gil_scoped_release release;
+    run_step(rule, slots.data(), slots.size(), groups, bytes);
+}
+
+int64_t traffic(const Kernel& kernel, const View& param) {
+    return param.bytes() * (3 + 2 * kernel.state_count);
+}
+
+}  // namespace
+
+// Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.
+class Plan::Turn {
+public:
+    explicit Turn(Plan& plan) : plan_(plan) {
+        if (plan_.busy_.exchange(true, std::memory_order_acquire))
+            throw std::runtime_error("this optimizer is stepping in another thread, expected one thread at a time");
+    }
+    ~Turn() {
+        plan_.params_.clear();
+        plan_.grads_.clear();
+        plan_.busy_.store(false, std::memory_order_release);
+    }
+    Turn(const Turn&) = delete;
+
+private:
+    Plan& plan_;
+};
+
+Plan::Plan(int rule, py::object params) : rule_(rule) {
+    Container container = open(params, "params");
+    kind_ = container.kind;
+    if (kind_ == Kind::kMapping) {
+        keys_ = py::list(container.items);
+    } else {
+        size_t n = kind_ == Kind::kArray ? 1 : py::len(container.items);
+        for (size_t i = 0; i < n; ++i) keys_.append(i);
+    }
+    tensors_.resize(keys_.size());
+    slots_.resize(keys_.size());
+}
+
+Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
+    if (kind_ == Kind::kArray) return {role_of_one};
+    return {role, keys_[i].ptr()};
+}
+
+Name Plan::span_name(size_t id) const {
+    size_t i = id / kRoles, role = id % kRoles;
+    if (role == 0) return param_name(i);
+    if (role == 1) return grad_name(i);
+    return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - 2)};
+}
+
+bool Plan::fetch_params(const Container& params) {
+    if (params.kind != kind_) return false;
+    size_t n = tensors_.size();
+    PyObject* items = params.items.ptr();
+    auto take = [&](PyObject* item) { params_.push_back(py::reinterpret_borrow<py::object>(item)); };
+    if (kind_ == Kind::kMapping) {
+        if (static_cast<size_t>(PyDict_GET_SIZE(items)) != n) return false;
+        Py_ssize_t at = 0;
+        PyObject *key, *value;
+        for (size_t i = 0; PyDict_Next(items, &at, &key, &value); ++i) {
+            if (!plainly_equal(key, PyList_GET_ITEM(keys_.ptr(), i))) return false;
+            take(value);
+        }
+    } else if (kind_ == Kind::kSequence) {
+        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(items)) != n) return false;
+        for (size_t i = 0; i < n; ++i) take(PySequence_Fast_GET_ITEM(items, i));
+    } else {
+        take(items);
+    }
+    return true;
+}
+
+void Plan::fetch_grads(const Container& grads) {
+    size_t n = tensors_.size();
+    PyObject* items = grads.items.ptr();
+    auto take = [&](PyObject* item) { grads_.push_back(py::reinterpret_borrow<py::object>(item ? item : Py_None)); };
+    if (kind_ == Kind::kMapping) {
+        // In step with the parameters as long as the keys agree, by look-up from then on.
+        Py_ssize_t at = 0, found = 0;
+        PyObject *key, *value;
+        size_t i = 0;
+        for (; i < n && PyDict_Next(items, &at, &key, &value); ++i, ++found) {
+            if (!plainly_equal(key, PyList_GET_ITEM(keys_.ptr(), i))) break;
+            take(value);
+        }
+        for (; i < n; ++i) {
+            value = PyDict_GetItemWithError(items, PyList_GET_ITEM(keys_.ptr(), i));
+            if (!value && PyErr_Occurred()) throw py::error_already_set();
+            found += value != nullptr;
+            take(value);
+        }
+        if (found != PyDict_GET_SIZE(items))
+            for (auto [name, array] : py::reinterpret_borrow<py::dict>(items))
+                if (!keys_.contains(name))
+                    throw py::value_error(Name{"grads", name}.text() +
+                                          " belongs to no parameter, expected only keys of params");
+    } else if (kind_ == Kind::kSequence) {
+        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(items)) != n)
+            throw py::value_error("grads has " + std::to_string(PySequence_Fast_GET_SIZE(items)) + " items, expected " +
+                                  std::to_string(n) + " like params");
+        for (size_t i = 0; i < n; ++i) take(PySequence_Fast_GET_ITEM(items, i));
+    } else {
+        take(items);
+    }
+}
+
+// Collect the arrays of a step. False if the parameters are not, key by key, those of this plan.
+bool Plan::fetch(py::object params, py::object grads) {
+    Container p = open(params, "params");
+    {
+        py::scoped_critical_section lock(p.items);
+        if (!fetch_params(p)) return false;
+    }
+    if (kind_ == Kind::kArray && grads.is_none()) {
+        grads_.push_back(grads);
+    } else {
+        Container g = open(grads, "grads");
+        if (g.kind != kind_)
+            throw py::type_error(std::string("grads is ") + kKindNames[static_cast<int>(g.kind)] + ", expected " +
+                                 kKindNames[static_cast<int>(kind_)] + " like params");
+        py::scoped_critical_section lock(g.items);
+        fetch_grads(g);
+    }
+    auto is_plain = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type(); };
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (!is_plain(params_[i])) params_[i] = as_numpy(std::move(params_[i]), param_name(i));
+        if (!is_plain(grads_[i]) && !grads_[i].is_none()) grads_[i] = as_numpy(std::move(grads_[i]), grad_name(i));
+    }
+    return true;
+}
+
+// Everything about every array, before the first write. What was seen last time is only recognised.
+void Plan::check_arrays() {
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        Tensor& tensor = tensors_[i];
+        if (!tensor.param.is_still(params_[i], kWritable)) {
+            View param = look(params_[i], param_name(i), true);
+            if (!tensor.states.empty()) {
+                Like like{tensor.states[0], span_name(i * kRoles + 2)};
+                look(params_[i], param_name(i), true, &like);
+            }
+            disjoint_ = disjoint_ && param.data == tensor.param.data && param.size == tensor.param.size;
+            owned_sorted_ = owned_sorted_ && disjoint_;
+            tensor.shape.assign(param.shape.begin(), param.shape.end());
+            tensor.param = param;
+            tensor.param.shape = tensor.shape;
+            tensor.grad = {};
+        }
+        if (grads_[i].is_none()) {
+            tensor.grad = {};
+        } else if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], kReadable)) {
+            Like like{tensor.param, param_name(i)};
+            tensor.grad = {};
+            disjoint_ = false;
+            tensor.grad = look(grads_[i], grad_name(i), false, &like);
+            tensor.grad.shape = tensor.shape;
+        }
+    }
+    if (!disjoint_) check_overlap();
+}
+
+void Plan::check_overlap() {
+    if (!owned_sorted_) {
+        owned_spans_.clear();
+        for (size_t i = 0; i < tensors_.size(); ++i) {
+            add_span(owned_spans_, tensors_[i].param, i * kRoles);
+            for (size_t j = 0; j < tensors_[i].states.size(); ++j)
+                add_span(owned_spans_, tensors_[i].states[j], i * kRoles + 2 + j);
+        }
+        sort(owned_spans_);
+        owned_sorted_ = true;
+    }
+    grad_spans_.clear();
+    for (size_t i = 0; i < tensors_.size(); ++i) add_span(grad_spans_, tensors_[i].grad, i * kRoles + 1);
+    sort(grad_spans_);
+    auto [a, b] = find_overlap(owned_spans_, grad_spans_);
+    if (a) refuse_overlap(span_name(std::max(a->id, b->id)), span_name(std::min(a->id, b->id)));
+    disjoint_ = true;
+}
+
+py::list Plan::check(py::object params, py::object grads) {
+    Turn turn(*this);
+    if (!fetch(params, grads)) throw std::runtime_error("params changed while they were looked at");
+    check_arrays();
+    py::list seen;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (grads_[i].is_none())
+            seen.append(py::none());
+        else
+            seen.append(py::make_tuple(params_[i].attr("shape"), params_[i].attr("dtype")));
+    }
+    return seen;
+}
+
+void Plan::bind(py::list states, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of) {
+    Turn turn(*this);
+    size_t n = tensors_.size();
+    if (states.size() != n || static_cast<size_t>(clock_of.size()) != n || clocks.itemsize() != sizeof(Clock))
+        throw py::value_error("bind: expected states and a clock for each tensor");
+    auto* clock = static_cast<Clock*>(clocks.mutable_data());
+    held_ = {states, clocks};
+    owned_sorted_ = disjoint_ = false;
+    for (size_t i = 0; i < n; ++i) {
+        Tensor& tensor = tensors_[i];
+        int64_t at = clock_of.at(i);
+        if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
+        tensor.clock = clock + at;
+        tensor.bound = !states[i].is_none();
+        tensor.states.clear();
+        if (!tensor.bound) continue;
+        py::tuple arrays = states[i];
+        if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
+            throw py::value_error("bind: wrong number of states");
+        Like like{tensor.param, param_name(i)};
+        for (size_t j = 0; j < arrays.size(); ++j) {
+            Name name = span_name(i * kRoles + 2 + j);
+            held_.push_back(as_numpy(arrays[j], name));
+            tensor.states.push_back(look(held_.back(), name, true, &like));
+            tensor.states[j].shape = tensor.shape;
+            slots_[i].states[j] = tensor.states[j].data;
+        }
+    }
+}
+
+void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of) {
+    Turn turn(*this);
+    if (table.ndim() != 2 || table.shape(1) != kernel_of(rule_).hyper_count ||
+        static_cast<size_t>(row_of.size()) != tensors_.size())
+        throw py::value_error("set_hypers: expected a row of hyperparameters for each tensor");
+    for (py::ssize_t i = 0; i < row_of.size(); ++i)
+        if (row_of.at(i) < 0 || row_of.at(i) >= table.shape(0)) throw py::index_error("set_hypers: no such row");
+    hypers_.assign(table.data(), table.data() + table.size());
+    for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].row = row_of.at(i);
+    group_of_row_.assign(table.shape(0), -1);
+}
+
+// Tensors that share hyperparameters and clock share a group of scalars; usually that is all of them.
+void Plan::derive(size_t i) {
+    Tensor& tensor = tensors_[i];
+    int64_t& group = group_of_row_[tensor.row];
+    Clock& clock = *tensor.clock;
+    if (group >= 0 && groups_[group].before.t == clock.t && groups_[group].before.product == clock.product) {
+        clock = groups_[group].after;
+    } else {
+        const Kernel& kernel = kernel_of(rule_);
+        group = static_cast<int64_t>(groups_.size());
+        Group& fresh = groups_.emplace_back();
+        fresh.before = clock;
+        kernel.derive(hypers_.data() + tensor.row * kernel.hyper_count, clock, fresh);
+        fresh.after = clock;
+    }
+    slots_[i].group = static_cast<int32_t>(group);
+}
+
+bool Plan::run(py::object params, py::object grads) {
+    Turn turn(*this);
+    if (!fetch(params, grads)) return false;
+    check_arrays();
+    for (size_t i = 0; i < tensors_.size(); ++i)
+        if (!grads_[i].is_none() && !tensors_[i].bound) return false;
+
+    // From here on nothing fails.
+    const Kernel& kernel = kernel_of(rule_);
+    groups_.clear();
+    groups_.reserve(tensors_.size());
+    std::fill(group_of_row_.begin(), group_of_row_.end(), -1);
+    int64_t bytes = 0;
+    {
+        FloatMode mode;
+        mode.ieee();
+        for (size_t i = 0; i < tensors_.size(); ++i) {
+            const Tensor& tensor = tensors_[i];
+            Slot& slot = slots_[i];
+            slot.size = 0;
+            if (grads_[i].is_none()) continue;
+            slot.param = tensor.param.data;
+            slot.grad = tensor.grad.data;
+            slot.size = tensor.param.size;
+            slot.type = tensor.param.type;
+            bytes += traffic(kernel, tensor.param);
+            derive(i);
+        }
+    }
+    run_slots(rule_, slots_, groups_.data(), bytes);
+    return true;
+}
+
+double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product) {
+    const Kernel& kernel = kernel_of(rule);
+    const size_t roles = 2 + kernel.state_count;
+    double values[kMaxHypers];
+    std::string_view packed = hypers;
+    if (arrays.size() != roles || packed.size() != kernel.hyper_count * sizeof(double))
+        throw py::type_error("update: wrong number of arrays or hyperparameters");
+    std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values));
+    const char* expected_t = ", expected the number of this update, an integer from 1";
+    if (!PyIndex_Check(t.ptr()) || PyBool_Check(t.ptr()))
+        throw py::type_error("t is " + std::string(py::repr(t)) + expected_t);
+    Clock clock{PyNumber_AsSsize_t(t.ptr(), nullptr) - 1, product};  // clipped, not refused, where it is too large
+    if (PyErr_Occurred()) throw py::error_already_set();
+    if (clock.t < 0) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
+
+    const bool many = is_list(arrays[0]);
+    const size_t count = many ? py::len(arrays[0]) : 1;
+    auto role_name = [&](size_t role) { return role == 0 ? "p" : role == 1 ? "g" : word(kernel.states, role - 2); };
+    // Lists are read first, into memory of our own: nobody can change them underneath us.
+    std::vector<py::object> held(count * roles), keys(many ? count : 0);
+    for (size_t role = 0; role < roles; ++role) {
+        if (!many) {
+            held[role] = arrays[role];
+            continue;
+        }
+        if (!is_list(arrays[role]))
+            throw py::type_error(std::string(role_name(role)) + " is no list, expected a list of arrays like p");
+        py::tuple column(arrays[role]);
+        if (column.size() != count)
+            throw py::value_error(std::string(role_name(role)) + " has " + std::to_string(column.size()) +
+                                  " arrays, expected " + std::to_string(count) + " like p");
+        for (size_t i = 0; i < count; ++i) held[i * roles + role] = column[i];
+    }
+    for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
+    auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
+    for (size_t id = 0; id < held.size(); ++id) held[id] = as_numpy(std::move(held[id]), name(id));
+
+    std::vector<Span> spans;
+    spans.reserve(held.size());
+    std::vector<Slot> slots(count);
+    int64_t bytes = 0;
+    for (size_t i = 0; i < count; ++i) {
+        Slot& slot = slots[i];
+        View p = look(held[i * roles], name(i * roles), true);
+        Like like{p, name(i * roles)};
+        slot = {p.data, nullptr, {}, p.size, p.type, 0};
+        add_span(spans, p, i * roles);
+        for (size_t role = 1; role < roles; ++role) {
+            size_t id = i * roles + role;
+            View view = look(held[id], name(id), role > 1, &like);
+            if (role == 1)
+                slot.grad = view.data;
+            else
+                slot.states[role - 2] = view.data;
+            add_span(spans, view, id);
+        }
+        bytes += traffic(kernel, p);
+    }
+    sort(spans);
+    auto [a, b] = find_overlap(spans, {});
+    if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
+
+    Group group{};
+    {
+        FloatMode mode;
+        mode.ieee();
+        kernel.derive(values, clock, group);
+    }
+    run_slots(rule, slots, &group, bytes);
+    return clock.product;
+}
+
+}  // namespace fusedstep

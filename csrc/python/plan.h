@@ -1,0 +1,79 @@
+// A plan: the list of tensors of an optimizer, each looked at once and recognised in the following steps.
+// It owns no state: parameters and gradients are passed at every step, states and clocks belong to Python.
+#pragma once
+
+#include <atomic>
+
+#include "arrays.h"
+
+namespace fusedstep {
+
+enum class Kind { kArray, kSequence, kMapping };
+
+// An argument `params` or `grads` as one array, a list or tuple, or a dict.
+struct Container {
+    Kind kind;
+    py::object items;
+};
+
+class Plan {
+public:
+    Plan(int rule, py::object params);
+
+    const py::list& keys() const { return keys_; }
+
+    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype) if it has a gradient, else None.
+    py::list check(py::object params, py::object grads);
+
+    // Take over the states of each tensor (a tuple of arrays, or None), and the clocks that hold its step number.
+    void bind(py::list states, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of);
+
+    // Set the table of hyperparameters and the row of it that each tensor uses.
+    void set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of);
+
+    // Make a step. False, and nothing done, if the arguments are not the tensors of this plan, or lack states.
+    bool run(py::object params, py::object grads);
+
+private:
+    struct Tensor {
+        std::vector<py::ssize_t> shape;
+        View param, grad;  // grad.data is null while there is none
+        std::vector<View> states;
+        bool bound = false;
+        Clock* clock = nullptr;
+        int64_t row = 0;
+    };
+    class Turn;  // one thread at a time, holding the arrays while it lasts
+
+    Name name(const char* role, const char* role_of_one, size_t i) const;
+    Name param_name(size_t i) const { return name("params", "param", i); }
+    Name grad_name(size_t i) const { return name("grads", "grad", i); }
+    Name span_name(size_t id) const;
+
+    bool fetch(py::object params, py::object grads);
+    bool fetch_params(const Container& params);
+    void fetch_grads(const Container& grads);
+    void check_arrays();
+    void check_overlap();
+    void derive(size_t i);
+
+    const int rule_;
+    Kind kind_;
+    py::list keys_;
+    std::vector<Tensor> tensors_;
+    std::vector<Slot> slots_;
+    std::vector<Group> groups_;
+    std::vector<int64_t> group_of_row_;
+    std::vector<double> hypers_;
+    std::vector<py::object> held_;            // the states and the clocks
+    std::vector<py::object> params_, grads_;  // the arrays of the step that is running
+    std::vector<Span> owned_spans_, grad_spans_;
+    bool owned_sorted_ = false, disjoint_ = false;
+    std::atomic<bool> busy_{false};
+};
+
+// One update of one array or of lists of arrays whose states the caller owns: arrays = (p, g, states...).
+// Returns Nadam's product after the update; t is the number of the update, from 1.
+double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product);
+
+}  // namespace fusedstep

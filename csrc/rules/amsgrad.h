@@ -1,0 +1,20 @@
+// AMSGrad (Reddi, Kale & Kumar 2018, Algorithm 2): Adam over w, the largest v so far, before its correction.
+#pragma once
+#include "adam.h"
+
+namespace {
+
+struct AMSGrad : Adam {
+    static constexpr char name[] = "amsgrad";
+    static constexpr char states[] = "m v w";
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& m, T& v, T& w) {
+        m = k.beta1 * m + k.one_minus_beta1 * g;
+        v = k.beta2 * v + k.one_minus_beta2 * (g * g);
+        w = larger(w, v);
+        return (k.step_size * m) / (root(w + k.eps_inside) + k.eps_outside);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,43 @@
+// Not optimizers but the yardstick beside them: the traffic of a rule with N states and no arithmetic to speak of.
+#pragma once
+#include "rule.h"
+
+namespace {
+
+struct Limit {
+    static constexpr char hypers[] = "lr";
+    struct Hyper {
+        double lr;
+    };
+    template <class T>
+    struct Scalars {
+        T lr;
+    };
+
+    RULE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr}; }
+
+    template <class T, class... State>
+    RULE static T update(const Scalars<T>&, T g, State&... s) {
+        ((s = -s), ...);
+        return g;
+    }
+};
+
+struct Limit0 : Limit {
+    static constexpr char name[] = "limit0";
+    static constexpr char states[] = "";
+};
+struct Limit1 : Limit {
+    static constexpr char name[] = "limit1";
+    static constexpr char states[] = "a";
+};
+struct Limit2 : Limit {
+    static constexpr char name[] = "limit2";
+    static constexpr char states[] = "a b";
+};
+struct Limit3 : Limit {
+    static constexpr char name[] = "limit3";
+    static constexpr char states[] = "a b c";
+};
+
+}  // namespace

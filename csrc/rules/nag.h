@@ -1,0 +1,33 @@
+// Nesterov's accelerated gradient (1983), with the gradient at the current parameter (Bengio et al. 2013).
+// q = n g, b = mu b + q, u = s (q + mu b).
+#pragma once
+#include "rule.h"
+
+namespace {
+
+struct NAG {
+    static constexpr char name[] = "nag";
+    static constexpr char states[] = "b";
+    static constexpr char hypers[] = "lr momentum velocity_step";
+    struct Hyper {
+        double lr, momentum, velocity_step;
+    };
+    template <class T>
+    struct Scalars {
+        T mu, gain, step_size;
+    };
+
+    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+        if (h.velocity_step) return {h.momentum, h.lr, 1};
+        return {h.momentum, 1, h.lr};
+    }
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& b) {
+        T q = k.gain * g;
+        b = k.mu * b + q;
+        return k.step_size * (q + k.mu * b);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,97 @@
+// RMSprop (Tieleman & Hinton 2012, lecture 6.5), centered (Graves 2013), and either with momentum.
+// v = rho v + (1 - rho) g^2, d = v or v - m^2, u = lr g / (sqrt(d + inside) + outside); momentum: see each.
+#pragma once
+#include "rule.h"
+
+namespace {
+
+template <class Scalars, class T>
+RULE T mean_square(const Scalars& k, T g, T& v) {
+    v = k.rho * v + k.one_minus_rho * (g * g);
+    return v;
+}
+
+// Exactly computed, v - m^2 is never negative; the selection removes rounding noise, and lets NaN through.
+template <class Scalars, class T>
+RULE T variance(const Scalars& k, T g, T& v, T& m) {
+    T d = mean_square(k, g, v);
+    m = k.rho * m + k.one_minus_rho * g;
+    d = d - m * m;
+    return d < 0 ? 0 : d;
+}
+
+template <class Scalars, class T>
+RULE T denominator(const Scalars& k, T d) {
+    return root(d + k.eps_inside) + k.eps_outside;
+}
+
+struct RMSprop {
+    static constexpr char name[] = "rmsprop";
+    static constexpr char states[] = "v";
+    static constexpr char hypers[] = "lr rho eps_inside eps_outside";
+    struct Hyper {
+        double lr, rho, eps_inside, eps_outside;
+    };
+    template <class T>
+    struct Scalars {
+        T lr, rho, one_minus_rho, eps_inside, eps_outside;
+    };
+
+    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+        return {h.lr, h.rho, 1 - h.rho, h.eps_inside, h.eps_outside};
+    }
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& v) {
+        return (k.lr * g) / denominator(k, mean_square(k, g, v));
+    }
+};
+
+struct RMSpropCentered : RMSprop {
+    static constexpr char name[] = "rmsprop_centered";
+    static constexpr char states[] = "v m";
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& v, T& m) {
+        return (k.lr * g) / denominator(k, variance(k, g, v, m));
+    }
+};
+
+// b = mu b + a g / den, u = s b; velocity_step = 1 puts lr into the velocity (Keras), 0 keeps it out (PyTorch).
+struct RMSpropMomentum {
+    static constexpr char name[] = "rmsprop_momentum";
+    static constexpr char states[] = "v b";
+    static constexpr char hypers[] = "lr rho eps_inside eps_outside momentum velocity_step";
+    struct Hyper {
+        double lr, rho, eps_inside, eps_outside, momentum, velocity_step;
+    };
+    template <class T>
+    struct Scalars {
+        T rho, one_minus_rho, eps_inside, eps_outside, mu, gain, step_size;
+    };
+
+    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+        double gain = h.velocity_step ? h.lr : 1;
+        double step_size = h.velocity_step ? 1 : h.lr;
+        return {h.rho, 1 - h.rho, h.eps_inside, h.eps_outside, h.momentum, gain, step_size};
+    }
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& v, T& b) {
+        b = k.mu * b + (k.gain * g) / denominator(k, mean_square(k, g, v));
+        return k.step_size * b;
+    }
+};
+
+struct RMSpropCenteredMomentum : RMSpropMomentum {
+    static constexpr char name[] = "rmsprop_centered_momentum";
+    static constexpr char states[] = "v m b";
+
+    template <class T>
+    RULE static T update(const Scalars<T>& k, T g, T& v, T& m, T& b) {
+        b = k.mu * b + (k.gain * g) / denominator(k, variance(k, g, v, m));
+        return k.step_size * b;
+    }
+};
+
+}  // namespace

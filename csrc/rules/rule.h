@@ -1,0 +1,61 @@
+// The alphabet of the rules: operations whose bits IEEE 754 fixes, plus comparison and selection.
+// A rule is a struct with `name`, `states`, `hypers`, `Hyper`, `Scalars<T>`, `derive` and `update`; see CONTRIBUTING.
+// Everything is in an unnamed namespace, because each instruction set compiles its own copy.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+
+#ifdef __CUDACC__
+#define RULE __host__ __device__ __forceinline__
+#else
+#define RULE inline __attribute__((always_inline))
+#endif
+
+namespace {
+
+// x**n by squaring, always these multiplications in this order: libm's pow differs between libraries.
+RULE double power(double x, int64_t n) {
+    double r = 1;
+    while (n) {
+        if (n & 1) r = r * x;
+        n >>= 1;
+        if (n) x = x * x;
+    }
+    return r;
+}
+
+RULE float root(float x) {
+    return sqrtf(x);
+}
+RULE double root(double x) {
+    return sqrt(x);
+}
+
+RULE float magnitude(float x) {
+    return fabsf(x);
+}
+RULE double magnitude(double x) {
+    return fabs(x);
+}
+
+// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way.
+template <class T>
+RULE T larger(T a, T b) {
+    return a > b || a != a ? a : b;
+}
+
+// sign(x)*y without the product: y, -y, +0, or NaN.
+template <class T>
+RULE T with_sign_of(T x, T y) {
+    return x > 0 ? y : x < 0 ? -y : x;
+}
+
+// The number of words in "m v": how many states or hyperparameters a rule has.
+constexpr int words(const char* s) {
+    int n = *s ? 1 : 0;
+    for (; *s; ++s) n += *s == ' ';
+    return n;
+}
+
+}  // namespace

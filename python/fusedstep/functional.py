@@ -1,0 +1,533 @@
+"""
+One function per rule, for callers who own all state.
+
+Every function makes one update in place and returns None (`nadam` returns its product). Its arrays are float32 or
+float64, C-contiguous, aligned, in native byte order and separate in memory; gradient and states have the dtype and the
+shape of their parameter. In place of an array each of them may be a list of as many arrays, one per tensor: still one
+call. Everything is checked before the first write.
+
+All of them raise TypeError for what is no array, a wrong dtype or a wrong type of hyperparameter, ValueError for a
+wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, and
+RuntimeError for an array on a GPU.
+
+Hyperparameters mean what they mean for the class of the same name in `fusedstep`, which also cites the papers.
+"""
+
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+
+from . import _cpu
+from .hyperparameters import check, declared, numbers
+
+__all__ = [
+    "adadelta",
+    "adagrad",
+    "adam",
+    "adamax",
+    "amsgrad",
+    "momentum",
+    "nadam",
+    "nag",
+    "rmsprop",
+    "rmsprop_centered",
+    "rmsprop_centered_momentum",
+    "rmsprop_momentum",
+    "sgd",
+]
+
+_number = {name: number for name, (number, _, _) in _cpu.rules.items()}
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _packed(rule: str, *given: Any) -> bytes:
+    """Check the hyperparameters of a rule, and turn them into its numbers; once for each set of them."""
+    hints = declared(globals()[rule])
+    values = {name: check(name, value, hints[name]) for name, value in zip(hints, given, strict=True)}
+    return np.array(numbers(_cpu.rules[rule][2], values)).tobytes()
+
+
+def sgd(
+    p: Any,
+    g: Any,
+    *,
+    lr: float,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Gradient descent: p = p - lr g.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    lr, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(_number["sgd"], (p, g), _packed("sgd", lr, weight_decay, decoupled, maximize), 1, 1.0)
+
+
+def momentum(
+    p: Any,
+    g: Any,
+    b: Any,
+    *,
+    t: int,
+    lr: float,
+    momentum: float = 0.9,
+    dampening: float = 0.0,
+    dampen_first: bool = False,
+    velocity: Literal["grad", "step"] = "grad",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Momentum: b = momentum b + g, p = p - lr b.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    b : array
+        State, zeros before the first update; updated in place.
+    t : int
+        Number of this update, 1 for the first.
+    lr, momentum, dampening, dampen_first, velocity, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["momentum"],
+        (p, g, b),
+        _packed("momentum", lr, momentum, dampening, dampen_first, velocity, weight_decay, decoupled, maximize),
+        t,
+        1.0,
+    )
+
+
+def nag(
+    p: Any,
+    g: Any,
+    b: Any,
+    *,
+    lr: float,
+    momentum: float = 0.9,
+    velocity: Literal["grad", "step"] = "grad",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Nesterov's accelerated gradient: b = momentum b + g, p = p - lr (g + momentum b).
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    b : array
+        State, zeros before the first update; updated in place.
+    lr, momentum, velocity, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["nag"], (p, g, b), _packed("nag", lr, momentum, velocity, weight_decay, decoupled, maximize), 1, 1.0
+    )
+
+
+def adagrad(
+    p: Any,
+    g: Any,
+    a: Any,
+    *,
+    lr: float,
+    eps: float = 1e-10,
+    eps_mode: Literal["outside", "inside"] = "outside",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Adagrad: a = a + g^2, p = p - lr g / (sqrt(a) + eps).
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    a : array
+        State, zeros before the first update; updated in place.
+    lr, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["adagrad"], (p, g, a), _packed("adagrad", lr, eps, eps_mode, weight_decay, decoupled, maximize), 1, 1.0
+    )
+
+
+def rmsprop(
+    p: Any,
+    g: Any,
+    v: Any,
+    *,
+    lr: float,
+    rho: float = 0.99,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "inside"] = "outside",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    RMSprop: v = rho v + (1 - rho) g^2, p = p - lr g / (sqrt(v) + eps).
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    v : array
+        State, zeros before the first update; updated in place.
+    lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["rmsprop"],
+        (p, g, v),
+        _packed("rmsprop", lr, rho, eps, eps_mode, weight_decay, decoupled, maximize),
+        1,
+        1.0,
+    )
+
+
+def rmsprop_centered(
+    p: Any,
+    g: Any,
+    v: Any,
+    m: Any,
+    *,
+    lr: float,
+    rho: float = 0.99,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "inside"] = "outside",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Centered RMSprop: as `rmsprop`, with m = rho m + (1 - rho) g and v - m^2 under the root.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    v, m : array
+        States, zeros before the first update; updated in place.
+    lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["rmsprop_centered"],
+        (p, g, v, m),
+        _packed("rmsprop_centered", lr, rho, eps, eps_mode, weight_decay, decoupled, maximize),
+        1,
+        1.0,
+    )
+
+
+def rmsprop_momentum(
+    p: Any,
+    g: Any,
+    v: Any,
+    b: Any,
+    *,
+    lr: float,
+    rho: float = 0.99,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "inside"] = "outside",
+    momentum: float = 0.9,
+    velocity: Literal["grad", "step"] = "grad",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    RMSprop with momentum: as `rmsprop`, with b = momentum b + g / (sqrt(v) + eps), p = p - lr b.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    v, b : array
+        States, zeros before the first update; updated in place.
+    lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["rmsprop_momentum"],
+        (p, g, v, b),
+        _packed("rmsprop_momentum", lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize),
+        1,
+        1.0,
+    )
+
+
+def rmsprop_centered_momentum(
+    p: Any,
+    g: Any,
+    v: Any,
+    m: Any,
+    b: Any,
+    *,
+    lr: float,
+    rho: float = 0.99,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "inside"] = "outside",
+    momentum: float = 0.9,
+    velocity: Literal["grad", "step"] = "grad",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Centered RMSprop with momentum: `rmsprop_centered` and `rmsprop_momentum` together.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    v, m, b : array
+        States, zeros before the first update; updated in place.
+    lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["rmsprop_centered_momentum"],
+        (p, g, v, m, b),
+        _packed(
+            "rmsprop_centered_momentum", lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
+        ),
+        1,
+        1.0,
+    )
+
+
+def adadelta(
+    p: Any,
+    g: Any,
+    v: Any,
+    x: Any,
+    *,
+    lr: float,
+    rho: float = 0.9,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Adadelta: v = rho v + (1 - rho) g^2, d = sqrt((x + eps) / (v + eps)) g, x = rho x + (1 - rho) d^2, p = p - lr d.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    v, x : array
+        States, zeros before the first update; updated in place.
+    lr, rho, eps, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["adadelta"], (p, g, v, x), _packed("adadelta", lr, rho, eps, weight_decay, decoupled, maximize), 1, 1.0
+    )
+
+
+def adam(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "hat", "inside"] = "outside",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Adam: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m^ / (sqrt(v^) + eps), where ^ divides by 1 - beta^t.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    m, v : array
+        States, zeros before the first update; updated in place.
+    t : int
+        Number of this update, 1 for the first.
+    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["adam"],
+        (p, g, m, v),
+        _packed("adam", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        t,
+        1.0,
+    )
+
+
+def amsgrad(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    w: Any,
+    *,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_mode: Literal["outside", "hat", "inside"] = "outside",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    AMSGrad: as `adam`, with w = max(w, v) in place of v under the root.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    m, v, w : array
+        States, zeros before the first update; updated in place.
+    t : int
+        Number of this update, 1 for the first.
+    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["amsgrad"],
+        (p, g, m, v, w),
+        _packed("amsgrad", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        t,
+        1.0,
+    )
+
+
+def adamax(
+    p: Any,
+    g: Any,
+    m: Any,
+    w: Any,
+    *,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    eps_mode: Literal["max", "outside"] = "max",
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> None:
+    """
+    Adamax: m = beta1 m + (1 - beta1) g, w = max(beta2 w, abs(g) + eps), p = p - lr / (1 - beta1^t) m / w.
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    m, w : array
+        States, zeros before the first update; updated in place.
+    t : int
+        Number of this update, 1 for the first.
+    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+        As for the class.
+    """
+    _cpu.update(
+        _number["adamax"],
+        (p, g, m, w),
+        _packed("adamax", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        t,
+        1.0,
+    )
+
+
+def nadam(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    t: int,
+    product: float,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+    schedule_decay: float = 0.004,
+    weight_decay: float = 0.0,
+    decoupled: bool = False,
+    maximize: bool = False,
+) -> float:
+    """
+    Nadam: Adam with Nesterov momentum and the momentum schedule mu_t = beta1 (1 - 0.5 * 0.96^(schedule_decay t)).
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    m, v : array
+        States, zeros before the first update; updated in place.
+    t : int
+        Number of this update, 1 for the first.
+    product : float
+        Product of the momenta mu_1 ... mu_(t-1): 1 for the first update, then what the last one returned.
+    lr, beta1, beta2, eps, schedule_decay, weight_decay, decoupled, maximize
+        As for the class.
+
+    Returns
+    -------
+    float
+        Product of the momenta mu_1 ... mu_t.
+    """
+    return _cpu.update(
+        _number["nadam"],
+        (p, g, m, v),
+        _packed("nadam", lr, beta1, beta2, eps, schedule_decay, weight_decay, decoupled, maximize),
+        t,
+        product,
+    )

@@ -1,0 +1,657 @@
+"""
+The optimizers, in order of increasing complexity, and what they have in common.
+
+A class holds hyperparameters, step counts and states by key. It knows no formula: those are the rules of the engine,
+and, in plain NumPy, the classes of the same names in `fusedstep.reference`.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _cpu
+from .hyperparameters import check, declared, numbers
+
+__all__ = [
+    "NAG",
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Momentum",
+    "Nadam",
+    "Optimizer",
+    "RMSprop",
+]
+
+Array = npt.NDArray[Any]
+Rate = float | Callable[[int], float]
+
+_CLOCK = np.dtype([("t", np.int64), ("product", np.float64)])
+_LINE = 64
+
+
+def _new_state(shape: tuple[int, ...], dtype: npt.DTypeLike, value: float) -> Array:
+    # A view, aligned to cache lines; what is a view cannot be resized underneath the plan.
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    owner = np.zeros(size + _LINE, np.uint8)
+    start = -owner.ctypes.data % _LINE
+    state = owner[start : start + size].view(dtype).reshape(shape)
+    if value:
+        state[...] = value
+    return state
+
+
+@dataclass(eq=False, kw_only=True)
+class Optimizer:
+    """
+    What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
+
+    Parameters
+    ----------
+    weight_decay : float
+        Strength of the decay: added to the gradient as ``weight_decay * p`` (L2), or, where `decoupled`, subtracted
+        from the parameter as ``lr * weight_decay * p`` beside the update (Loshchilov & Hutter 2019).
+    decoupled : bool
+        Whether the decay bypasses the rule.
+    maximize : bool
+        Whether to climb: the gradient is negated first.
+    overrides : mapping
+        Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
+        patterns win over earlier ones, and exact keys over patterns.
+
+    Notes
+    -----
+    `lr` may be a function: it is called with the number of finished updates, 0 at the first, and returns the rate.
+    An instance belongs to one thread at a time. It can be pickled and copied; parameters are not part of it.
+    """
+
+    weight_decay: float = 0.0
+    decoupled: bool = False
+    maximize: bool = False
+    overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
+
+    rule: ClassVar[str]
+    accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
+    always_decoupled: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self._clock_of: dict[Hashable, int] = {}
+        self._clocks = np.zeros(0, _CLOCK)
+        self._state: dict[Hashable, Mapping[str, Array]] = {}
+        self._plan: _cpu.Plan | None = None
+        self._plan_rule = ""
+        self._layers: list[tuple[Hashable, ...]] = []  # the combinations of overrides in use
+        self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
+        self._stale = True
+        self._current_rule()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            value = self._checked(name, value)
+            object.__setattr__(self, "_stale", True)
+            if name == "overrides":
+                object.__setattr__(self, "_plan", None)
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def _checked(cls, name: str, value: Any, label: str = "") -> Any:
+        hints = declared(cls)
+        if name == "overrides" and not label:
+            return cls._frozen(value)
+        if name not in hints or (name == "decoupled" and cls.always_decoupled):
+            listed = ", ".join(hints)
+            raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
+        if name == "lr" and callable(value):
+            return value
+        return check(name, value, hints[name], label)
+
+    @classmethod
+    def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
+        # Read-only, because a change inside would go unnoticed.
+        if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
+            raise TypeError(f"overrides is {overrides!r}, expected a mapping: key or pattern -> {{name: value}}")
+        return MappingProxyType(
+            {
+                key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})
+                for key, some in overrides.items()
+            }
+        )
+
+    # What the rules want to know.
+
+    def _rule(self, values: Mapping[str, Any]) -> str:
+        """Return the name of the rule that these hyperparameters ask for."""
+        del values
+        return self.rule
+
+    def _values(self, layer: tuple[Hashable, ...] = ()) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for key in layer:
+            values |= self.overrides[key]
+        return values
+
+    def _layer(self, key: Hashable) -> tuple[Hashable, ...]:
+        """Return the keys of `overrides` that concern the parameter `key`, the strongest last."""
+        patterns = [o for o in self.overrides if o != key and isinstance(o, str) and isinstance(key, str)]
+        exact = (key,) if key in self.overrides else ()
+        return (*(o for o in patterns if fnmatchcase(str(key), o)), *exact)
+
+    def _current_rule(self) -> str:
+        rule = self._rule(self._values())
+        for key in self.overrides:
+            other = self._rule(self._values((key,)))
+            if other != rule:
+                raise ValueError(
+                    f"overrides[{key!r}] asks for the rule {other}, expected hyperparameters of {rule} like the others"
+                )
+        return rule
+
+    # Steps.
+
+    def step(self, params: Any, grads: Any) -> None:
+        """
+        Update parameters in place, once.
+
+        Parameters
+        ----------
+        params : array, sequence or mapping of arrays
+            The parameters, float32 or float64, of any shape, C-contiguous, writable. Updated in place.
+        grads : like `params`
+            Their gradients, each of the dtype and shape of its parameter. A gradient that is None, or missing from a
+            mapping, leaves its parameter, states and step count alone. Gradients are only read.
+
+        Raises
+        ------
+        TypeError
+            If something is not an array, or has a dtype or byte order that is not wanted.
+        ValueError
+            If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
+            call or a state; or if a hyperparameter that `lr` computes is out of range.
+        RuntimeError
+            If an array is on a GPU, or if another thread is in the same call.
+
+        Notes
+        -----
+        Everything is checked before the first write: a refused step changes nothing.
+        """
+        if self._stale:
+            self._refresh()
+        if self._plan is None or not self._plan.run(params, grads):
+            self._replan(params, grads)
+
+    def _refresh(self) -> None:
+        """Hand changed hyperparameters to the plan."""
+        if self._current_rule() != self._plan_rule:
+            self._plan = None
+        if self._plan is not None:
+            self._hand_over(self._plan, self._clocks["t"][self._clock_index])
+
+    def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
+        """Fill the plan's table of hyperparameters; a scheduled rate has a row for each step number in use."""
+        layers = [self._values(layer) for layer in self._layers]
+        scheduled = any(callable(values["lr"]) for values in layers)
+        first = int(done[0]) if done.size else 0
+        rows = [(i, first) for i in range(len(layers))]
+        row_of = self._layer_of
+        if scheduled and (done != first).any():
+            pairs, row_of = np.unique(np.stack([self._layer_of, done], axis=1), axis=0, return_inverse=True)
+            rows = [(int(i), int(t)) for i, t in pairs]
+        names = _cpu.rules[self._plan_rule][2]
+        table = [numbers(names, self._at(layers[i], t)) for i, t in rows]
+        plan.set_hypers(np.array(table, np.float64).reshape(len(rows), len(names)), row_of.reshape(-1))
+        self._stale = scheduled
+
+    @staticmethod
+    def _at(values: dict[str, Any], done: int) -> dict[str, Any]:
+        """Return the hyperparameters at the update that follows `done` others."""
+        if callable(values["lr"]):
+            return values | {"lr": check("lr", values["lr"](done), float, f"lr({done})")}
+        return values
+
+    def _replan(self, params: Any, grads: Any) -> None:
+        """Make a step with tensors that are new: look at them all, make their states, and remember them."""
+        self._plan, self._plan_rule = None, self._current_rule()
+        number, names, _ = _cpu.rules[self._plan_rule]
+        plan = _cpu.Plan(number, params)
+        seen = plan.check(params, grads)
+        keys = plan.keys
+        self._match_overrides(keys)
+
+        clock_of = dict(self._clock_of)
+        for key in keys:
+            clock_of.setdefault(key, len(clock_of))
+        clocks = np.zeros(len(clock_of), _CLOCK)
+        clocks["product"] = 1
+        clocks[: len(self._clocks)] = self._clocks
+
+        clock_index = np.array([clock_of[key] for key in keys], np.int64)
+
+        states = {}
+        for key, look in zip(keys, seen, strict=True):
+            state = dict(self._state.get(key, {}))
+            if look is not None:
+                values = self._values(self._layer(key))
+                for name in names:
+                    if name not in state:
+                        value = values["initial_accumulator"] if name == self.accumulator else 0.0
+                        state[name] = _new_state(*look, value)
+            states[key] = state
+        plan.bind(
+            [tuple(s[n] for n in names) if s.keys() >= set(names) else None for s in states.values()],
+            clocks,
+            clock_index,
+        )
+        self._hand_over(plan, clocks["t"][clock_index])
+
+        plan.run(params, grads)
+        self._plan, self._clocks, self._clock_of, self._clock_index = plan, clocks, clock_of, clock_index
+        self._state |= {key: MappingProxyType(state) for key, state in states.items() if state}
+
+    def _match_overrides(self, keys: list[Hashable]) -> None:
+        layers = [self._layer(key) for key in keys]
+        used = {o for layer in layers for o in layer} | {o for key in self._clock_of for o in self._layer(key)}
+        for key in self.overrides:
+            if key not in used:
+                raise ValueError(f"overrides[{key!r}] fits no parameter, expected one of {keys} or a pattern of them")
+        self._layers = list(dict.fromkeys(layers))
+        self._layer_of = np.array([self._layers.index(layer) for layer in layers], np.int64)
+
+    # What it remembers.
+
+    @property
+    def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
+        """The states: key -> name -> array, beside its parameter. The arrays may be written to, not replaced."""
+        return MappingProxyType(self._state)
+
+    @property
+    def t(self) -> Mapping[Hashable, int]:
+        """The number of finished updates of each parameter."""
+        counts = self._clocks["t"].tolist()
+        return MappingProxyType({key: counts[i] for key, i in self._clock_of.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
+        return {
+            "hyperparameters": values | {"overrides": {key: dict(some) for key, some in self.overrides.items()}},
+            "clock_of": self._clock_of,
+            "clocks": self._clocks,
+            "state": {key: dict(state) for key, state in self._state.items()},
+        }
+
+    def __setstate__(self, saved: dict[str, Any]) -> None:
+        type(self).__init__(self, **saved["hyperparameters"])
+        self._clock_of = dict(saved["clock_of"])
+        self._clocks = saved["clocks"].copy()
+        for key, state in saved["state"].items():
+            copies = {name: _new_state(array.shape, array.dtype, 0) for name, array in state.items()}
+            for name, array in state.items():
+                copies[name][...] = array
+            self._state[key] = MappingProxyType(copies)
+
+
+@dataclass(eq=False)
+class SGD(Optimizer):
+    r"""
+    Gradient descent.
+
+    .. math:: p \leftarrow p - lr \, g
+
+    Batch, mini-batch and stochastic gradient descent are this one rule; they differ in the samples that the caller
+    averages the gradient over. No state.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Cauchy 1847, "Méthode générale pour la résolution des systèmes d'équations simultanées". Robbins & Monro 1951,
+    "A stochastic approximation method".
+    """
+
+    lr: Rate = 0.01
+    rule = "sgd"
+
+
+@dataclass(eq=False)
+class Momentum(Optimizer):
+    r"""
+    Gradient descent with momentum; state ``b``.
+
+    .. math::
+        b \leftarrow \mu b + k g, \qquad p \leftarrow p - lr \, b \qquad \text{(velocity "grad")} \\
+        b \leftarrow \mu b + k \, lr \, g, \qquad p \leftarrow p - b \qquad \text{(velocity "step")}
+
+    with :math:`k = 1 - dampening`, but 1 in the first update unless `dampen_first`.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    momentum : float
+        :math:`\mu`, from 0 to 1.
+    dampening : float
+        Share of the gradient that is held back, from 0 to 1. With ``dampening=momentum`` and `dampen_first`, b is a
+        weighted average of the gradients.
+    dampen_first : bool
+        Whether the first gradient is dampened too.
+    velocity : {"grad", "step"}
+        Whether b collects gradients (PyTorch, TensorFlow 1) or steps (Keras). The two agree while lr is constant.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Polyak 1964, "Some methods of speeding up the convergence of iteration methods". Sutskever, Martens, Dahl & Hinton
+    2013, "On the importance of initialization and momentum in deep learning".
+    """
+
+    lr: Rate = 0.01
+    momentum: float = 0.9
+    dampening: float = 0.0
+    dampen_first: bool = False
+    velocity: Literal["grad", "step"] = "grad"
+    rule = "momentum"
+
+
+@dataclass(eq=False)
+class NAG(Optimizer):
+    r"""
+    Nesterov's accelerated gradient; state ``b``.
+
+    .. math::
+        b \leftarrow \mu b + g, \qquad p \leftarrow p - lr \, (g + \mu b) \qquad \text{(velocity "grad")} \\
+        b \leftarrow \mu b + lr \, g, \qquad p \leftarrow p - (lr \, g + \mu b) \qquad \text{(velocity "step")}
+
+    The gradient is taken at the current parameter. With velocity "step" and constant momentum, ``p`` is the textbook's
+    look-ahead point and ``p + momentum * b`` its iterate.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    momentum : float
+        :math:`\mu`, from 0 to 1.
+    velocity : {"grad", "step"}
+        Whether b collects gradients or steps.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Nesterov 1983, "A method for solving the convex programming problem with convergence rate O(1/k^2)". Bengio,
+    Boulanger-Lewandowski & Pascanu 2013, "Advances in optimizing recurrent networks".
+    """
+
+    lr: Rate = 0.01
+    momentum: float = 0.9
+    velocity: Literal["grad", "step"] = "grad"
+    rule = "nag"
+
+
+@dataclass(eq=False)
+class Adagrad(Optimizer):
+    r"""
+    Adagrad, diagonal form; state ``a``, the sum of squared gradients.
+
+    .. math:: a \leftarrow a + g^2, \qquad p \leftarrow p - \frac{lr \, g}{\sqrt{a} + \epsilon}
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    eps_mode : {"outside", "inside"}
+        Whether eps is added to the root or under it.
+    initial_accumulator : float
+        Where a starts, at least 0.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
+    """
+
+    lr: Rate = 0.01
+    eps: float = 1e-10
+    eps_mode: Literal["outside", "inside"] = "outside"
+    initial_accumulator: float = 0.0
+    rule = "adagrad"
+    accumulator = "a"
+
+
+@dataclass(eq=False)
+class RMSprop(Optimizer):
+    r"""
+    RMSprop, plain, centered, with momentum, or both; states ``v``, and ``m`` if centered, ``b`` with momentum.
+
+    .. math::
+        v \leftarrow \rho v + (1 - \rho) g^2, \qquad p \leftarrow p - \frac{lr \, g}{\sqrt{v} + \epsilon}
+
+    Centered, :math:`m \leftarrow \rho m + (1 - \rho) g` and :math:`\max(v - m^2, 0)` stands under the root. With
+    momentum, :math:`b \leftarrow \mu b + g / (\sqrt{v} + \epsilon)` and :math:`p \leftarrow p - lr \, b` (velocity
+    "grad"), or the learning rate is inside b (velocity "step").
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    rho : float
+        :math:`\rho`, the share of v that stays, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    eps_mode : {"outside", "inside"}
+        Whether eps is added to the root (PyTorch) or under it (Keras, TensorFlow, optax).
+    momentum : float
+        :math:`\mu`, from 0 to 1; 0 does without b.
+    velocity : {"grad", "step"}
+        Whether b keeps the learning rate out or in; without momentum it has no effect.
+    centered : bool
+        Whether to divide by the standard deviation of the gradients instead of their root mean square.
+    initial_accumulator : float
+        Where v starts, at least 0.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Tieleman & Hinton 2012, "Lecture 6.5: rmsprop". Graves 2013, "Generating sequences with recurrent neural networks".
+    """
+
+    lr: Rate = 0.01
+    rho: float = 0.99
+    eps: float = 1e-8
+    eps_mode: Literal["outside", "inside"] = "outside"
+    momentum: float = 0.0
+    velocity: Literal["grad", "step"] = "grad"
+    centered: bool = False
+    initial_accumulator: float = 0.0
+    rule = "rmsprop"
+    accumulator = "v"
+
+    def _rule(self, values: Mapping[str, Any]) -> str:
+        return self.rule + "_centered" * values["centered"] + "_momentum" * (values["momentum"] != 0)
+
+
+@dataclass(eq=False)
+class Adadelta(Optimizer):
+    r"""
+    Adadelta; states ``v``, the mean of squared gradients, and ``x``, that of squared updates.
+
+    .. math::
+        v \leftarrow \rho v + (1 - \rho) g^2, \quad d = \sqrt{\frac{x + \epsilon}{v + \epsilon}} \, g, \quad
+        x \leftarrow \rho x + (1 - \rho) d^2, \quad p \leftarrow p - lr \, d
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates; 1 in the paper.
+    rho : float
+        :math:`\rho`, the share of v and x that stays, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Zeiler 2012, "Adadelta: an adaptive learning rate method", Algorithm 1.
+    """
+
+    lr: Rate = 1.0
+    rho: float = 0.9
+    eps: float = 1e-6
+    rule = "adadelta"
+
+
+@dataclass(eq=False)
+class Adam(Optimizer):
+    r"""
+    Adam; states ``m`` and ``v``, and with amsgrad ``w``, the largest v so far.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2, \quad
+        p \leftarrow p - lr \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    beta1, beta2 : float
+        :math:`\beta_1, \beta_2`, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    eps_mode : {"outside", "hat", "inside"}
+        Where eps is added: "outside" to the root of the corrected v (the paper's Algorithm 1, PyTorch, optax), "hat" to
+        the root of the raw v (Keras, TensorFlow 1), "inside" under the root of the corrected v (optax's eps_root).
+    amsgrad : bool
+        Whether to use :math:`w \leftarrow \max(w, v)` in place of v.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 1. Reddi, Kale & Kumar 2018, "On the
+    convergence of Adam and beyond", Algorithm 2.
+    """
+
+    lr: Rate = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_mode: Literal["outside", "hat", "inside"] = "outside"
+    amsgrad: bool = False
+    rule = "adam"
+
+    def _rule(self, values: Mapping[str, Any]) -> str:
+        return "amsgrad" if values["amsgrad"] else self.rule
+
+
+@dataclass(eq=False)
+class AdamW(Adam):
+    r"""
+    Adam with decoupled weight decay :math:`\lambda`: ``p`` also loses :math:`lr \, \lambda \, p` in each update.
+
+    Parameters
+    ----------
+    lr, beta1, beta2, eps, eps_mode, amsgrad
+        As for `Adam`.
+    weight_decay : float
+        :math:`\lambda`, at least 0.
+    **options
+        Those of `Optimizer`, but for `decoupled`, which is always True.
+
+    References
+    ----------
+    Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2.
+    """
+
+    weight_decay: float = field(default=0.01, kw_only=True)
+    decoupled: bool = field(default=True, init=False)
+    always_decoupled = True
+
+
+@dataclass(eq=False)
+class Adamax(Optimizer):
+    r"""
+    Adamax, Adam in the infinity norm; states ``m`` and ``w``.
+
+    .. math::
+        m \leftarrow \beta_1 m + (1 - \beta_1) g, \quad w \leftarrow \max(\beta_2 w, |g| + \epsilon), \quad
+        p \leftarrow p - \frac{lr}{1 - \beta_1^t} \frac{m}{w}
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    beta1, beta2 : float
+        :math:`\beta_1, \beta_2`, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    eps_mode : {"max", "outside"}
+        Whether eps is added to the gradient's magnitude (PyTorch) or to w in the denominator (Keras).
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 2.
+    """
+
+    lr: Rate = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    eps_mode: Literal["max", "outside"] = "max"
+    rule = "adamax"
+
+
+@dataclass(eq=False)
+class Nadam(Optimizer):
+    r"""
+    Nadam, Adam with Nesterov momentum and a schedule of it; states ``m`` and ``v``.
+
+    .. math::
+        \mu_t = \beta_1 (1 - 0.5 \cdot 0.96^{\psi t}), \qquad
+        \hat m = \frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i} + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i},
+        \qquad p \leftarrow p - lr \, \frac{\hat m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
+
+    with m and v as in Adam and :math:`\psi` the `schedule_decay`.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    beta1, beta2 : float
+        :math:`\beta_1, \beta_2`, from 0 to below 1.
+    eps : float
+        :math:`\epsilon`, at least 0.
+    schedule_decay : float
+        :math:`\psi`, at least 0: 0.004 in the paper and PyTorch, 1 in Keras 3, infinity (no schedule) in optax.
+    **options
+        Those of `Optimizer`.
+
+    References
+    ----------
+    Dozat 2016, "Incorporating Nesterov momentum into Adam".
+    """
+
+    lr: Rate = 2e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    schedule_decay: float = 0.004
+    rule = "nadam"
