@@ -377,7 +377,9 @@ def adam(
     maximize: bool = False,
 ) -> None:
     """
-    Adam: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m^ / (sqrt(v^) + eps), where ^ divides by 1 - beta^t.
+    Adam: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m' / (sqrt(v') + eps).
+
+    m' and v' are m and v freed of their bias: divided by 1 - beta1^t and 1 - beta2^t.
 
     Parameters
     ----------

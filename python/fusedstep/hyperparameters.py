@@ -2,7 +2,7 @@
 
 import decimal
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,8 +25,7 @@ RANGES: dict[str, tuple[float, float, bool]] = {
 }
 
 
-@lru_cache
-def declared(owner: Any) -> dict[str, Any]:
+def _declared(owner: Any) -> dict[str, Any]:
     """Return the type of each hyperparameter of a class or function: float, bool or a Literal of choices."""
     hints = get_type_hints(owner)
     return {
@@ -34,6 +33,9 @@ def declared(owner: Any) -> dict[str, Any]:
         for name, hint in hints.items()
         if name in RANGES or hint is bool or _choices(hint)
     }
+
+
+declared: Callable[[Any], dict[str, Any]] = lru_cache(_declared)
 
 
 def _choices(hint: Any) -> tuple[str, ...]:

@@ -483,7 +483,7 @@ class RMSprop(Optimizer):
     accumulator = "v"
 
     def _rule(self, values: Mapping[str, Any]) -> str:
-        return self.rule + "_centered" * values["centered"] + "_momentum" * (values["momentum"] != 0)
+        return self.rule + ("_centered" if values["centered"] else "") + ("_momentum" if values["momentum"] else "")
 
 
 @dataclass(eq=False)

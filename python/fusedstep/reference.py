@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,6 +37,10 @@ __all__ = [
     "RMSprop",
     "float_mode",
 ]
+
+Rate = float | Callable[[int], float]
+State = dict[str, Any]
+Scalars = dict[str, float]
 
 # Where the C library keeps the mode inside fenv_t, and the bits in it that flush subnormals.
 _MODE = {
@@ -87,7 +91,7 @@ def rational_power(x: float, y: float) -> float:
 
 def larger(a: Any, b: Any) -> Any:
     """Return the larger, or NaN where either is; written as a selection, for the sake of signed zeros."""
-    return np.where((a > b) | (a != a), a, b)  # noqa: PLR0124
+    return np.where((a > b) | (a != a), a, b)
 
 
 def items(arrays: Any) -> dict[Hashable, Any]:
@@ -106,8 +110,10 @@ class Optimizer:
     maximize: bool = False
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
+    elem: ClassVar[Callable[..., Any]]  # (k, g, states) -> the update of all elements; writes the states
+
     def __post_init__(self) -> None:
-        self.state: dict[Hashable, dict[str, Any]] = {}
+        self.state: dict[Hashable, State] = {}
         self.t: dict[Hashable, int] = {}
 
     def step(self, params: Any, grads: Any) -> None:
@@ -160,12 +166,8 @@ class Optimizer:
         del name
         return 0.0
 
-    def host(self, lr: float, t: int, s: dict[str, Any]) -> dict[str, float]:
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         """Return the scalars of update number t."""
-        raise NotImplementedError
-
-    def elem(self, k: Any, g: Any, **s: Any) -> Any:
-        """Return the update of all elements, and write the states."""
         raise NotImplementedError
 
 
@@ -173,12 +175,12 @@ class Optimizer:
 class SGD(Optimizer):
     """Cauchy 1847; Robbins & Monro 1951."""
 
-    lr: float | Callable[[int], float] = 0.01
+    lr: Rate = 0.01
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         return {"lr": lr}
 
-    def elem(self, k, g):
+    def elem(self, k: Any, g: Any) -> Any:
         return k.lr * g
 
 
@@ -186,22 +188,22 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013."""
 
-    lr: float | Callable[[int], float] = 0.01
+    lr: Rate = 0.01
     momentum: float = 0.9
     dampening: float = 0.0
     dampen_first: bool = False
     velocity: str = "grad"
 
-    def states(self):
+    def states(self) -> str:
         return "b"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         k = 1.0 if t == 1 and not self.dampen_first else 1 - self.dampening
         if self.velocity == "step":
             return {"mu": self.momentum, "a": k * lr, "s": 1.0}
         return {"mu": self.momentum, "a": k, "s": lr}
 
-    def elem(self, k, g, b):
+    def elem(self, k: Any, g: Any, b: Any) -> Any:
         b[...] = k.mu * b + k.a * g
         return k.s * b
 
@@ -210,19 +212,19 @@ class Momentum(Optimizer):
 class NAG(Optimizer):
     """Nesterov 1983; Bengio, Boulanger-Lewandowski & Pascanu 2013."""
 
-    lr: float | Callable[[int], float] = 0.01
+    lr: Rate = 0.01
     momentum: float = 0.9
     velocity: str = "grad"
 
-    def states(self):
+    def states(self) -> str:
         return "b"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         if self.velocity == "step":
             return {"mu": self.momentum, "n": lr, "s": 1.0}
         return {"mu": self.momentum, "n": 1.0, "s": lr}
 
-    def elem(self, k, g, b):
+    def elem(self, k: Any, g: Any, b: Any) -> Any:
         q = k.n * g
         b[...] = k.mu * b + q
         return k.s * (q + k.mu * b)
@@ -232,22 +234,22 @@ class NAG(Optimizer):
 class Adagrad(Optimizer):
     """Duchi, Hazan & Singer 2011, diagonal form."""
 
-    lr: float | Callable[[int], float] = 0.01
+    lr: Rate = 0.01
     eps: float = 1e-10
     eps_mode: str = "outside"
     initial_accumulator: float = 0.0
 
-    def states(self):
+    def states(self) -> str:
         return "a"
 
-    def initial(self, name):
+    def initial(self, name: str) -> float:
         return self.initial_accumulator
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         ei, eo = (self.eps, 0.0) if self.eps_mode == "inside" else (0.0, self.eps)
         return {"lr": lr, "ei": ei, "eo": eo}
 
-    def elem(self, k, g, a):
+    def elem(self, k: Any, g: Any, a: Any) -> Any:
         a[...] = a + g * g
         return (k.lr * g) / (np.sqrt(a + k.ei) + k.eo)
 
@@ -256,7 +258,7 @@ class Adagrad(Optimizer):
 class RMSprop(Optimizer):
     """Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013."""
 
-    lr: float | Callable[[int], float] = 0.01
+    lr: Rate = 0.01
     rho: float = 0.99
     eps: float = 1e-8
     eps_mode: str = "outside"
@@ -265,13 +267,13 @@ class RMSprop(Optimizer):
     centered: bool = False
     initial_accumulator: float = 0.0
 
-    def states(self):
+    def states(self) -> str:
         return "v" + "m" * self.centered + "b" * (self.momentum != 0)
 
-    def initial(self, name):
+    def initial(self, name: str) -> float:
         return self.initial_accumulator if name == "v" else 0.0
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         ei, eo = (self.eps, 0.0) if self.eps_mode == "inside" else (0.0, self.eps)
         a, size = (lr, 1.0) if self.velocity == "step" else (1.0, lr)
         return {
@@ -285,7 +287,7 @@ class RMSprop(Optimizer):
             "s": size,
         }
 
-    def elem(self, k, g, v, m=None, b=None):
+    def elem(self, k: Any, g: Any, v: Any, m: Any = None, b: Any = None) -> Any:
         v[...] = k.rho * v + k.r1 * (g * g)
         d = v
         if m is not None:
@@ -303,17 +305,17 @@ class RMSprop(Optimizer):
 class Adadelta(Optimizer):
     """Zeiler 2012, Algorithm 1, where lr = 1."""
 
-    lr: float | Callable[[int], float] = 1.0
+    lr: Rate = 1.0
     rho: float = 0.9
     eps: float = 1e-6
 
-    def states(self):
+    def states(self) -> str:
         return "vx"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         return {"lr": lr, "rho": self.rho, "r1": 1 - self.rho, "e": self.eps}
 
-    def elem(self, k, g, v, x):
+    def elem(self, k: Any, g: Any, v: Any, x: Any) -> Any:
         v[...] = k.rho * v + k.r1 * (g * g)
         d = np.sqrt((x + k.e) / (v + k.e)) * g
         x[...] = k.rho * x + k.r1 * (d * d)
@@ -324,17 +326,17 @@ class Adadelta(Optimizer):
 class Adam(Optimizer):
     """Kingma & Ba 2015, Algorithm 1; amsgrad: Reddi, Kale & Kumar 2018, Algorithm 2."""
 
-    lr: float | Callable[[int], float] = 1e-3
+    lr: Rate = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     eps_mode: str = "outside"
     amsgrad: bool = False
 
-    def states(self):
+    def states(self) -> str:
         return "mvw" if self.amsgrad else "mv"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         c1 = 1 - power(self.beta1, t)
         c2 = math.sqrt(1 - power(self.beta2, t))
         ei, eo = {
@@ -345,7 +347,7 @@ class Adam(Optimizer):
         o1, o2 = 1 - self.beta1, 1 - self.beta2
         return {"beta1": self.beta1, "o1": o1, "beta2": self.beta2, "o2": o2, "step": lr * c2 / c1, "ei": ei, "eo": eo}
 
-    def elem(self, k, g, m, v, w=None):
+    def elem(self, k: Any, g: Any, m: Any, v: Any, w: Any = None) -> Any:
         m[...] = k.beta1 * m + k.o1 * g
         v[...] = k.beta2 * v + k.o2 * (g * g)
         if w is not None:
@@ -366,21 +368,21 @@ class AdamW(Adam):
 class Adamax(Optimizer):
     """Kingma & Ba 2015, Algorithm 2."""
 
-    lr: float | Callable[[int], float] = 2e-3
+    lr: Rate = 2e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     eps_mode: str = "max"
 
-    def states(self):
+    def states(self) -> str:
         return "mw"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         em, eo = (self.eps, 0.0) if self.eps_mode == "max" else (0.0, self.eps)
         step = lr / (1 - power(self.beta1, t))
         return {"beta1": self.beta1, "o1": 1 - self.beta1, "beta2": self.beta2, "step": step, "em": em, "eo": eo}
 
-    def elem(self, k, g, m, w):
+    def elem(self, k: Any, g: Any, m: Any, w: Any) -> Any:
         m[...] = k.beta1 * m + k.o1 * g
         w[...] = larger(k.beta2 * w, np.abs(g) + k.em)
         return (k.step * m) / (w + k.eo)
@@ -390,16 +392,16 @@ class Adamax(Optimizer):
 class Nadam(Optimizer):
     """Dozat 2016, with its momentum schedule."""
 
-    lr: float | Callable[[int], float] = 2e-3
+    lr: Rate = 2e-3
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     schedule_decay: float = 0.004
 
-    def states(self):
+    def states(self) -> str:
         return "mv"
 
-    def host(self, lr, t, s):
+    def host(self, lr: float, t: int, s: State) -> Scalars:
         r = rational_power(0.96, self.schedule_decay)
         mu = self.beta1 * (1 - 0.5 * power(r, t))
         mu1 = self.beta1 * (1 - 0.5 * power(r, t + 1))
@@ -415,7 +417,7 @@ class Nadam(Optimizer):
             "eo": self.eps * c2,
         }
 
-    def elem(self, k, g, m, v):
+    def elem(self, k: Any, g: Any, m: Any, v: Any) -> Any:
         m[...] = k.beta1 * m + k.o1 * g
         v[...] = k.beta2 * v + k.o2 * (g * g)
         return (k.cm * m + k.cg * g) / (np.sqrt(v) + k.eo)

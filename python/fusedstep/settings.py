@@ -1,7 +1,6 @@
 """Which instruction set runs and on how many threads: chosen at import, changed here, told by `info`."""
 
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def info() -> dict[str, Any]:
         this build has a CUDA engine, and its devices; compiler, flags, commit: how it was built.
     """
     return {
-        "version": version("fusedstep"),
+        "version": _cpu.version,
         "isa": _cpu.isa(),
         "isa_from": _why["isa"],
         "isas": list(_cpu.isas),
