@@ -1,5 +1,7 @@
 import ctypes
+import inspect
 
+import numpy as np
 import pytest
 
 import fusedstep as fs
@@ -32,3 +34,15 @@ def float_word():
         return ctypes.c_uint32.from_buffer(environment, offset).value & ~0x3F  # without the flags of past operations
 
     return read
+
+
+@pytest.fixture
+def own_state():
+    """Return a function that makes zeros for each state of a function of `functional`, by name."""
+
+    def make(function, n, dtype):
+        parameters = inspect.signature(function).parameters.values()
+        names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        return {name: np.zeros(n, dtype) for name in names[2:]}
+
+    return make

@@ -1,7 +1,7 @@
 """The promise of equal bits: reference = every instruction set = every number of threads, layout and grouping."""
 
 import inspect
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ GRID = [(cls, tuple(options.items())) for cls in CLASSES for options in verify.d
 IDS = [f"{cls.__name__}-{'-'.join(f'{name}={value}' for name, value in options)}" for cls, options in GRID]
 
 
-@lru_cache(maxsize=None)
+@cache
 def expected(cls, options, dtype, sizes):
     return verify.outcome(getattr(reference, cls.__name__)(**dict(options)), dtype, sizes)
 
@@ -104,16 +104,10 @@ def test_both_dtypes_in_one_step():
 RULES = [getattr(functional, name) for name in functional.__all__]
 
 
-def own_state(function, n, dtype):
-    """Return the names of the states of a function of `functional`, and zeros for each."""
-    names = [n for n, p in inspect.signature(function).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return {name: np.zeros(n, dtype) for name in names[2:]}
-
-
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("dtype", verify.DTYPES)
 @pytest.mark.parametrize("function", RULES, ids=functional.__all__)
-def test_functional_has_the_bits_of_the_reference(function, dtype, many):
+def test_functional_has_the_bits_of_the_reference(function, dtype, many, own_state):
     name = function.__name__
     options = {"weight_decay": 0.3, "maximize": True}
     extra = {}

@@ -8,14 +8,6 @@ namespace {
 
 constexpr const char* kTypeNames[kTypes] = {"float32", "float64"};
 
-std::string type_name(py::handle object) {
-    PyTypeObject* type = Py_TYPE(object.ptr());
-    py::object module = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "__module__", py::none());
-    std::string name = py::str(py::handle(reinterpret_cast<PyObject*>(type)).attr("__qualname__"));
-    if (!py::isinstance<py::str>(module) || py::str(module).equal(py::str("builtins"))) return name;
-    return std::string(py::str(module)) + "." + name;
-}
-
 std::string shape_text(Shape shape) {
     py::tuple tuple(shape.size());
     for (size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
@@ -51,13 +43,21 @@ bool is_masked(const py::object& array) {
 
 }  // namespace
 
+std::string type_name(py::handle object) {
+    PyTypeObject* type = Py_TYPE(object.ptr());
+    py::object module = py::getattr(py::handle(reinterpret_cast<PyObject*>(type)), "__module__", py::none());
+    std::string name = py::str(py::handle(reinterpret_cast<PyObject*>(type)).attr("__qualname__"));
+    if (!py::isinstance<py::str>(module) || py::str(module).equal(py::str("builtins"))) return name;
+    return std::string(py::str(module)) + "." + name;
+}
+
 std::string Name::text() const {
     std::string text(role);
     if (key) {
         try {
             text += "[" + std::string(py::repr(key)) + "]";
         } catch (py::error_already_set&) {
-            text += "[a " + type_name(key) + " whose repr fails]";
+            text += "[" + type_name(key) + "]";  // whose repr fails
         }
     }
     if (!state.empty()) text += "['" + std::string(state) + "']";
@@ -77,8 +77,8 @@ py::object as_numpy(py::object source, const Name& name) {
         try {
             device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
         } catch (py::cast_error&) {
-            throw py::type_error(name.text() + " is a " + type_name(source) +
-                                 " whose __dlpack_device__ does not give a pair of integers");
+            throw py::type_error(name.text() + " is of type " + type_name(source) +
+                                 " whose __dlpack_device__ gives no pair of integers");
         }
         if (device == kCPU) {
             static const py::handle from_dlpack =
@@ -88,14 +88,14 @@ py::object as_numpy(py::object source, const Name& name) {
             } catch (py::error_already_set& error) {
                 if (!error.matches(PyExc_BufferError)) throw;
                 py::raise_from(error, PyExc_BufferError,
-                               (name.text() + " is a " + type_name(source) +
-                                " that does not export its memory; a torch tensor that requires grad does as .detach()")
+                               (name.text() + " is of type " + type_name(source) +
+                                " and does not export its memory; a torch tensor that requires grad does as .detach()")
                                    .c_str());
                 throw py::error_already_set();
             }
         }
     } else if (!offers(source, "__cuda_array_interface__")) {
-        throw py::type_error(name.text() + " is a " + type_name(source) + ", expected a NumPy array");
+        throw py::type_error(name.text() + " is of type " + type_name(source) + ", expected an array");
     }
     throw std::runtime_error(name.text() +
                              " is on a GPU, expected host memory: this build of fusedstep has no CUDA engine");
@@ -113,8 +113,8 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
         std::string expected = like ? kTypeNames[like->view.type] : "float32 or float64";
         auto dtype = py::reinterpret_borrow<py::dtype>(a.descr);
         bool swapped = dtype.byteorder() == '>' || dtype.byteorder() == '<';
-        throw py::type_error(name.text() + " is " + std::string(py::str(dtype)) + ", expected " + expected + like_what +
-                             (swapped ? " in native byte order" : ""));
+        throw py::type_error(name.text() + " is " + std::string(py::str(dtype)) + ", expected " + expected +
+                             (swapped ? " in native byte order" : "") + like_what);
     }
     if (like && !std::ranges::equal(view.shape, like->view.shape))
         throw py::value_error(name.text() + " has shape " + shape_text(view.shape) + ", expected " +

@@ -64,6 +64,9 @@ struct Like {
     Name name;
 };
 
+// The qualified name of an object's type, such as numpy.float32.
+std::string type_name(py::handle object);
+
 // `source` itself if it is a NumPy array, else a NumPy view of it, where it offers one.
 py::object as_numpy(py::object source, const Name& name);
 

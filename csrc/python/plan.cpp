@@ -31,7 +31,7 @@ Container open(py::object object, const char* role) {
     if (is_instance_of_abc(object, "Sequence") && !py::isinstance<py::str>(object) &&
         !py::isinstance<py::bytes>(object))
         return {Kind::kSequence, py::list(object)};
-    throw py::type_error(std::string(role) + " is a " + std::string(py::str(py::type::of(object).attr("__name__"))) +
+    throw py::type_error(std::string(role) + " is of type " + type_name(object) +
                          ", expected an array, or a sequence or mapping of arrays");
 }
 
@@ -254,7 +254,8 @@ void Plan::check_overlap() {
 
 py::list Plan::check(py::object params, py::object grads) {
     Turn turn(*this);
-    if (!fetch(params, grads)) throw std::runtime_error("params changed while they were looked at");
+    if (!fetch(params, grads))
+        throw std::runtime_error("params changed while they were looked at, expected them to stay as they are");
     check_arrays();
     py::list seen;
     for (size_t i = 0; i < tensors_.size(); ++i) {
@@ -367,12 +368,13 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     if (arrays.size() != roles || packed.size() != kernel.hyper_count * sizeof(double))
         throw py::type_error("update: wrong number of arrays or hyperparameters");
     std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values));
-    const char* expected_t = ", expected the number of this update, an integer from 1";
+    const char* expected_t = ", expected the number of this update, an integer from 1 to 2**62";
     if (!PyIndex_Check(t.ptr()) || PyBool_Check(t.ptr()))
         throw py::type_error("t is " + std::string(py::repr(t)) + expected_t);
-    Clock clock{PyNumber_AsSsize_t(t.ptr(), nullptr) - 1, product};  // clipped, not refused, where it is too large
-    if (PyErr_Occurred()) throw py::error_already_set();
-    if (clock.t < 0) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
+    const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped where it is too large
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (number < 1 || number > int64_t(1) << 62) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
+    Clock clock{number - 1, product};
 
     const bool many = is_list(arrays[0]);
     const size_t count = many ? py::len(arrays[0]) : 1;

@@ -17,7 +17,7 @@ namespace {
 // x**n by squaring, always these multiplications in this order: libm's pow differs between libraries.
 RULE double power(double x, int64_t n) {
     double r = 1;
-    while (n) {
+    while (n > 0) {
         if (n & 1) r = r * x;
         n >>= 1;
         if (n) x = x * x;

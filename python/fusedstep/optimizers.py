@@ -251,7 +251,8 @@ class Optimizer:
         )
         self._hand_over(plan, clocks["t"][clock_index])
 
-        plan.run(params, grads)
+        if not plan.run(params, grads):
+            raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         self._plan, self._clocks, self._clock_of, self._clock_index = plan, clocks, clock_of, clock_index
         self._state |= {key: MappingProxyType(state) for key, state in states.items() if state}
 

@@ -1,7 +1,6 @@
 """Which instruction set runs and on how many threads: chosen at import, changed here, told by `info`."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from . import _cpu
@@ -98,31 +97,31 @@ def _processors() -> tuple[int, str]:
     return count, why
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> int | None:
+def _cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgroup") -> int | None:
     """Return the processors that the control groups grant, rounded up, or None without a limit."""
     quotas = []
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return None
-    for line in lines:
+    for line in _read(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        base = root / controllers if controllers else root
-        group = base / path.lstrip("/")
-        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(base))):
-            try:
-                if controllers:
-                    quota = (folder / "cpu.cfs_quota_us").read_text()
-                    period = (folder / "cpu.cfs_period_us").read_text()
-                else:
-                    quota, period = (folder / "cpu.max").read_text().split()
-            except OSError:
-                continue
-            if quota.strip() not in ("max", "-1"):
-                quotas.append(-(-int(quota) // int(period)))
+        folder = os.path.join(root, controllers)
+        for name in ("", *path.split("/")):  # the group and all groups that it is in
+            folder = os.path.join(folder, name)
+            if controllers:  # version 1
+                words = _read(f"{folder}/cpu.cfs_quota_us").split() + _read(f"{folder}/cpu.cfs_period_us").split()
+            else:
+                words = _read(f"{folder}/cpu.max").split()
+            if len(words) == 2 and words[0] not in ("max", "-1"):
+                quotas.append(-(-int(words[0]) // int(words[1])))
     return max(1, min(quotas)) if quotas else None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _choose() -> None:
