@@ -950,6 +950,22 @@ def test_a_step_leaves_the_mode_of_the_caller():
     assert p.item() == 5e-324
 
 
+@both
+@pytest.mark.parametrize(
+    ("name", "hyper", "dtype", "g"),
+    [
+        ("SGD", {"lr": 2.0**-126 * (1 - 0.75 * 2.0**-24)}, f32, 2.0**100),  # rounds to the smallest normal float32
+        ("Adam", {"lr": 1e-10, "eps": 1e-307, "beta2": 0.999999}, np.float64, 1e-200),  # eps*c2 is subnormal
+    ],
+)
+def test_the_mode_of_the_caller_changes_nothing(classes, name, hyper, dtype, g):
+    plain, flushed = np.zeros(1, dtype), np.zeros(1, dtype)
+    getattr(classes, name)(**hyper).step(plain, np.full(1, g, dtype))
+    with reference.float_mode(f32):
+        getattr(classes, name)(**hyper).step(flushed, np.full(1, g, dtype))
+    assert plain.tobytes() == flushed.tobytes() != np.zeros(1, dtype).tobytes()
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_product_is_judged_after_rounding(sign):
     above, below = f32((1 + 2.0**-13) * 2.0**-63), f32((1 - 2.0**-13) * 2.0**-63)

@@ -73,26 +73,25 @@ py::object as_numpy(py::object source, const Name& name) {
     if (PyObject_TypeCheck(source.ptr(), ndarray_type())) return source;
     constexpr int kCPU = 1;
     if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) {
-        int device = 0;
+        static const py::handle from_dlpack = py::object(py::module_::import("numpy").attr("from_dlpack")).release();
         try {
-            device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
+            int device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
+            if (device == kCPU) return from_dlpack(source);
+        } catch (py::error_already_set& error) {
+            std::string what = name.text() + " is of type " + type_name(source);
+            if (error.matches(PyExc_BufferError)) {
+                what += " and does not export its memory; a torch tensor that requires grad does as .detach()";
+                py::raise_from(error, PyExc_BufferError, what.c_str());
+            } else if (error.matches(PyExc_RuntimeError) || error.matches(PyExc_ValueError)) {
+                what += ", which NumPy cannot view, expected float32 or float64 in host memory";
+                py::raise_from(error, PyExc_TypeError, what.c_str());
+            } else {
+                throw;
+            }
+            throw py::error_already_set();
         } catch (py::cast_error&) {
             throw py::type_error(name.text() + " is of type " + type_name(source) +
                                  " whose __dlpack_device__ gives no pair of integers");
-        }
-        if (device == kCPU) {
-            static const py::handle from_dlpack =
-                py::object(py::module_::import("numpy").attr("from_dlpack")).release();
-            try {
-                return from_dlpack(source);
-            } catch (py::error_already_set& error) {
-                if (!error.matches(PyExc_BufferError)) throw;
-                py::raise_from(error, PyExc_BufferError,
-                               (name.text() + " is of type " + type_name(source) +
-                                " and does not export its memory; a torch tensor that requires grad does as .detach()")
-                                   .c_str());
-                throw py::error_already_set();
-            }
         }
     } else if (!offers(source, "__cuda_array_interface__")) {
         throw py::type_error(name.text() + " is of type " + type_name(source) + ", expected an array");

@@ -131,10 +131,10 @@ class Optimizer:
         for name in h.states():
             s.setdefault(name, np.full(p.shape, h.initial(name), p.dtype))
         done = self.t.get(key, 0)
-        self.t[key] = t = done + 1
         lr = h.lr(done) if callable(h.lr) else h.lr
+        self.t[key] = t = done + 1
 
-        with np.errstate(all="ignore"):
+        with float_mode(np.float64):
             k = SimpleNamespace(**{name: T(value) for name, value in h.host(lr, t, s).items()})
             wd, dec = T(h.weight_decay), T(lr * h.weight_decay)
 
