@@ -1,21 +1,10 @@
 // Not optimizers but the yardstick beside them: the traffic of a rule with N states and no arithmetic to speak of.
 #pragma once
-#include "rule.h"
+#include "sgd.h"
 
 namespace {
 
-struct Limit {
-    static constexpr char hypers[] = "lr";
-    struct Hyper {
-        double lr;
-    };
-    template <class T>
-    struct Scalars {
-        T lr;
-    };
-
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr}; }
-
+struct Limit : SGD {
     template <class T, class... State>
     RULE static T update(const Scalars<T>&, T g, State&... s) {
         ((s = -s), ...);
@@ -25,7 +14,6 @@ struct Limit {
 
 struct Limit0 : Limit {
     static constexpr char name[] = "limit0";
-    static constexpr char states[] = "";
 };
 struct Limit1 : Limit {
     static constexpr char name[] = "limit1";

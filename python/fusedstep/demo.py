@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import optimizers, reference
+from .verify import classes
 
-__all__ = ["Digits", "Run", "gradients", "load", "main", "names", "quadratic", "same_bits", "train"]
+__all__ = ["Digits", "Run", "gradients", "load", "main", "quadratic", "same_bits", "train"]
 
 Array = npt.NDArray[Any]
 Params = dict[str, Array]
@@ -35,7 +36,6 @@ RATES = {
     "AdamW": 0.002,
     "Adamax": 0.005,
     "Nadam": 0.002,
-    "Lion": 0.0003,
 }
 OTHER_RATE = 0.001
 
@@ -57,15 +57,6 @@ class Run(NamedTuple):
     train_accuracy: float
     test_accuracy: float
     seconds: float  # in the optimizer's steps alone
-
-
-def names() -> list[str]:
-    """Return the names of all optimizers, in the order of their definition."""
-    return [
-        name
-        for name, cls in vars(optimizers).items()
-        if name in optimizers.__all__ and issubclass(cls, optimizers.Optimizer) and cls is not optimizers.Optimizer
-    ]
 
 
 def load() -> Digits:
@@ -172,11 +163,12 @@ def _train_all(epochs: int) -> dict[str, tuple[Run, Run]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     digits = load()
+    names = [cls.__name__ for cls in classes()]
     runs = {}
     columns = (TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("", total=2 * epochs * len(names()))
-        for name in names():
+        task = progress.add_task("", total=2 * epochs * len(names))
+        for name in names:
             progress.update(task, description=name)
             fused, plain = (
                 train(getattr(package, name)(lr=_rate(name)), digits, epochs, lambda: progress.advance(task))
