@@ -78,7 +78,7 @@ def test_main(tmp_path, capsys, monkeypatch):
 
 
 def test_other_bits_are_exit_code_1(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "names", lambda: ["SGD"])
+    monkeypatch.setattr(demo, "classes", lambda: [fs.SGD])
     monkeypatch.setattr(fs.reference.SGD, "elem", lambda self, k, g: k.lr * g * np.float32(1.000001))
     assert demo.main(["--epochs", "1", "--output", str(tmp_path / "curves.png")]) == 1
     assert "NO" in capsys.readouterr().out
