@@ -285,6 +285,12 @@ def test_functional_refuses_by_name(name, own_state):
             call(p, ones(), {state: p})
 
 
+@pytest.mark.parametrize("product", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_product_that_cannot_be(product):
+    with pytest.raises(ValueError, match=r"^product is .*, expected 0 <= product <= 1$"):
+        functional.nadam(ones(), ones(), ones() * 2, ones() * 3, t=1, product=product, lr=0.1)
+
+
 def test_functional_lists():
     with pytest.raises(ValueError, match=r"^g has 1 arrays, expected 2 like p$"):
         functional.sgd([ones(), ones()], [ones()], lr=0.1)
@@ -609,9 +615,13 @@ def test_empty_and_scalar_arrays():
 
 
 def test_dtypes_that_are_equal_but_not_the_same_object():
-    p = np.ones(8, np.dtype("f4", metadata={"unit": "m"}))
-    fs.SGD(lr=1.0).step(p, ones())
-    assert (p == 0).all()
+    p, optimizer = np.ones(8, np.dtype("f4", metadata={"unit": "m"})), fs.SGD(lr=1.0)
+    for _ in range(2):
+        optimizer.step(p, ones())
+    assert (p == -1).all()
+    p.dtype = ">f4"
+    with pytest.raises(TypeError, match="native byte order"):
+        optimizer.step(p, ones())
 
 
 ANY = st.sampled_from([np.float32, np.float64, np.float16, np.int32, ">f4", ">f8"])

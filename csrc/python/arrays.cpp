@@ -20,11 +20,9 @@ bool offers(py::handle object, const char* method) {
 }
 
 Type type_of(PyObject* descr) {
-    static const std::pair<PyObject*, Type> known[] = {{py::dtype::of<float>().release().ptr(), kFloat32},
-                                                       {py::dtype::of<double>().release().ptr(), kFloat64}};
-    for (auto& [pointer, type] : known)
-        if (descr == pointer) return type;
-    auto dtype = py::reinterpret_borrow<py::dtype>(descr);  // an equal one may live elsewhere
+    if (descr == native_dtype(kFloat32)) return kFloat32;
+    if (descr == native_dtype(kFloat64)) return kFloat64;
+    auto dtype = py::reinterpret_borrow<py::dtype>(descr);
     if (dtype.byteorder() != '=') return kTypes;
     if (dtype.num() == py::detail::npy_api::NPY_FLOAT_) return kFloat32;
     if (dtype.num() == py::detail::npy_api::NPY_DOUBLE_) return kFloat64;
@@ -104,7 +102,7 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
-    View view{a.data, a.descr, type_of(a.descr), 1, {a.dimensions, static_cast<size_t>(a.nd)}};
+    View view{a.data, type_of(a.descr), 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
 
     if (view.type == kTypes || (like && view.type != like->view.type)) {

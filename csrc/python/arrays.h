@@ -20,6 +20,14 @@ inline PyTypeObject* ndarray_type() {
     return type;
 }
 
+// NumPy's own object for a type. An equal one may live elsewhere, but an address can be recognised only of one that
+// never dies.
+inline PyObject* native_dtype(Type type) {
+    static PyObject* const dtypes[] = {py::dtype::of<float>().release().ptr(), py::dtype::of<double>().release().ptr(),
+                                       nullptr};
+    return dtypes[type];
+}
+
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
 constexpr int kReadable = kContiguous | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
@@ -40,7 +48,6 @@ using Shape = std::span<const py::ssize_t>;
 // borrowed: from the array, or from whoever keeps the view.
 struct View {
     char* data = nullptr;
-    PyObject* descr = nullptr;
     Type type = kTypes;
     int64_t size = 0;
     Shape shape;
@@ -50,7 +57,7 @@ struct View {
     bool is_still(const py::object& array, int flags) const {
         if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
         const auto& a = *py::detail::array_proxy(array.ptr());
-        if (a.data != data || a.descr != descr || (a.flags & flags) != flags) return false;
+        if (a.data != data || a.descr != native_dtype(type) || (a.flags & flags) != flags) return false;
         if (static_cast<size_t>(a.nd) != shape.size()) return false;
         for (size_t i = 0; i < shape.size(); ++i)
             if (a.dimensions[i] != shape[i]) return false;

@@ -526,6 +526,8 @@ def nadam(
     float
         Product of the momenta mu_1 ... mu_t.
     """
+    if not 0 <= product <= 1:
+        raise ValueError(f"product is {product!r}, expected 0 <= product <= 1")
     return _cpu.update(
         _number["nadam"],
         (p, g, m, v),
