@@ -53,6 +53,9 @@ struct Kernel {
     void (*derive)(const double* hyper, Clock& clock, Group& group);
     // Update the elements [begin, end) of a slot; [plain or general].
     void (*update[kTypes][2])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
+
+    // The bytes that an update of `size` elements reads and writes.
+    int64_t traffic(int64_t size, Type type) const { return size * kItemSize[type] * (3 + 2 * state_count); }
 };
 
 struct Kernels {

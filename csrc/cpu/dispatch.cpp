@@ -42,14 +42,12 @@ struct Job {
     int64_t bytes;
     int parts;
 
-    int64_t weight(const Slot& slot) const { return slot.size * kItemSize[slot.type] * (3 + 2 * kernel->state_count); }
-
     // The first element of `slot`, whose bytes begin at `start`, that belongs to what follows `cut`.
     // Cuts lie on cache lines of the parameter, so that no two threads write to one.
     int64_t element(const Slot& slot, int64_t start, int64_t cut) const {
         if (cut <= start) return 0;
         int64_t width = kItemSize[slot.type];
-        int64_t index = (cut - start) / (width * (3 + 2 * kernel->state_count));
+        int64_t index = (cut - start) / kernel->traffic(1, slot.type);
         if (index >= slot.size) return slot.size;
         int64_t past_line = (reinterpret_cast<intptr_t>(slot.param) + index * width) % kLine;
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
@@ -62,7 +60,7 @@ struct Job {
         int64_t start = 0;
         for (size_t i = 0; i < count && start < to; ++i) {
             const Slot& slot = slots[i];
-            int64_t end = start + weight(slot);
+            int64_t end = start + kernel->traffic(slot.size, slot.type);
             if (end > from) {
                 int64_t first = part == 0 ? 0 : element(slot, start, from);
                 int64_t last = part == parts - 1 ? slot.size : element(slot, start, to);
@@ -106,8 +104,8 @@ const Kernels& current_kernels() {
     return kernels ? *kernels : *runnable_kernels().back();
 }
 
-void use_kernels(const Kernels* kernels) {
-    current.store(kernels, std::memory_order_release);
+void use_kernels(const Kernels& kernels) {
+    current.store(&kernels, std::memory_order_release);
 }
 
 int num_threads() {
@@ -118,7 +116,7 @@ void set_num_threads(int count) {
 }
 
 void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes) {
-    Job job{current_kernels().begin + rule, slots, count, groups, bytes, 1};
+    Job job{&kernel_of(rule), slots, count, groups, bytes, 1};
     if (bytes >= kBytesToFork) job.parts = static_cast<int>(std::min<int64_t>(num_threads(), bytes / kBytesPerPart));
     if (job.parts <= 1) return job.run(0);
     run_parallel(job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, &job);

@@ -11,9 +11,12 @@ namespace fusedstep {
 // The instruction sets of this build that this processor runs, widest last.
 const std::vector<const Kernels*>& runnable_kernels();
 
-// The kernels in use; use_kernels(nullptr) is not allowed.
+// The kernels in use.
 const Kernels& current_kernels();
-void use_kernels(const Kernels* kernels);
+void use_kernels(const Kernels& kernels);
+inline const Kernel& kernel_of(int rule) {
+    return current_kernels().begin[rule];
+}
 
 int num_threads();
 void set_num_threads(int count);

@@ -126,6 +126,10 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     return view;
 }
 
+void add_span(std::vector<Span>& spans, const View& view, size_t id) {
+    if (view.size && view.data) spans.push_back({view.data, view.data + view.bytes(), id});
+}
+
 void sort(std::vector<Span>& spans) {
     auto before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
     if (!std::is_sorted(spans.begin(), spans.end(), before)) std::sort(spans.begin(), spans.end(), before);
@@ -139,6 +143,16 @@ std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, con
         furthest = next;  // no overlap so far, so the last one reaches furthest
     }
     return {nullptr, nullptr};
+}
+
+void refuse_overlap(const Name& a, const Name& b) {
+    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays");
+}
+
+// The word number `i` of "m v": the name of a state.
+std::string_view word(std::string_view words, size_t i) {
+    while (i--) words.remove_prefix(words.find(' ') + 1);
+    return words.substr(0, words.find(' '));
 }
 
 }  // namespace fusedstep

@@ -89,8 +89,13 @@ struct Span {
     const char* end;
     size_t id;
 };
+void add_span(std::vector<Span>& spans, const View& view, size_t id);
 void sort(std::vector<Span>& spans);
 // Two overlapping spans among two sorted lists, or {nullptr, nullptr}.
 std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, const std::vector<Span>& b);
+[[noreturn]] void refuse_overlap(const Name& a, const Name& b);
+
+// The word number `i` of "m v": the name of a state.
+std::string_view word(std::string_view words, size_t i);
 
 }  // namespace fusedstep

@@ -4,6 +4,7 @@
 #include "../around.h"
 #include "../cpu/dispatch.h"
 #include "plan.h"
+#include "update.h"
 
 namespace {
 
@@ -28,7 +29,7 @@ py::tuple list_isas() {
 
 void use_isa(const std::string& name) {
     for (const Kernels* kernels : runnable_kernels())
-        if (name == kernels->isa) return use_kernels(kernels);
+        if (name == kernels->isa) return use_kernels(*kernels);
     throw py::value_error("this processor does not run " + name);
 }
 

@@ -6,12 +6,12 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
+#include "update.h"
 
 namespace fusedstep {
 namespace {
 
-constexpr size_t kRoles = 2 + kMaxStates;          // param, grad, states: how the arrays of a tensor are numbered
-constexpr int64_t kBytesToReleaseGil = 256 << 10;  // some ten microseconds of work
+constexpr size_t kRoles = 2 + kMaxStates;  // param, grad, states: how the arrays of a tensor are numbered
 
 const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
 
@@ -42,39 +42,6 @@ bool plainly_equal(py::handle a, py::handle b) {
         (PyLong_CheckExact(a.ptr()) && PyLong_CheckExact(b.ptr())))
         return PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
     return false;
-}
-
-bool is_list(py::handle object) {
-    return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
-}
-
-const Kernel& kernel_of(int rule) {
-    return current_kernels().begin[rule];
-}
-
-// The word number `i` of "m v": the name of a state.
-std::string_view word(std::string_view words, size_t i) {
-    while (i--) words.remove_prefix(words.find(' ') + 1);
-    return words.substr(0, words.find(' '));
-}
-
-void add_span(std::vector<Span>& spans, const View& view, size_t id) {
-    if (view.size && view.data) spans.push_back({view.data, view.data + view.bytes(), id});
-}
-
-[[noreturn]] void refuse_overlap(const Name& a, const Name& b) {
-    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays");
-}
-
-// The part of a step that needs no Python. Its bits do not depend on the caller's floating-point mode.
-void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups, int64_t bytes) {
-    if (bytes < kBytesToReleaseGil) return run_step(rule, slots.data(), slots.size(), groups, bytes);
-    py::gil_scoped_release release;
-    run_step(rule, slots.data(), slots.size(), groups, bytes);
-}
-
-int64_t traffic(const Kernel& kernel, const View& param) {
-    return param.bytes() * (3 + 2 * kernel.state_count);
 }
 
 }  // namespace
@@ -352,85 +319,12 @@ bool Plan::run(py::object params, py::object grads) {
             slot.grad = tensor.grad.data;
             slot.size = tensor.param.size;
             slot.type = tensor.param.type;
-            bytes += traffic(kernel, tensor.param);
+            bytes += kernel.traffic(slot.size, slot.type);
             derive(i);
         }
     }
     run_slots(rule_, slots_, groups_.data(), bytes);
     return true;
-}
-
-double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product) {
-    const Kernel& kernel = kernel_of(rule);
-    const size_t roles = 2 + kernel.state_count;
-    double values[kMaxHypers];
-    std::string_view packed = hypers;
-    if (arrays.size() != roles || packed.size() != kernel.hyper_count * sizeof(double))
-        throw py::type_error("update: wrong number of arrays or hyperparameters");
-    std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values));
-    const char* expected_t = ", expected the number of this update, an integer from 1 to 2**62";
-    if (!PyIndex_Check(t.ptr()) || PyBool_Check(t.ptr()))
-        throw py::type_error("t is " + std::string(py::repr(t)) + expected_t);
-    const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped where it is too large
-    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
-    if (number < 1 || number > int64_t(1) << 62) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
-    Clock clock{number - 1, product};
-
-    const bool many = is_list(arrays[0]);
-    const size_t count = many ? py::len(arrays[0]) : 1;
-    auto role_name = [&](size_t role) { return role == 0 ? "p" : role == 1 ? "g" : word(kernel.states, role - 2); };
-    // Lists are read first, into memory of our own: nobody can change them underneath us.
-    std::vector<py::object> held(count * roles), keys(many ? count : 0);
-    for (size_t role = 0; role < roles; ++role) {
-        if (!many) {
-            held[role] = arrays[role];
-            continue;
-        }
-        if (!is_list(arrays[role]))
-            throw py::type_error(std::string(role_name(role)) + " is no list, expected a list of arrays like p");
-        py::tuple column(arrays[role]);
-        if (column.size() != count)
-            throw py::value_error(std::string(role_name(role)) + " has " + std::to_string(column.size()) +
-                                  " arrays, expected " + std::to_string(count) + " like p");
-        for (size_t i = 0; i < count; ++i) held[i * roles + role] = column[i];
-    }
-    for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
-    auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
-    for (size_t id = 0; id < held.size(); ++id) held[id] = as_numpy(std::move(held[id]), name(id));
-
-    std::vector<Span> spans;
-    spans.reserve(held.size());
-    std::vector<Slot> slots(count);
-    int64_t bytes = 0;
-    for (size_t i = 0; i < count; ++i) {
-        Slot& slot = slots[i];
-        View p = look(held[i * roles], name(i * roles), true);
-        Like like{p, name(i * roles)};
-        slot = {p.data, nullptr, {}, p.size, p.type, 0};
-        add_span(spans, p, i * roles);
-        for (size_t role = 1; role < roles; ++role) {
-            size_t id = i * roles + role;
-            View view = look(held[id], name(id), role > 1, &like);
-            if (role == 1)
-                slot.grad = view.data;
-            else
-                slot.states[role - 2] = view.data;
-            add_span(spans, view, id);
-        }
-        bytes += traffic(kernel, p);
-    }
-    sort(spans);
-    auto [a, b] = find_overlap(spans, {});
-    if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
-
-    Group group{};
-    {
-        FloatMode mode;
-        mode.ieee();
-        kernel.derive(values, clock, group);
-    }
-    run_slots(rule, slots, &group, bytes);
-    return clock.product;
 }
 
 }  // namespace fusedstep

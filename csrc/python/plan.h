@@ -72,8 +72,4 @@ private:
     std::atomic<bool> busy_{false};
 };
 
-// One update of one array or of lists of arrays whose states the caller owns: arrays = (p, g, states...).
-// Returns Nadam's product after the update; t is the number of the update, from 1.
-double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product);
-
 }  // namespace fusedstep
