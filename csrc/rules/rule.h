@@ -45,10 +45,10 @@ RULE T larger(T a, T b) {
     return a > b || a != a ? a : b;
 }
 
-// sign(x)*y without the product: y, -y, +0, or NaN.
+// 1, -1, +0 for both zeros, or NaN.
 template <class T>
-RULE T with_sign_of(T x, T y) {
-    return x > 0 ? y : x < 0 ? -y : x;
+RULE T sign(T x) {
+    return x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x;
 }
 
 // The number of words in "m v": how many states or hyperparameters a rule has.
