@@ -44,7 +44,8 @@ _number = {name: number for name, (number, _, _) in _cpu.rules.items()}
 def _packed(rule: str, *given: Any) -> bytes:
     """Check the hyperparameters of a rule, and turn them into its numbers; once for each set of them."""
     hints = declared(globals()[rule])
-    values = {name: check(name, value, hints[name]) for name, value in zip(hints, given, strict=True)}
+    values = {"decoupled": True}  # where a rule leaves no choice
+    values |= {name: check(name, value, hints[name]) for name, value in zip(hints, given, strict=True)}
     return np.array(numbers(_cpu.rules[rule][2], values)).tobytes()
 
 
