@@ -41,9 +41,13 @@ DEFAULTS = {
     "AdamW": {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps_mode": "outside", "amsgrad": False},
     "Adamax": {"lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps_mode": "max"},
     "Nadam": {"lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule_decay": 0.004},
+    "Lion": {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99},
 }
 SHARED = {"weight_decay": 0.0, "decoupled": False, "maximize": False, "overrides": {}}
-SHARED_OF = {"AdamW": SHARED | {"weight_decay": 0.01, "decoupled": True}}
+SHARED_OF = {
+    "AdamW": SHARED | {"weight_decay": 0.01, "decoupled": True},
+    "Lion": SHARED | {"decoupled": True},
+}
 
 
 def entry(table, name):
@@ -171,6 +175,12 @@ def nadam(g, lr, beta1, beta2, eps, schedule_decay):
     return lr[-1] * ahead / (corrected_square.sqrt() + eps)
 
 
+def lion(g, lr, beta1, beta2):
+    *before, now = g
+    mixed = beta1 * mean(beta2, before) + (1 - beta1) * now
+    return lr[-1] * ((mixed > 0) - (mixed < 0))
+
+
 # Class -> formula, and the hyperparameters it is tried with: eps and decays so large that every place they take shows.
 
 FORMULAS = {
@@ -261,6 +271,7 @@ FORMULAS = {
             {"beta2": 0.0, "eps": 0.1},
         ],
     ),
+    "Lion": (lion, [{}, {"beta1": 0.6, "beta2": 0.7}, {"beta1": 0.0}, {"beta2": 0.0}]),
 }
 OPTIONS = [
     {},
@@ -656,6 +667,7 @@ def test_rational_powers_at_the_ends():
         ("Adamax", {"beta1": 0.99}, "m", 1 - 0.99),
         ("Nadam", {"beta1": 0.99}, "m", 1 - 0.99),
         ("Nadam", {}, "v", 1 - 0.999),
+        ("Lion", {}, "m", 1 - 0.99),
         ("Momentum", {"dampening": 0.99, "dampen_first": True}, "b", 1 - 0.99),
         ("Momentum", {"velocity": "step", "lr": 0.1, "dampening": 0.99, "dampen_first": True}, "b", (1 - 0.99) * 0.1),
     ],
@@ -842,6 +854,20 @@ ORDER = [
         "p",
         lambda p, g, s, n: p - (f32(CM) * n.m + f32(CG) * g) / (np.sqrt(n.v) + f32(1e-8 * C2)),
         lambda p, g, s, n: p - f32(0.1) * ((f32(CM / 0.1) * n.m + f32(CG / 0.1) * g) / (np.sqrt(n.v) + f32(1e-8 * C2))),
+    ),
+    (
+        "Lion",
+        {},
+        "m",
+        lambda p, g, s, n: f32(0.99) * s.m + f32(1 - 0.99) * g,
+        lambda p, g, s, n: s.m + f32(1 - 0.99) * (g - s.m),
+    ),
+    (
+        "Lion",
+        {"lr": 0.1},
+        "p",
+        lambda p, g, s, n: p - f32(0.1) * np.sign(f32(0.9) * s.m + f32(1 - 0.9) * g),
+        lambda p, g, s, n: p - f32(0.1) * np.sign(f32(0.9) * n.m + f32(1 - 0.9) * g),
     ),
 ]
 
@@ -1130,3 +1156,13 @@ def test_adadelta_stands_still_for_huge_gradients_in_float32():
     reference.Adadelta().step(p, f32([1e15, 1e17]))
     assert p[0] < 0
     assert p[1] == 0
+
+
+def test_lion_signs():
+    tiny = 2.0**-130
+    g = np.array([3.0, -3.0, 0.0, -0.0, np.inf, -np.inf, np.nan, tiny, -tiny], f32)
+    p = np.zeros_like(g)
+    reference.Lion(lr=0.5, beta1=0.0).step(p, g)
+    expected = [-0.5, 0.5, 0.0, 0.0, -0.5, 0.5, np.nan, 0.0, 0.0]
+    np.testing.assert_array_equal(p, expected)
+    assert not np.signbit(p[[2, 3, 7, 8]]).any()

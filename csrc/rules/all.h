@@ -6,6 +6,7 @@
 #include "adamax.h"
 #include "amsgrad.h"
 #include "limit.h"
+#include "lion.h"
 #include "momentum.h"
 #include "nadam.h"
 #include "nag.h"
@@ -25,6 +26,7 @@
     X(Adam)                    \
     X(AMSGrad)                 \
     X(Adamax)                  \
-    X(Nadam)
+    X(Nadam)                   \
+    X(Lion)
 
 #define FUSEDSTEP_LIMITS(X) X(Limit0) X(Limit1) X(Limit2) X(Limit3)

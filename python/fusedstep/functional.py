@@ -27,6 +27,7 @@ __all__ = [
     "adam",
     "adamax",
     "amsgrad",
+    "lion",
     "momentum",
     "nadam",
     "nag",
@@ -536,3 +537,32 @@ def nadam(
         t,
         product,
     )
+
+
+def lion(
+    p: Any,
+    g: Any,
+    m: Any,
+    *,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.99,
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+) -> None:
+    """
+    Lion: c = beta1 m + (1 - beta1) g, m = beta2 m + (1 - beta2) g, p = p - lr sign(c).
+
+    Parameters
+    ----------
+    p : array
+        Parameter; updated in place.
+    g : array
+        Gradient; only read.
+    m : array
+        State, zeros before the first update; updated in place.
+    lr, beta1, beta2, weight_decay, maximize
+        As for the class; weight decay is always decoupled.
+    """
+    packed = _packed("lion", lr, beta1, beta2, weight_decay, maximize)
+    _cpu.update(_number["lion"], (p, g, m), packed, 1, 1.0)

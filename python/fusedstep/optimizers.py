@@ -25,6 +25,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "Momentum",
     "Nadam",
     "Optimizer",
@@ -656,3 +657,34 @@ class Nadam(Optimizer):
     eps: float = 1e-8
     schedule_decay: float = 0.004
     rule = "nadam"
+
+
+@dataclass(eq=False)
+class Lion(Optimizer):
+    r"""
+    Lion, the sign of a momentum; state ``m``.
+
+    .. math::
+        c = \beta_1 m + (1 - \beta_1) g, \quad m \leftarrow \beta_2 m + (1 - \beta_2) g, \quad
+        p \leftarrow p - lr \, \mathrm{sign}(c)
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, at least 0, or a function of the number of finished updates.
+    beta1, beta2 : float
+        :math:`\beta_1, \beta_2`, from 0 to below 1.
+    **options
+        Those of `Optimizer`, but for `decoupled`, which is always True.
+
+    References
+    ----------
+    Chen et al. 2023, "Symbolic discovery of optimization algorithms".
+    """
+
+    lr: Rate = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    decoupled: bool = field(default=True, init=False)
+    rule = "lion"
+    always_decoupled = True

@@ -31,6 +31,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "Lion",
     "Momentum",
     "Nadam",
     "Optimizer",
@@ -92,6 +93,12 @@ def rational_power(x: float, y: float) -> float:
 def larger(a: Any, b: Any) -> Any:
     """Return the larger, or NaN where either is; written as a selection, for the sake of signed zeros."""
     return np.where((a > b) | (a != a), a, b)
+
+
+def sign(x: Any) -> Any:
+    """Return 1, -1, +0 for both zeros, or NaN; np.sign would keep subnormal numbers apart from zero."""
+    one = x.dtype.type(1)
+    return np.where(x > 0, one, np.where(x < 0, -one, np.where(x == 0, one - one, x)))
 
 
 def items(arrays: Any) -> dict[Hashable, Any]:
@@ -421,3 +428,24 @@ class Nadam(Optimizer):
         m[...] = k.beta1 * m + k.o1 * g
         v[...] = k.beta2 * v + k.o2 * (g * g)
         return (k.cm * m + k.cg * g) / (np.sqrt(v) + k.eo)
+
+
+@dataclass(eq=False)
+class Lion(Optimizer):
+    """Chen et al. 2023; weight decay is always decoupled."""
+
+    lr: Rate = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.99
+    decoupled: bool = field(default=True, init=False)
+
+    def states(self) -> str:
+        return "m"
+
+    def host(self, lr: float, t: int, s: State) -> Scalars:
+        return {"lr": lr, "beta1": self.beta1, "o1": 1 - self.beta1, "beta2": self.beta2, "o2": 1 - self.beta2}
+
+    def elem(self, k: Any, g: Any, m: Any) -> Any:
+        c = k.beta1 * m + k.o1 * g
+        m[...] = k.beta2 * m + k.o2 * g
+        return k.lr * sign(c)
