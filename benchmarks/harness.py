@@ -1,8 +1,8 @@
 """
 Time contestants against each other, in interleaved rounds: what disturbs one of them disturbs all.
 
-A round gives every contestant one turn: some calls to warm up, then as many timed ones as fill the inner loop. Odd
-rounds go backwards, so that nobody always follows the same neighbour.
+A round gives every contestant one turn: calls to warm up, then as many timed ones as fill the inner loop. Odd rounds
+go backwards, so that nobody always follows the same neighbour.
 """
 
 import gc
@@ -43,7 +43,8 @@ class Timing:
 
     def summary(self, moved: int = 0) -> dict[str, object]:
         """Return the numbers for a record; `moved` is the bytes that a step reads and writes."""
-        found = {"median_s": self.median, "iqr_s": self.iqr, "minimum_s": min(self.seconds), "rounds_s": self.seconds}
+        rounds = [float(f"{each:.4g}") for each in self.seconds]
+        found = {"median_s": self.median, "iqr_s": self.iqr, "minimum_s": min(self.seconds), "rounds_s": rounds}
         return found | ({"gb_per_s": moved / self.median / 1e9} if moved else {})
 
 
@@ -82,8 +83,9 @@ def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float
     inner : float
         Seconds that an inner loop takes at least.
     rest : float
-        Seconds of sleep before each turn. Threads of other pools keep spinning after their last work, for some
-        milliseconds (libgomp), and would take a core away from the next contestant.
+        Seconds of sleep before each turn, and at least as many of warming up. Threads of other pools keep spinning
+        after their last work, for some milliseconds (libgomp), and would take a core away from the next contestant;
+        and the system may wake two threads on one core, and needs some milliseconds to part them.
 
     Returns
     -------
@@ -91,6 +93,7 @@ def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float
         Timing of each entry, by name.
     """
     calls = {entry.name: _calibrate(entry, inner) for entry in entries}
+    warm_up = {name: max(1, n // 10, int(n * rest / elapsed)) for name, (n, elapsed) in calls.items()}
     seconds: dict[str, list[float]] = {entry.name: [] for entry in entries}
     enabled = gc.isenabled()
     gc.disable()
@@ -99,9 +102,9 @@ def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float
             for entry in entries[:: -1 if i % 2 else 1]:
                 time.sleep(rest)
                 entry.prepare()
-                _time(entry.step, max(1, calls[entry.name] // 10))
-                elapsed = _time(entry.step, calls[entry.name])
-                seconds[entry.name].append(elapsed / (calls[entry.name] * entry.steps))
+                _time(entry.step, warm_up[entry.name])
+                n, _ = calls[entry.name]
+                seconds[entry.name].append(_time(entry.step, n) / (n * entry.steps))
     finally:
         if enabled:
             gc.enable()
@@ -115,10 +118,11 @@ def _time(step: Callable[[], object], calls: int) -> float:
     return time.perf_counter() - start
 
 
-def _calibrate(entry: Entry, inner: float) -> int:
+def _calibrate(entry: Entry, inner: float) -> tuple[int, float]:
+    """Return how many calls fill the inner loop, and the seconds that they took."""
     entry.prepare()
     entry.step()
     calls = 1
     while (elapsed := _time(entry.step, calls)) < inner:
         calls = max(calls + 1, min(10 * calls, int(1.2 * calls * inner / max(elapsed, 1e-9))))
-    return calls
+    return calls, elapsed

@@ -38,8 +38,7 @@ def rules() -> dict[str, tuple[type[fusedstep.Optimizer], dict[str, Any]]]:
         for options in ({}, {"amsgrad": True}, centered, momentum, centered | momentum):
             if options.keys() <= cls.__dataclass_fields__.keys():
                 found.setdefault(cls(**options)._current_rule(), (cls, options))
-    order = list(fusedstep._cpu.rules)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[0])))
+    return {rule: found[rule] for rule in fusedstep._cpu.rules if rule in found}
 
 
 def optimizer(rule: str) -> fusedstep.Optimizer:

@@ -24,7 +24,7 @@ struct Lion {
     RULE static T update(const Scalars<T>& k, T g, T& m) {
         T c = k.beta1 * m + k.one_minus_beta1 * g;
         m = k.beta2 * m + k.one_minus_beta2 * g;
-        return k.lr * sign(c);
+        return with_sign_of(c, k.lr);
     }
 };
 

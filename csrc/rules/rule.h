@@ -45,10 +45,12 @@ RULE T larger(T a, T b) {
     return a > b || a != a ? a : b;
 }
 
-// 1, -1, +0 for both zeros, or NaN.
+// sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN.
 template <class T>
-RULE T sign(T x) {
-    return x > 0 ? 1 : x < 0 ? -1 : x == 0 ? 0 : x;
+RULE T with_sign_of(T x, T y) {
+    T s = x + T(0);
+    s = x > 0 ? y : s;
+    return x < 0 ? -y : s;
 }
 
 // The number of words in "m v": how many states or hyperparameters a rule has.

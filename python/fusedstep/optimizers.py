@@ -107,8 +107,9 @@ class Optimizer:
         hints = declared(cls)
         if name == "overrides" and not label:
             return cls._frozen(value)
-        if name not in hints or (name == "decoupled" and cls.always_decoupled):
-            listed = ", ".join(hints)
+        fixed = {"decoupled"} if cls.always_decoupled else set()
+        if name not in hints or name in fixed:
+            listed = ", ".join(known for known in hints if known not in fixed)
             raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
         if name == "lr" and callable(value):
             return value
@@ -232,7 +233,6 @@ class Optimizer:
         clocks = np.zeros(len(clock_of), _CLOCK)
         clocks["product"] = 1
         clocks[: len(self._clocks)] = self._clocks
-
         clock_index = np.array([clock_of[key] for key in keys], np.int64)
 
         states = {}
