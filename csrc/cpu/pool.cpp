@@ -46,6 +46,12 @@ public:
         }
         work(context, 0);
         for (int part = helpers + 1; part < parts; ++part) work(context, part);
+        // A helper that has not begun may be asleep for long, or wait for this very core: do its part.
+        for (int i = 0; i < helpers; ++i) {
+            if (!claim(tickets_[i])) continue;
+            work(context, i + 1);
+            pending_.fetch_sub(1, std::memory_order_acq_rel);
+        }
         for (uint32_t left; (left = pending_.load(std::memory_order_acquire));) await_change(pending_, left);
         busy_.store(false, std::memory_order_release);
     }
@@ -56,7 +62,7 @@ private:
         sigset_t all, before;
         sigfillset(&all);
         while (static_cast<int>(tickets_.size()) < count) {
-            tickets_.emplace_back(0);
+            tickets_.emplace_back(1);
             int part = static_cast<int>(tickets_.size());
             pthread_sigmask(SIG_SETMASK, &all, &before);  // signals belong to the caller's threads
             try {
@@ -70,12 +76,21 @@ private:
         return count;
     }
 
-    // One worker: its ticket counts the jobs it has a part in.
+    // An even ticket is a part on offer, an odd one is taken: whoever makes it odd does the part.
+    static bool claim(std::atomic<uint32_t>& ticket) {
+        uint32_t offer = ticket.load(std::memory_order_acquire);
+        return offer % 2 == 0 && ticket.compare_exchange_strong(offer, offer + 1, std::memory_order_acq_rel);
+    }
+
+    // One worker.
     void serve(int part, std::atomic<uint32_t>& ticket) {
-        for (uint32_t done = 0;; ++done) {
-            await_change(ticket, done);
-            work_(context_, part);
-            if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+        for (;;) {
+            if (claim(ticket)) {
+                work_(context_, part);
+                if (pending_.fetch_sub(1, std::memory_order_acq_rel) == 1) pending_.notify_one();
+            }
+            uint32_t seen = ticket.load(std::memory_order_acquire);
+            if (seen % 2) await_change(ticket, seen);
         }
     }
 

@@ -4,7 +4,7 @@
 namespace fusedstep {
 
 // Call work(context, part) for every part in [0, parts): part 0 on the calling thread, the others on workers.
-// If the pool is busy with another caller, or threads cannot be had, the calling thread does what is left.
+// If the pool is busy with another caller, or threads cannot be had or are late, the calling thread does what is left.
 void run_parallel(int parts, void (*work)(void* context, int part), void* context);
 
 }  // namespace fusedstep
