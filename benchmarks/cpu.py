@@ -417,7 +417,7 @@ def machine() -> dict[str, Any]:
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "huge_pages": huge.read_text().strip() if huge.exists() else None,
         "load": os.getloadavg(),
-        "os": platform.platform(),
+        "os": f"{platform.system()} {platform.release().partition('-')[0]}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in packages},
         "environment": {k: v for k, v in os.environ.items() if k.startswith(("FUSEDSTEP_", "OMP_", "GOMP_", "MKL_"))},

@@ -13,7 +13,7 @@ constexpr int kMaxStates = 3;
 constexpr int kMaxHypers = 12;  // the rule's, then those around it
 constexpr int kMaxRuleScalars = 8;
 constexpr int kMaxScalars = 16;  // the rule's, then those around it
-constexpr int64_t kItemSize[kTypes] = {4, 8};
+constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 0};
 
 // One tensor. A tensor without a gradient in this step has size 0.
 struct Slot {

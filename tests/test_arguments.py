@@ -237,6 +237,22 @@ def test_the_plan_notices_every_change():
     assert (q != 1).all()
 
 
+def test_a_parameter_of_another_dtype_at_the_same_address():
+    buffer = np.zeros(8, F32)
+    a, b = buffer[:4], buffer[4:]
+    optimizer = fs.SGD()
+    optimizer.step([a, b], [ones(4), ones(4)])
+    with pytest.raises(ValueError, match=r"^params\[1\] overlaps params\[0\]"):
+        optimizer.step([buffer.view(np.float64), b], [np.ones(4), ones(4)])
+
+
+def test_the_memory_of_a_state_cannot_be_resized():
+    optimizer = fs.Adam()
+    optimizer.step(ones(), ones())
+    with pytest.raises(ValueError, match="resize"):
+        optimizer.state[0]["m"].base.resize(1)
+
+
 def test_new_arrays_at_the_same_address():
     optimizer, specification = fs.SGD(lr=1.0), []
     for n in (8, 4, 16, 8):
@@ -309,6 +325,7 @@ HYPERPARAMETERS = [
     ("lr", float("nan"), ValueError, "lr is nan, expected 0 <= lr < inf"),
     ("lr", float("inf"), ValueError, "lr is inf"),
     ("lr", "0.1", TypeError, "lr is '0.1', expected a number"),
+    ("lr", 10**400, ValueError, "lr is 1000"),
     ("lr", None, TypeError, "lr is None, expected a number"),
     ("lr", np.ones(2), TypeError, "lr is array([1., 1.]), expected a number"),
     ("lr", 1j, TypeError, "lr is 1j, expected a number"),
@@ -547,8 +564,37 @@ def test_reentry_from_a_foreign_array_is_refused():
             return ones().__dlpack__(**options)
 
     optimizer.step([p], [Reentrant()])
-    assert seen == ["this optimizer is stepping in another thread, expected one thread at a time"]
+    assert seen == ["this optimizer is already in a step, expected one step at a time"]
     assert optimizer.t[0] == 2
+
+
+def test_keys_whose_comparison_changes_the_mapping():
+    grads = {}
+
+    class Key:
+        def __hash__(self):
+            return hash("w")
+
+        def __eq__(self, other):
+            grads.clear()
+            return False
+
+    grads.update({"v": ones(), Key(): ones()})
+    p = ones()
+    fs.SGD().step({"w": p}, grads)  # by the time of the look-up there is no gradient any more
+    assert (p == 1).all()
+    grads.update({Key(): ones(), "u": ones()})
+    with pytest.raises(ValueError, match=r"^grads\[.*\] belongs to no parameter"):
+        fs.SGD().step({0: p}, grads)
+
+
+def test_a_schedule_that_steps_its_own_optimizer_is_refused():
+    p = ones()
+    optimizer = fs.SGD(lr=lambda done: optimizer.step(p, ones()))
+    with pytest.raises(RuntimeError, match="already in a step"):
+        optimizer.step(p, ones())
+    assert (p == 1).all()
+    assert not optimizer.t
 
 
 class Foreign:

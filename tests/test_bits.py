@@ -163,6 +163,35 @@ def test_hyperparameters_that_change_between_steps():
         assert verify.difference([p], [q]) == 0
 
 
+EXTREMES = [
+    {"lr": 1e300},
+    {"lr": 1e-320},
+    {"lr": -0.0},
+    {"lr": np.float32(0.1)},
+    {"weight_decay": 1e-320},
+    {"weight_decay": 1e300},
+    {"momentum": 1e-320},
+    {"momentum": 1},
+    {"eps": 0},
+    {"eps": 1e-45},
+    {"rho": 0},
+    {"beta1": 1 - 2**-53, "beta2": 1 - 2**-53},
+    {"initial_accumulator": 1e300},
+    {"schedule_decay": 1e5},
+]
+
+
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize("options", EXTREMES, ids=map(str, EXTREMES))
+@pytest.mark.parametrize("cls", CLASSES)
+def test_extreme_hyperparameters(cls, options, dtype):
+    if not all(hasattr(cls(), name) for name in options):
+        return
+    found = verify.outcome(cls(**options), dtype, (67,))
+    wanted = verify.outcome(getattr(reference, cls.__name__)(**options), dtype, (67,))
+    assert verify.difference(found, wanted) == 0
+
+
 def test_tensors_with_different_step_numbers():
     rng = np.random.default_rng(8)
     for cls in CLASSES:

@@ -161,6 +161,40 @@ def test_copies_continue_with_the_same_bits_and_live_arrays(cls, through):
         assert verify.difference([state], [other.state["w"][name]]) == 0
 
 
+def test_a_pickle_that_was_tampered_with_is_refused():
+    optimizer, _ = trained(fs.Adam)
+    for name, value in (
+        ("clocks", np.zeros(1)),
+        ("clocks", np.array([(-5, 1.0)], optimizer._clocks.dtype)),
+        ("clocks", np.array([(2**63 - 1, 1.0)], optimizer._clocks.dtype)),
+        ("clocks", np.array([(1, np.nan)], optimizer._clocks.dtype)),
+        ("clock_of", {"w": 1}),
+        ("clock_of", {}),
+    ):
+        with pytest.raises(ValueError, match=r"^clocks is "):
+            fs.Adam().__setstate__(optimizer.__getstate__() | {name: value})
+
+
+def test_first_steps_in_two_threads_make_one_or_are_refused():
+    for _ in range(20):
+        optimizer, p, made = fs.SGD(lr=1.0), ones(400_000), []
+
+        def work(optimizer=optimizer, p=p, made=made):
+            try:
+                optimizer.step(p, ones(400_000))
+                made.append(1)
+            except RuntimeError as error:
+                assert "already in a step" in str(error)  # noqa: PT017
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert optimizer.t[0] == len(made)
+        assert (p == 1 - len(made)).all()
+
+
 def test_repr_and_positional_rate():
     assert fs.SGD(0.5).lr == 0.5
     assert repr(fs.SGD(0.5)).startswith("SGD(weight_decay=0.0, decoupled=False, maximize=False, overrides=")
@@ -286,7 +320,7 @@ def test_one_optimizer_in_two_threads_is_refused_not_a_crash():
         thread.start()
     for thread in threads:
         thread.join()
-    assert set(errors) <= {"this optimizer is stepping in another thread, expected one thread at a time"}
+    assert set(errors) <= {"this optimizer is already in a step, expected one step at a time"}
     assert optimizer.t[0] == 61 - len(errors)
 
 

@@ -6,19 +6,9 @@
 #include "float_mode.h"
 #include "pool.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 namespace fusedstep {
 
 #if defined(__x86_64__)
-// Not every compiler knows this one by name.
-static bool has_f16c() {
-    unsigned a, b, c, d;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
-}
-
 extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
 #else
 extern const Kernels kernels_neon;
@@ -85,7 +75,7 @@ const std::vector<const Kernels*>& runnable_kernels() {
         std::vector<const Kernels*> list;
 #if defined(__x86_64__)
         list.push_back(&kernels_baseline);
-        if (__builtin_cpu_supports("avx2") && has_f16c()) {
+        if (__builtin_cpu_supports("avx2")) {
             list.push_back(&kernels_avx2);
             if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))

@@ -36,7 +36,8 @@ bool is_masked(const py::object& array) {
     auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
     if (!module) return false;  // not imported, so there is no masked array
     py::object masked = module.attr("MaskedArray");
-    return PyType_IsSubtype(Py_TYPE(array.ptr()), reinterpret_cast<PyTypeObject*>(masked.ptr()));
+    return PyType_Check(masked.ptr()) &&
+           PyType_IsSubtype(Py_TYPE(array.ptr()), reinterpret_cast<PyTypeObject*>(masked.ptr()));
 }
 
 }  // namespace
@@ -54,7 +55,8 @@ std::string Name::text() const {
     if (key) {
         try {
             text += "[" + std::string(py::repr(key)) + "]";
-        } catch (py::error_already_set&) {
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_Exception)) throw;
             text += "[" + type_name(key) + "]";  // whose repr fails
         }
     }
@@ -74,13 +76,18 @@ py::object as_numpy(py::object source, const Name& name) {
         static const py::handle from_dlpack = py::object(py::module_::import("numpy").attr("from_dlpack")).release();
         try {
             int device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
-            if (device == kCPU) return from_dlpack(source);
+            if (device == kCPU) {
+                py::object array = from_dlpack(source);
+                if (PyObject_TypeCheck(array.ptr(), ndarray_type())) return array;
+                throw py::type_error(name.text() + " gives a " + type_name(array) + ", expected a NumPy array");
+            }
         } catch (py::error_already_set& error) {
             std::string what = name.text() + " is of type " + type_name(source);
             if (error.matches(PyExc_BufferError)) {
                 what += " and does not export its memory; a torch tensor that requires grad does as .detach()";
                 py::raise_from(error, PyExc_BufferError, what.c_str());
-            } else if (error.matches(PyExc_RuntimeError) || error.matches(PyExc_ValueError)) {
+            } else if (error.matches(PyExc_RuntimeError) || error.matches(PyExc_ValueError) ||
+                       error.matches(PyExc_TypeError)) {
                 what += ", which NumPy cannot view, expected float32 or float64 in host memory";
                 py::raise_from(error, PyExc_TypeError, what.c_str());
             } else {

@@ -51,7 +51,7 @@ class Plan::Turn {
 public:
     explicit Turn(Plan& plan) : plan_(plan) {
         if (plan_.busy_.exchange(true, std::memory_order_acquire))
-            throw std::runtime_error("this optimizer is stepping in another thread, expected one thread at a time");
+            throw std::runtime_error("this optimizer is already in a step, expected one step at a time");
     }
     ~Turn() {
         plan_.params_.clear();
@@ -131,7 +131,7 @@ void Plan::fetch_grads(const Container& grads) {
             take(value);
         }
         if (found != PyDict_GET_SIZE(items))
-            for (auto [name, array] : py::reinterpret_borrow<py::dict>(items))
+            for (py::handle name : py::list(grads.items))  // a list of its own: comparing keys may run anybody's code
                 if (!keys_.contains(name))
                     throw py::value_error(Name{"grads", name}.text() +
                                           " belongs to no parameter, expected only keys of params");
@@ -175,13 +175,11 @@ void Plan::check_arrays() {
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
         if (!tensor.param.is_still(params_[i], kWritable)) {
-            View param = look(params_[i], param_name(i), true);
-            if (!tensor.states.empty()) {
-                Like like{tensor.states[0], span_name(i * kRoles + 2)};
-                look(params_[i], param_name(i), true, &like);
-            }
-            disjoint_ = disjoint_ && param.data == tensor.param.data && param.size == tensor.param.size;
-            owned_sorted_ = owned_sorted_ && disjoint_;
+            const bool fresh = tensor.states.empty();
+            Like like{fresh ? tensor.param : tensor.states[0], fresh ? Name{} : span_name(i * kRoles + 2)};
+            View param = look(params_[i], param_name(i), true, fresh ? nullptr : &like);
+            if (param.data != tensor.param.data || param.bytes() != tensor.param.bytes())
+                disjoint_ = owned_sorted_ = false;
             tensor.shape.assign(param.shape.begin(), param.shape.end());
             tensor.param = param;
             tensor.param.shape = tensor.shape;
@@ -239,6 +237,8 @@ void Plan::bind(py::list states, py::array clocks, py::array_t<int64_t, py::arra
     size_t n = tensors_.size();
     if (states.size() != n || static_cast<size_t>(clock_of.size()) != n || clocks.itemsize() != sizeof(Clock))
         throw py::value_error("bind: expected states and a clock for each tensor");
+    for (const Tensor& tensor : tensors_)
+        if (tensor.param.type == kTypes) throw py::value_error("bind: expected a check first");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
     held_ = {states, clocks};
     owned_sorted_ = disjoint_ = false;
@@ -256,8 +256,11 @@ void Plan::bind(py::list states, py::array clocks, py::array_t<int64_t, py::arra
         Like like{tensor.param, param_name(i)};
         for (size_t j = 0; j < arrays.size(); ++j) {
             Name name = span_name(i * kRoles + 2 + j);
-            held_.push_back(as_numpy(arrays[j], name));
-            tensor.states.push_back(look(held_.back(), name, true, &like));
+            py::object array = as_numpy(arrays[j], name);
+            tensor.states.push_back(look(array, name, true, &like));
+            // The owner of the memory too: NumPy does not resize what somebody else refers to.
+            held_.push_back(py::reinterpret_borrow<py::array>(array).base());
+            held_.push_back(std::move(array));
             tensor.states[j].shape = tensor.shape;
             slots_[i].states[j] = tensor.states[j].data;
         }
@@ -299,7 +302,7 @@ bool Plan::run(py::object params, py::object grads) {
     if (!fetch(params, grads)) return false;
     check_arrays();
     for (size_t i = 0; i < tensors_.size(); ++i)
-        if (!grads_[i].is_none() && !tensors_[i].bound) return false;
+        if (!grads_[i].is_none() && (!tensors_[i].bound || group_of_row_.empty())) return false;
 
     // From here on nothing fails.
     const Kernel& kernel = kernel_of(rule_);

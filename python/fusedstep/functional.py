@@ -14,6 +14,7 @@ Hyperparameters mean what they mean for the class of the same name in `fusedstep
 """
 
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -528,6 +529,8 @@ def nadam(
     float
         Product of the momenta mu_1 ... mu_t.
     """
+    if isinstance(product, bool) or not isinstance(product, Real):
+        raise TypeError(f"product is {product!r}, expected a number")
     if not 0 <= product <= 1:
         raise ValueError(f"product is {product!r}, expected 0 <= product <= 1")
     return _cpu.update(

@@ -67,7 +67,10 @@ def check(name: str, value: Any, hint: Any, label: str = "") -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number")
     low, high, closed = RANGES[name]
-    number = float(value)
+    try:
+        number = float(value) + 0.0  # so that -0.0 is 0.0
+    except OverflowError:
+        number = INF
     if not (low <= number < high or (closed and number == high)):
         raise ValueError(f"{label} is {value!r}, expected {low:g} <= {name} {'<=' if closed else '<'} {high:g}")
     return number

@@ -8,6 +8,7 @@ and, in plain NumPy, the classes of the same names in `fusedstep.reference`.
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from threading import Lock
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
@@ -40,13 +41,14 @@ _LINE = 64
 
 
 def _new_state(shape: tuple[int, ...], dtype: npt.DTypeLike, value: float) -> Array:
-    # A view, aligned to cache lines; what is a view cannot be resized underneath the plan.
+    # A view, aligned to cache lines. Nobody can resize it, and the plan's reference to its owner keeps that as it is.
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     owner = np.zeros(size + _LINE, np.uint8)
     start = -owner.ctypes.data % _LINE
     state = owner[start : start + size].view(dtype).reshape(shape)
     if value:
-        state[...] = value
+        with np.errstate(over="ignore"):
+            state[...] = value
     return state
 
 
@@ -71,7 +73,7 @@ class Optimizer:
     Notes
     -----
     `lr` may be a function: it is called with the number of finished updates, 0 at the first, and returns the rate.
-    An instance belongs to one thread at a time. It can be pickled and copied; parameters are not part of it.
+    An instance makes one step at a time. It can be pickled, if its `lr` can, and copied; parameters are not part of it.
     """
 
     weight_decay: float = 0.0
@@ -82,8 +84,10 @@ class Optimizer:
     rule: ClassVar[str]
     accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
     always_decoupled: ClassVar[bool] = False
+    _patterns: ClassVar[list[str]] = []  # of the overrides; an instance has its own
 
     def __post_init__(self) -> None:
+        self._turn = Lock()  # one step at a time
         self._clock_of: dict[Hashable, int] = {}
         self._clocks = np.zeros(0, _CLOCK)
         self._state: dict[Hashable, Mapping[str, Array]] = {}
@@ -100,7 +104,11 @@ class Optimizer:
             object.__setattr__(self, "_stale", True)
             if name == "overrides":
                 object.__setattr__(self, "_plan", None)
+                object.__setattr__(self, "_patterns", [o for o in value if isinstance(o, str) and set(o) & set("*?[")])
         object.__setattr__(self, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} cannot be deleted, expected a new value")
 
     @classmethod
     def _checked(cls, name: str, value: Any, label: str = "") -> Any:
@@ -142,9 +150,8 @@ class Optimizer:
 
     def _layer(self, key: Hashable) -> tuple[Hashable, ...]:
         """Return the keys of `overrides` that concern the parameter `key`, the strongest last."""
-        patterns = [o for o in self.overrides if o != key and isinstance(o, str) and isinstance(key, str)]
-        exact = (key,) if key in self.overrides else ()
-        return (*(o for o in patterns if fnmatchcase(str(key), o)), *exact)
+        matches = [o for o in self._patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
+        return (*matches, key) if key in self.overrides else tuple(matches)
 
     def _current_rule(self) -> str:
         rule = self._rule(self._values())
@@ -173,21 +180,30 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If something is not an array, or has a dtype or byte order that is not wanted.
+            If something is not an array, or has a dtype or byte order that is not wanted; if `grads` is another kind
+            of container than `params`; or if `lr` computes something that is no number.
         ValueError
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
-            call or a state; or if a hyperparameter that `lr` computes is out of range.
+            call or a state; if `grads` has another length than `params`, or a key that `params` lacks; if `lr`
+            computes a number out of range; or if an override fits no parameter.
+        BufferError
+            If an array of another library does not export its memory.
         RuntimeError
-            If an array is on a GPU, or if another thread is in the same call.
+            If an array is on a GPU, if this optimizer is already in a step, or if `params` changes during the call.
 
         Notes
         -----
         Everything is checked before the first write: a refused step changes nothing.
         """
-        if self._stale:
-            self._refresh()
-        if self._plan is None or not self._plan.run(params, grads):
-            self._replan(params, grads)
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
+        try:
+            if self._stale:
+                self._refresh()
+            if self._plan is None or not self._plan.run(params, grads):
+                self._replan(params, grads)
+        finally:
+            self._turn.release()
 
     def _refresh(self) -> None:
         """Hand changed hyperparameters to the plan."""
@@ -264,7 +280,8 @@ class Optimizer:
             if key not in used:
                 raise ValueError(f"overrides[{key!r}] fits no parameter, expected one of {keys} or a pattern of them")
         self._layers = list(dict.fromkeys(layers))
-        self._layer_of = np.array([self._layers.index(layer) for layer in layers], np.int64)
+        number = {layer: i for i, layer in enumerate(self._layers)}
+        self._layer_of = np.array([number[layer] for layer in layers], np.int64)
 
     # What it remembers.
 
@@ -289,9 +306,13 @@ class Optimizer:
         }
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
+        clock_of, clocks = dict(saved["clock_of"]), np.array(saved["clocks"])
+        if clocks.dtype != _CLOCK or sorted(clock_of.values()) != list(range(len(clocks))):
+            raise ValueError("clocks is not what was saved, expected a step number and a product for each key")
+        if not ((clocks["t"] >= 0) & (clocks["t"] < 2**62) & (clocks["product"] >= 0) & (clocks["product"] <= 1)).all():
+            raise ValueError("clocks is out of range, expected step numbers from 0 and products from 0 to 1")
         type(self).__init__(self, **saved["hyperparameters"])
-        self._clock_of = dict(saved["clock_of"])
-        self._clocks = saved["clocks"].copy()
+        self._clock_of, self._clocks = clock_of, clocks
         for key, state in saved["state"].items():
             copies = {name: _new_state(array.shape, array.dtype, 0) for name, array in state.items()}
             for name, array in state.items():

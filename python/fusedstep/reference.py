@@ -18,6 +18,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -95,10 +96,9 @@ def larger(a: Any, b: Any) -> Any:
     return np.where((a > b) | (a != a), a, b)
 
 
-def sign(x: Any) -> Any:
-    """Return 1, -1, +0 for both zeros, or NaN; np.sign would keep subnormal numbers apart from zero."""
-    one = x.dtype.type(1)
-    return np.where(x > 0, one, np.where(x < 0, -one, np.where(x == 0, one - one, x)))
+def with_sign_of(x: Any, y: Any) -> Any:
+    """Return sign(x)*y by selection: y, -y, +0 for both zeros, or NaN."""
+    return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
 
 
 def items(arrays: Any) -> dict[Hashable, Any]:
@@ -134,24 +134,27 @@ class Optimizer:
         """Update one parameter."""
         h = self.of(key)
         T = p.dtype.type
+        names = h.states()
         s = self.state.setdefault(key, {})
-        for name in h.states():
-            s.setdefault(name, np.full(p.shape, h.initial(name), p.dtype))
+        for name in names:
+            with np.errstate(over="ignore"):
+                s.setdefault(name, np.full(p.shape, h.initial(name), p.dtype))
         done = self.t.get(key, 0)
-        lr = h.lr(done) if callable(h.lr) else h.lr
+        lr = float(h.lr(done) if callable(h.lr) else h.lr) + 0.0
         self.t[key] = t = done + 1
 
         with float_mode(np.float64):
             k = SimpleNamespace(**{name: T(value) for name, value in h.host(lr, t, s).items()})
             wd, dec = T(h.weight_decay), T(lr * h.weight_decay)
+            l2, decoupled = h.weight_decay != 0 and not h.decoupled, h.weight_decay != 0 and h.decoupled
 
         with float_mode(p.dtype):
             if h.maximize:
                 g = -g
-            if h.weight_decay != 0 and not h.decoupled:
+            if l2:
                 g = g + wd * p
-            u = h.elem(k, g, **{name: s[name] for name in h.states()})
-            if h.weight_decay != 0 and h.decoupled:
+            u = h.elem(k, g, **{name: s[name] for name in names})
+            if decoupled:
                 u = u + dec * p
             p[...] = p - u
 
@@ -162,6 +165,9 @@ class Optimizer:
             if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
                 vars(h).update(values)
         vars(h).update(self.overrides.get(key, {}))
+        for name, value in vars(h).items():
+            if isinstance(value, Real) and not isinstance(value, bool):
+                setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0
         return h
 
     def states(self) -> str:
@@ -448,4 +454,4 @@ class Lion(Optimizer):
     def elem(self, k: Any, g: Any, m: Any) -> Any:
         c = k.beta1 * m + k.o1 * g
         m[...] = k.beta2 * m + k.o2 * g
-        return k.lr * sign(c)
+        return with_sign_of(c, k.lr)

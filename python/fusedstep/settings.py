@@ -1,6 +1,7 @@
 """Which instruction set runs and on how many threads: chosen at import, changed here, told by `info`."""
 
 import os
+from operator import index
 from typing import Any
 
 from . import _cpu
@@ -23,6 +24,8 @@ def use_isa(name: str) -> None:
 
     Raises
     ------
+    TypeError
+        If `name` is no string.
     ValueError
         If this build or this processor does not have it.
     """
@@ -30,6 +33,8 @@ def use_isa(name: str) -> None:
 
 
 def _use_isa(name: str, why: str, label: str) -> None:
+    if not isinstance(name, str):
+        raise TypeError(f"{label} is {name!r}, expected the name of an instruction set")
     choices = ("auto", *_cpu.isas)
     if name not in choices:
         raise ValueError(f"{label} is {name!r}, expected one of {', '.join(choices)}")
@@ -52,8 +57,9 @@ def set_num_threads(n: int) -> None:
     TypeError, ValueError
         If `n` is no such number.
     """
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n is {n!r}, expected a number of threads")
+    n = index(n)
     if not 1 <= n <= _MOST_THREADS:
         raise ValueError(f"n is {n}, expected 1 to {_MOST_THREADS} threads")
     _cpu.set_num_threads(n)
