@@ -195,7 +195,7 @@ class Optimizer:
         -----
         Everything is checked before the first write: a refused step changes nothing.
         """
-        if not self._turn.acquire(blocking=False):
+        if not self._turn.acquire(False):
             raise RuntimeError("this optimizer is already in a step, expected one step at a time")
         try:
             if self._stale:
