@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import fusedstep as fs
-from fusedstep import _cpu, optimizers, reference
+from fusedstep import _cpu, hyperparameters, optimizer, optimizers, reference
 
 ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
@@ -168,7 +168,8 @@ def test_the_reference_shares_nothing_with_the_package():
 
 
 def test_the_optimizer_classes_know_no_pointer():
-    assert not {"ctypes", "struct", "cupy"} & set(imports(optimizers))
+    for module in (optimizer, optimizers, hyperparameters):
+        assert not {"ctypes", "struct", "cupy"} & set(imports(module))
 
 
 def test_no_fast_math_anywhere():
