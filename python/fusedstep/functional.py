@@ -7,10 +7,10 @@ shape of their parameter. In place of an array each of them may be a list of as 
 call. Everything is checked before the first write.
 
 All of them raise TypeError for what is no array, a wrong dtype or a wrong type of hyperparameter, ValueError for a
-wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, and
-RuntimeError for an array on a GPU.
+wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, BufferError
+for an array of another library that does not export its memory, and RuntimeError for an array on a GPU.
 
-Hyperparameters mean what they mean for the class of the same name in `fusedstep`, which also cites the papers.
+Hyperparameters mean what they mean for the class in `fusedstep`, which also cites the papers in full.
 """
 
 from functools import lru_cache
@@ -65,12 +65,21 @@ def sgd(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
     lr, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Cauchy 1847; Robbins & Monro 1951.
     """
     _cpu.update(_number["sgd"], (p, g), _packed("sgd", lr, weight_decay, decoupled, maximize), 1, 1.0)
 
@@ -95,16 +104,25 @@ def momentum(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    b : array
-        State, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    b : like `p`
+        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, momentum, dampening, dampen_first, velocity, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Polyak 1964; Sutskever, Martens, Dahl & Hinton 2013.
     """
     _cpu.update(
         _number["momentum"],
@@ -132,14 +150,23 @@ def nag(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    b : array
-        State, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    b : like `p`
+        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, momentum, velocity, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Nesterov 1983; Bengio, Boulanger-Lewandowski & Pascanu 2013.
     """
     _cpu.update(
         _number["nag"], (p, g, b), _packed("nag", lr, momentum, velocity, weight_decay, decoupled, maximize), 1, 1.0
@@ -163,14 +190,23 @@ def adagrad(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    a : array
-        State, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    a : like `p`
+        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Duchi, Hazan & Singer 2011.
     """
     _cpu.update(
         _number["adagrad"], (p, g, a), _packed("adagrad", lr, eps, eps_mode, weight_decay, decoupled, maximize), 1, 1.0
@@ -195,14 +231,23 @@ def rmsprop(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    v : array
-        State, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    v : like `p`
+        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Tieleman & Hinton 2012, lecture 6.5.
     """
     _cpu.update(
         _number["rmsprop"],
@@ -232,14 +277,23 @@ def rmsprop_centered(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    v, m : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    v, m : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Graves 2013.
     """
     _cpu.update(
         _number["rmsprop_centered"],
@@ -271,14 +325,23 @@ def rmsprop_momentum(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    v, b : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    v, b : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Tieleman & Hinton 2012, lecture 6.5.
     """
     _cpu.update(
         _number["rmsprop_momentum"],
@@ -311,14 +374,23 @@ def rmsprop_centered_momentum(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    v, m, b : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    v, m, b : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Graves 2013.
     """
     _cpu.update(
         _number["rmsprop_centered_momentum"],
@@ -349,14 +421,23 @@ def adadelta(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    v, x : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    v, x : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Zeiler 2012, Algorithm 1.
     """
     _cpu.update(
         _number["adadelta"], (p, g, v, x), _packed("adadelta", lr, rho, eps, weight_decay, decoupled, maximize), 1, 1.0
@@ -386,16 +467,25 @@ def adam(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    m, v : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    m, v : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Kingma & Ba 2015, Algorithm 1.
     """
     _cpu.update(
         _number["adam"],
@@ -428,16 +518,25 @@ def amsgrad(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    m, v, w : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    m, v, w : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Reddi, Kale & Kumar 2018, Algorithm 2.
     """
     _cpu.update(
         _number["amsgrad"],
@@ -469,16 +568,25 @@ def adamax(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    m, w : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    m, w : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
         As for the class.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Kingma & Ba 2015, Algorithm 2.
     """
     _cpu.update(
         _number["adamax"],
@@ -511,12 +619,12 @@ def nadam(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    m, v : array
-        States, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    m, v : like `p`
+        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     product : float
@@ -528,6 +636,15 @@ def nadam(
     -------
     float
         Product of the momenta mu_1 ... mu_t.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Dozat 2016.
     """
     if isinstance(product, bool) or not isinstance(product, Real):
         raise TypeError(f"product is {product!r}, expected a number")
@@ -558,14 +675,23 @@ def lion(
 
     Parameters
     ----------
-    p : array
-        Parameter; updated in place.
-    g : array
-        Gradient; only read.
-    m : array
-        State, zeros before the first update; updated in place.
+    p : array or list of arrays
+        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+    g : like `p`
+        Gradient, of the dtype and shape of its parameter; only read.
+    m : like `p`
+        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     lr, beta1, beta2, weight_decay, maximize
         As for the class; weight decay is always decoupled.
+
+    Raises
+    ------
+    TypeError, ValueError, BufferError, RuntimeError
+        For the reasons at the top of this module; nothing has been changed.
+
+    References
+    ----------
+    Chen et al. 2023.
     """
     packed = _packed("lion", lr, beta1, beta2, weight_decay, maximize)
     _cpu.update(_number["lion"], (p, g, m), packed, 1, 1.0)

@@ -55,6 +55,13 @@ class Optimizer:
         Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
         patterns win over earlier ones, and exact keys over patterns.
 
+    Raises
+    ------
+    TypeError
+        If an option does not exist or has a wrong type, at construction or when it is set.
+    ValueError
+        If a value is out of range, or if an override asks for another rule than the rest.
+
     Notes
     -----
     `lr` may be a function: it is called with the number of finished updates, 0 at the first, and returns the rate.
