@@ -1,38 +1,85 @@
-// What surrounds every rule, per element and in registers: maximize and decay.
-// The general loop contains it, the plain loop does not; an option that is off is deselected, never multiplied by 0.
+// What surrounds every rule, per element and in registers: unscale, climb, clip and decay before it; decay and the
+// average of the parameters after it. The plain loop contains none of it. In the others an option that is off is
+// deselected, never multiplied by 0.
 #pragma once
 #include "rules/rule.h"
 
 namespace {
 
 struct Around {
-    static constexpr char hypers[] = "weight_decay decoupled maximize";
+    static constexpr char hypers[] =
+        "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad";
+    // A limit that is off is infinite, and so is an ema that is off.
     struct Hyper {
-        double weight_decay, decoupled, maximize;
+        double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
+            zero_grad;
+
+        bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
+        bool averages() const { return ema <= 1; }
     };
     template <class T>
     struct Scalars {
-        T maximize, has_l2, l2, has_decay, decay;  // has_: 1 or 0
+        T maximize, clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_: 1 or 0
     };
 
-    RULE static bool is_needed(const Hyper& h) { return h.weight_decay != 0 || h.maximize != 0; }
+    // Whether the rule needs more than the plain loop, apart from a factor on the gradient and an average.
+    RULE static bool is_needed(const Hyper& h) {
+        return h.maximize != 0 || h.clip_value < HUGE_VAL || h.l1 != 0 || h.weight_decay != 0;
+    }
 
-    RULE static Scalars<double> derive(const Hyper& h, double lr) {
-        double on = h.weight_decay != 0;
-        return {h.maximize, h.decoupled ? 0 : on, h.weight_decay, h.decoupled ? on : 0, lr * h.weight_decay};
+    RULE static Scalars<double> derive(const Hyper& h, double lr, bool begins) {
+        double has_decay = h.weight_decay != 0;
+        return {h.maximize,
+                h.clip_value,
+                h.decoupled ? 0 : has_decay,
+                h.weight_decay,
+                double(h.l1 != 0),
+                h.l1,
+                h.decoupled ? has_decay : 0,
+                lr * h.weight_decay,
+                h.ema,
+                1 - h.ema,
+                double(begins)};
+    }
+
+    // A gradient's share in the sum over all tensors; the factor of the step is common to all and comes later.
+    RULE static double share(const Hyper& h, double sum_of_squares) {
+        return sum_of_squares * (h.grad_scale * h.grad_scale);
+    }
+
+    RULE static double norm(double sum_of_squares, double scale) { return root(sum_of_squares) * magnitude(scale); }
+
+    // The factor on a gradient: it unscales, and clips by the norm of its tensor or that of all tensors.
+    RULE static double scale(const Hyper& h, double step_scale, double sum_of_squares, double sum_of_shares) {
+        double own = h.grad_scale * step_scale, coefficient = 1;
+        if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
+        if (h.clip_global_norm < HUGE_VAL) {
+            double all = norm(sum_of_shares, step_scale);
+            coefficient = all < HUGE_VAL ? h.clip_global_norm / larger(all, h.clip_global_norm) : all - all;  // or NaN
+        }
+        return own * coefficient;
     }
 
     // The gradient that the rule sees.
     template <class T>
-    RULE static T gradient(const Scalars<T>& k, T p, T g) {
+    RULE static T gradient(const Scalars<T>& k, T scale, T p, T g) {
+        g = scale * g;
         g = k.maximize != 0 ? -g : g;
-        return k.has_l2 != 0 ? g + k.l2 * p : g;
+        g = clipped(g, k.clip);
+        g = k.has_l2 != 0 ? g + k.l2 * p : g;
+        return k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
     }
 
     // The new parameter, from the old one and the rule's update u.
     template <class T>
     RULE static T parameter(const Scalars<T>& k, T p, T u) {
         return k.has_decay != 0 ? p - (u + k.decay * p) : p - u;
+    }
+
+    // The new average, from the old one and the new parameter.
+    template <class T>
+    RULE static T average(const Scalars<T>& k, T e, T p) {
+        return k.begins != 0 ? p : k.ema * e + k.one_minus_ema * p;
     }
 };
 

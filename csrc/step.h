@@ -10,32 +10,41 @@ namespace fusedstep {
 enum Type : int32_t { kFloat32, kFloat64, kTypes };
 
 constexpr int kMaxStates = 3;
-constexpr int kMaxHypers = 12;  // the rule's, then those around it
+constexpr int kMaxHypers = 18;  // the rule's, then those around it
 constexpr int kMaxRuleScalars = 8;
-constexpr int kMaxScalars = 16;  // the rule's, then those around it
+constexpr int kMaxScalars = 20;  // the rule's, then those around it
 constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 0};
 
-// One tensor. A tensor without a gradient in this step has size 0.
+// Which loop: the rule alone, with what surrounds it, and with the average of the parameters too.
+enum Variant : int32_t { kPlain, kGeneral, kAveraged, kVariants };
+
+// One tensor that has a gradient in this step.
 struct Slot {
     void* param;
-    const void* grad;
+    void* grad;
+    void* average;
     void* states[kMaxStates];
     int64_t size;
     Type type;
     int32_t group;
+    double scale;  // the factor on the gradient
 };
 
-// How far a tensor is. `product` is Nadam's product of its momenta so far.
+// How far a tensor is. `product` is Nadam's product of its momenta so far; `averaged` is 1 once its average has begun.
 struct Clock {
     int64_t t;
     double product;
+    int64_t averaged;
+
+    bool operator==(const Clock&) const = default;
 };
 
 // The scalars of an update, derived in double and rounded once.
 struct Group {
     double float64[kMaxScalars];
     float float32[kMaxScalars];
-    bool general;         // the loop that contains around.h
+    Variant variant;      // the least that it needs
+    bool zero_grad;       // whether gradients are set to +0
     Clock before, after;  // of the tensors that this update concerns
 
     const double* scalars(double) const { return float64; }
@@ -48,11 +57,12 @@ struct Kernel {
     const char* states;
     const char* hypers;  // the rule's; those around it follow
     int state_count;
+    int rule_hyper_count;
     int hyper_count;
     // Advance the clock by one update and derive its scalars.
     void (*derive)(const double* hyper, Clock& clock, Group& group);
-    // Update the elements [begin, end) of a slot; [plain or general].
-    void (*update[kTypes][2])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
+    // Update the elements [begin, end) of a slot.
+    void (*update[kTypes][kVariants])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
 
     // The bytes that an update of `size` elements reads and writes.
     int64_t traffic(int64_t size, Type type) const { return size * kItemSize[type] * (3 + 2 * state_count); }
@@ -62,6 +72,8 @@ struct Kernels {
     const char* isa;
     const Kernel* begin;
     const Kernel* end;
+    // The sums of squares of the blocks [begin, end) of an array of `size` elements; see norm.h.
+    void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
 };
 
 }  // namespace fusedstep

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep import _cpu, reference
+from fusedstep import _cpu
+from fusedstep.reference import optimizer as reference
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import pytest
 
 import fusedstep
 from fusedstep import reference
+from fusedstep.reference import optimizer as base
 
 NAMES = [name for name in fusedstep.optimizers.__all__ if name != "Optimizer"]
 f32 = np.float32
@@ -43,7 +44,20 @@ DEFAULTS = {
     "Nadam": {"lr": 2e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule_decay": 0.004},
     "Lion": {"lr": 1e-4, "beta1": 0.9, "beta2": 0.99},
 }
-SHARED = {"weight_decay": 0.0, "decoupled": False, "maximize": False, "overrides": {}}
+SHARED = {
+    "grad_scale": 1.0,
+    "clip_value": None,
+    "clip_norm": None,
+    "clip_global_norm": None,
+    "maximize": False,
+    "l1": 0.0,
+    "weight_decay": 0.0,
+    "decoupled": False,
+    "ema": None,
+    "zero_grad": False,
+    "skip_nonfinite": False,
+    "overrides": {},
+}
 SHARED_OF = {
     "AdamW": SHARED | {"weight_decay": 0.01, "decoupled": True},
     "Lion": SHARED | {"decoupled": True},
@@ -63,7 +77,8 @@ def test_defaults_are_those_of_the_formulas(name, classes):
     parameters = inspect.signature(cls).parameters.values()
     assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == list(expected)
     expected = expected | SHARED_OF.get(name, SHARED)
-    assert {key: getattr(cls(), key) for key in expected} == expected
+    assert {key: getattr(cls(), key) for key in expected if key != "ema"} | {"ema": None} == expected
+    assert {p.name: p.default for p in parameters if p.name == "ema"} == {"ema": None}
     assert {p.name for p in parameters} <= set(expected)
 
 
@@ -76,7 +91,7 @@ def test_reference_has_the_same_constructor(name):
 
 
 def test_reference_lists_the_same_classes():
-    assert set(reference.__all__) == {*fusedstep.optimizers.__all__, "float_mode"}
+    assert set(reference.__all__) == {*fusedstep.optimizers.__all__, "Result", "float_mode"}
 
 
 # The papers, unrolled: each function returns the update number len(g) from all gradients and rates up to it, in decimal
@@ -280,6 +295,10 @@ OPTIONS = [
     {"maximize": True},
     {"maximize": True, "weight_decay": 0.2},
     {"maximize": True, "weight_decay": 0.2, "decoupled": True},
+    {"grad_scale": 0.25, "l1": 0.1},
+    {"clip_value": 0.375, "maximize": True, "l1": 0.1, "weight_decay": 0.2},
+    {"clip_norm": 0.75, "grad_scale": 2.0},
+    {"clip_global_norm": 0.75, "l1": 0.1, "weight_decay": 0.2, "decoupled": True},
 ]
 GRADIENTS = [0.5, -2.0, 0.25, 0.0, 1.5, -0.125, 3.0, 0.75]
 RATES = [0.3, 0.3, 0.1, 0.25, 0.0, 0.2, 0.15, 0.4]
@@ -297,19 +316,24 @@ def exact(value):
 
 
 def trajectory(name, given, start=0.75):
-    """Return the parameter after each update, to 50 digits."""
+    """Return the parameter and its average after each update, to 50 digits."""
     formula, _ = entry(FORMULAS, name)
     hyper = {key: exact(value) for key, value in (DEFAULTS[name] | SHARED_OF.get(name, SHARED) | given).items()}
-    del hyper["lr"], hyper["overrides"]
-    decay, decoupled, maximize = (hyper.pop(option) for option in ("weight_decay", "decoupled", "maximize"))
-    p, gradients, rates, path = exact(start), [], [], []
+    del hyper["lr"]
+    around = SimpleNamespace(**{option: hyper.pop(option) for option in SHARED})
+    p, e, gradients, rates, path = exact(start), None, [], [], []
     for g, lr in zip(map(exact, GRADIENTS), map(exact, RATES), strict=True):
-        downhill = -g if maximize else g
-        gradients.append(downhill if decoupled else downhill + decay * p)
+        downhill = around.grad_scale * (-g if around.maximize else g)
+        for limit in (around.clip_value, around.clip_norm, around.clip_global_norm):  # all the same for one number
+            if limit and abs(downhill) > limit:
+                downhill *= limit / abs(downhill)
+        downhill += around.l1 * (p > 0) - around.l1 * (p < 0)
+        gradients.append(downhill if around.decoupled else downhill + around.weight_decay * p)
         rates.append(lr)
-        shrunk = p * (1 - lr * decay) if decoupled else p
+        shrunk = p * (1 - lr * around.weight_decay) if around.decoupled else p
         p = shrunk - formula(gradients, rates, **hyper)
-        path.append(float(p))
+        e = p if e is None else exact(0.75) * e + (1 - exact(0.75)) * p
+        path.append((float(p), float(e)))
     return path
 
 
@@ -317,11 +341,11 @@ def trajectory(name, given, start=0.75):
 def test_papers(name, hyper, options):
     with localcontext(prec=50):
         expected = trajectory(name, hyper | options)
-    opt = getattr(reference, name)(lr=RATES.__getitem__, **hyper, **options)
+    opt = getattr(reference, name)(lr=RATES.__getitem__, ema=0.75, **hyper, **options)
     p, path = np.array([0.75]), []
     for g in GRADIENTS:
         opt.step(p, np.array([g]))
-        path.append(p.item())
+        path.append((p.item(), opt.ema[0].item()))
     np.testing.assert_allclose(path, expected, rtol=1e-13, atol=1e-14)
 
 
@@ -382,11 +406,12 @@ X, Y = np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 4.0, 6.0, 8.0])
     ids=["each sample", "each sample, half the rate", "all samples", "last batch divided by 3", "last batch by itself"],
 )
 def test_linear_regression(classes, lr, factor, batch, divisor, expected):
-    rows = np.stack([X, np.ones(4)], axis=1)
+    inputs = np.stack([X, np.ones(4)], axis=1)
     opt, theta = classes.SGD(lr=lr), np.zeros(2)
+    batches = fusedstep.minibatches(4, batch, seed=0, shuffle=False)
     for _ in range(10):
-        for start in range(0, 4, batch):
-            x, y = rows[start : start + batch], Y[start : start + batch]
+        for rows in batches:
+            x, y = inputs[rows], Y[rows]
             opt.step(theta, factor / (divisor or len(x)) * (x.T @ (x @ theta - y)))
     np.testing.assert_allclose(theta, expected, rtol=1e-12)
 
@@ -611,10 +636,10 @@ def test_overrides_patterns_first_then_the_key():
 
 def test_powers_multiply_in_one_order():
     x = 0.9
-    assert [reference.power(x, n) for n in range(4)] == [1.0, x, x * x, x * (x * x)]
-    assert reference.power(x, 5) == x * ((x * x) * (x * x))
-    assert reference.power(x, 7) == (x * (x * x)) * ((x * x) * (x * x))
-    assert (reference.power(0.0, 0), reference.power(0.0, 3), reference.power(1.0, 10**9)) == (1.0, 0.0, 1.0)
+    assert [base.power(x, n) for n in range(4)] == [1.0, x, x * x, x * (x * x)]
+    assert base.power(x, 5) == x * ((x * x) * (x * x))
+    assert base.power(x, 7) == (x * (x * x)) * ((x * x) * (x * x))
+    assert (base.power(0.0, 0), base.power(0.0, 3), base.power(1.0, 10**9)) == (1.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("n", [829, 4097, 10**5])
@@ -622,11 +647,11 @@ def test_powers_multiply_in_one_order():
 def test_powers_stay_accurate(x, n):
     with localcontext(prec=50):
         expected = Decimal(x) ** n
-    assert reference.power(x, n) == pytest.approx(float(expected), rel=n * 2.0**-52, abs=1e-300)
+    assert base.power(x, n) == pytest.approx(float(expected), rel=n * 2.0**-52, abs=1e-300)
 
 
 def test_powers_are_exact_where_they_can_be():
-    assert [reference.power(0.5, n) for n in (1, 100, 1074, 1075, 10**5)] == [0.5, 2.0**-100, 2.0**-1074, 0.0, 0.0]
+    assert [base.power(0.5, n) for n in (1, 100, 1074, 1075, 10**5)] == [0.5, 2.0**-100, 2.0**-1074, 0.0, 0.0]
 
 
 BASES = [0.96, 0.9, 0.1, 0.75, 1.0, 1.5, 3.0]
@@ -634,25 +659,25 @@ BASES = [0.96, 0.9, 0.1, 0.75, 1.0, 1.5, 3.0]
 
 @pytest.mark.parametrize("x", BASES)
 def test_rational_powers_are_correctly_rounded(x):
-    assert reference.rational_power(x, 0.5) == math.sqrt(x)
-    assert reference.rational_power(x, 0.0) == 1.0
+    assert base.rational_power(x, 0.5) == math.sqrt(x)
+    assert base.rational_power(x, 0.0) == 1.0
     for n in (1, 2, 3, 10, 200):
-        assert reference.rational_power(x, float(n)) == float(Fraction(x) ** n)
-        assert reference.rational_power(x, float(-n)) == float(1 / Fraction(x) ** n)
+        assert base.rational_power(x, float(n)) == float(Fraction(x) ** n)
+        assert base.rational_power(x, float(-n)) == float(1 / Fraction(x) ** n)
 
 
 @pytest.mark.parametrize("x", BASES)
 def test_fourth_roots_are_correctly_rounded(x):
-    r = reference.rational_power(x, 0.25)
+    r = base.rational_power(x, 0.25)
     below, above = (Fraction(r) + Fraction(math.nextafter(r, to)) for to in (0.0, math.inf))
     assert (below / 2) ** 4 < Fraction(x) < (above / 2) ** 4
 
 
 def test_rational_powers_at_the_ends():
-    assert reference.rational_power(0.0, 0.5) == 0.0
-    assert reference.rational_power(0.0, 0.0) == 0.0
-    assert reference.rational_power(0.96, math.inf) == 0.0
-    assert reference.rational_power(0.96, 0.004) ** 250 == pytest.approx(0.96, rel=1e-14)
+    assert base.rational_power(0.0, 0.5) == 0.0
+    assert base.rational_power(0.0, 0.0) == 0.0
+    assert base.rational_power(0.96, math.inf) == 0.0
+    assert base.rational_power(0.96, 0.004) ** 250 == pytest.approx(0.96, rel=1e-14)
 
 
 @pytest.mark.parametrize(
@@ -888,18 +913,18 @@ def test_order_of_operations(name, hyper, what, right, wrong):
 
 
 def adam_outside(lr, t, m, v, g, p):
-    c1, c2 = 1 - reference.power(0.9, t), math.sqrt(1 - reference.power(0.999, t))
+    c1, c2 = 1 - base.power(0.9, t), math.sqrt(1 - base.power(0.999, t))
     return (lr * c2 / c1 * m) / (math.sqrt(v) + 0.01 * c2), lr / c1 * m / (math.sqrt(v) / c2 + 0.01)
 
 
 def adam_inside(lr, t, m, v, g, p):
-    c1, c2 = 1 - reference.power(0.9, t), math.sqrt(1 - reference.power(0.999, t))
+    c1, c2 = 1 - base.power(0.9, t), math.sqrt(1 - base.power(0.999, t))
     return (lr * c2 / c1 * m) / math.sqrt(v + 0.01 * c2 * c2), (lr * c2 / c1 * m) / math.sqrt(v + 0.01 * (c2 * c2))
 
 
 def nadam_scalars(lr, t, m, v, g, p):
-    r, c2 = reference.rational_power(0.96, 0.5), math.sqrt(1 - reference.power(0.999, t))
-    mu, mu1 = 0.9 * (1 - 0.5 * reference.power(r, t)), 0.9 * (1 - 0.5 * reference.power(r, t + 1))
+    r, c2 = base.rational_power(0.96, 0.5), math.sqrt(1 - base.power(0.999, t))
+    mu, mu1 = 0.9 * (1 - 0.5 * base.power(r, t)), 0.9 * (1 - 0.5 * base.power(r, t + 1))
     cm, cg = lr * mu1 / (1 - p * mu1) * c2, lr * (1 - mu) / (1 - p) * c2
     other = lr * c2 * (mu1 / (1 - p * mu1) * m + (1 - mu) / (1 - p) * g)
     return (cm * m + cg * g) / (math.sqrt(v) + 0.01 * c2), other / (math.sqrt(v) + 0.01 * c2)
@@ -1027,8 +1052,8 @@ def test_tiny_numbers_compare_as_zeros_and_move_unchanged():
     assert in_mode(np.sqrt, tiny) == 0
     assert in_mode(np.abs, -tiny).tobytes() == tiny.tobytes()
     assert in_mode(np.negative, -tiny).tobytes() == tiny.tobytes()
-    assert in_mode(reference.larger, tiny, 0.0).tobytes() == f32(0).tobytes()
-    assert reference.larger(tiny, f32(0)) == tiny
+    assert in_mode(base.larger, tiny, 0.0).tobytes() == f32(0).tobytes()
+    assert base.larger(tiny, f32(0)) == tiny
 
 
 def test_float64_is_full_ieee():
@@ -1068,13 +1093,13 @@ def test_a_subnormal_scalar_counts_as_zero(eps, expected):
 
 def test_larger_keeps_nan_and_signs():
     nan, inf = f32(np.nan), f32(np.inf)
-    assert np.isnan(reference.larger(nan, f32(1)))
-    assert np.isnan(reference.larger(f32(1), nan))
-    assert np.isnan(reference.larger(-inf, nan))
-    assert reference.larger(f32([1, 3, -inf]), f32([2, 2, inf])).tolist() == [2, 3, inf]
+    assert np.isnan(base.larger(nan, f32(1)))
+    assert np.isnan(base.larger(f32(1), nan))
+    assert np.isnan(base.larger(-inf, nan))
+    assert base.larger(f32([1, 3, -inf]), f32([2, 2, inf])).tolist() == [2, 3, inf]
     plus, minus = np.zeros(37, f32), np.full(37, -0.0, f32)
-    assert np.signbit(reference.larger(plus, minus)).all()
-    assert not np.signbit(reference.larger(minus, plus)).any()
+    assert np.signbit(base.larger(plus, minus)).all()
+    assert not np.signbit(base.larger(minus, plus)).any()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

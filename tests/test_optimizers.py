@@ -2,7 +2,9 @@
 
 import collections
 import copy
+import inspect
 import pickle
+import re
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import reference, verify
+from fusedstep.optimizer import Result
 
 
 def ones(n=8, dtype=np.float32):
@@ -41,7 +44,7 @@ def test_one_array_a_sequence_and_a_mapping_are_the_same_step():
     ):
         optimizer, p, g = fs.Adam(), ones(), ones()
         for _ in range(3):
-            assert optimizer.step(wrap(p), wrap(g)) is None
+            assert optimizer.step(wrap(p), wrap(g)) == Result()
         results.append(p)
         assert len(optimizer.state) == 1
     assert verify.difference(results, [results[0]] * len(results)) == 0
@@ -163,15 +166,25 @@ def test_copies_continue_with_the_same_bits_and_live_arrays(cls, through):
 
 def test_a_pickle_that_was_tampered_with_is_refused():
     optimizer, _ = trained(fs.Adam)
-    for name, value in (
-        ("clocks", np.zeros(1)),
-        ("clocks", np.array([(-5, 1.0)], optimizer._clocks.dtype)),
-        ("clocks", np.array([(2**63 - 1, 1.0)], optimizer._clocks.dtype)),
-        ("clocks", np.array([(1, np.nan)], optimizer._clocks.dtype)),
-        ("clock_of", {"w": 1}),
-        ("clock_of", {}),
+    for name, value, message in (
+        ("t", {"w": -5}, "t['w'] is -5, expected"),
+        ("t", {"w": 2**62}, "t['w'] is 4611686018427387904, expected"),
+        ("t", {"w": 1.5}, "t['w'] is 1.5, expected"),
+        ("t", {"w": True}, "t['w'] is True, expected"),
+        ("t", {}, "product['w'] belongs to no step count"),
+        ("product", {"w": np.nan}, "product['w'] is nan, expected a number from 0 to 1"),
+        ("product", {"w": 2.0}, "product['w'] is 2.0, expected a number from 0 to 1"),
+        ("state", {}, "state['w'] lacks m, v, expected m, v"),
+        ("state", {"w": {"m": ones(8)}}, "state['w'] lacks v, expected m, v"),
+        ("state", {"w": {"m": ones(8), "v": ones(7)}}, "state['w']['v'] has shape (7,), expected (8,)"),
+        ("state", {"w": {"m": ones(), "v": ones(), "y": ones()}}, "state['w'] has 'y', expected m, v"),
+        ("state", {"w": {"m": ones(), "v": ones()}, "x": {}}, "state['x'] belongs to no step count"),
+        ("ema", {"w": ones(5)}, "ema['w'] has shape (5,), expected (8,)"),
     ):
-        with pytest.raises(ValueError, match=r"^clocks is "):
+        with pytest.raises(ValueError, match="^" + re.escape(message)):
+            fs.Adam().__setstate__(optimizer.__getstate__() | {name: value})
+    for name, value in (("t", 3), ("state", {"w": 3}), ("state", {"w": {"m": ones(), "v": 3}}), ("ema", {"w": 3})):
+        with pytest.raises(TypeError, match=f"^{name}"):
             fs.Adam().__setstate__(optimizer.__getstate__() | {name: value})
 
 
@@ -197,7 +210,11 @@ def test_first_steps_in_two_threads_make_one_or_are_refused():
 
 def test_repr_and_positional_rate():
     assert fs.SGD(0.5).lr == 0.5
-    assert repr(fs.SGD(0.5)).startswith("SGD(weight_decay=0.0, decoupled=False, maximize=False, overrides=")
+    assert repr(fs.SGD(0.5, ema=0.9, overrides={"b": {"lr": 1}})) == (
+        "SGD(grad_scale=1.0, clip_value=None, clip_norm=None, clip_global_norm=None, maximize=False, l1=0.0, "
+        "weight_decay=0.0, decoupled=False, ema=0.9, zero_grad=False, skip_nonfinite=False, "
+        "overrides=mappingproxy({'b': mappingproxy({'lr': 1.0})}), lr=0.5)"
+    )
     assert isinstance(fs.AdamW(), fs.Adam)
 
 
@@ -272,14 +289,15 @@ def test_rates_of_zero_and_betas_of_zero():
 @pytest.mark.parametrize("cls", verify.classes())
 def test_every_option_has_an_effect(cls):
     def result(**options):
-        p = {"w": np.linspace(0.5, 2, 8).astype(np.float32)}
+        p = {"w": np.linspace(0.5, 2, 64).astype(np.float32)}
         optimizer = cls(**options)
         if hasattr(optimizer, "eps"):
             optimizer.eps = 0.01
-        for i, scale in enumerate((1, 2, 0)):  # a smaller gradient tells amsgrad from adam
+        for i, scale in enumerate((5, 10, 0.05)):  # a smaller gradient tells amsgrad from adam
             optimizer.lr = options.get("lr", 0.1 + 0.1 * i)  # a rate that changes tells velocity from velocity
-            optimizer.step(p, {"w": scale * np.linspace(-1, 1.5, 8).astype(np.float32)})
-        return p["w"].tobytes()
+            g = scale * np.linspace(-1, 1.5, 64).astype(np.float32)
+            optimizer.step(p, {"w": g})
+        return [array.tobytes() for array in (p["w"], g, *optimizer.ema.values())]
 
     plain = result()
     for options in verify.dialects(cls):
@@ -287,7 +305,8 @@ def test_every_option_has_an_effect(cls):
             context = {"momentum": 0.9} if name == "velocity" and cls is fs.RMSprop else {}
             context |= {"weight_decay": 0.3} if name == "decoupled" else {}
             context |= {"dampening": 0.3} if name == "dampen_first" else {}
-            default = getattr(cls(), name)
+            context |= {"l1": 0.3} if "scale" in name or "clip" in name else {}  # lion sees signs only
+            default = inspect.signature(cls).parameters[name].default
             if value != default:
                 assert result(**context) != result(**context, **{name: value}), name
     assert result(lr=0.3) != plain

@@ -1,8 +1,12 @@
 #include "dispatch.h"
 
+#include <string.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
+#include "../norm.h"
 #include "float_mode.h"
 #include "pool.h"
 
@@ -19,9 +23,27 @@ namespace {
 constexpr int64_t kBytesToFork = 1 << 20;     // below, the caller's thread does it all
 constexpr int64_t kBytesPerPart = 256 << 10;  // a thread that has less to do costs more than it brings
 constexpr int64_t kLine = 64;
+constexpr int64_t kZeroChunk = 2048;  // elements: a gradient is zeroed while it still is in the nearest cache
 
 std::atomic<const Kernels*> current{nullptr};
 std::atomic<int> threads{1};
+
+void set_mode(FloatMode& mode, Type type) {
+    type == kFloat64 ? mode.ieee() : mode.flush();
+}
+
+// How many threads share work that touches so many bytes.
+int parts_of(int64_t bytes) {
+    if (bytes < kBytesToFork) return 1;
+    return static_cast<int>(std::min<int64_t>(num_threads(), bytes / kBytesPerPart));
+}
+
+template <class Job>
+void run(const Job& job) {
+    if (job.parts <= 1) return job.run(0);
+    run_parallel(
+        job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, const_cast<Job*>(&job));
+}
 
 // One step, as its threads share it: one index space over all slots, cut by bytes.
 struct Job {
@@ -57,11 +79,48 @@ struct Job {
                 if (first < last) {
                     if (slot.type != type) {
                         type = slot.type;
-                        type == kFloat64 ? mode.ieee() : mode.flush();
+                        set_mode(mode, type);
                     }
-                    const Group& group = groups[slot.group];
-                    kernel->update[type][group.general](slot, group, first, last);
+                    update(slot, first, last);
                 }
+            }
+            start = end;
+        }
+    }
+
+    void update(const Slot& slot, int64_t first, int64_t last) const {
+        const Group& group = groups[slot.group];
+        Variant variant = group.variant == kPlain && slot.scale != 1 ? kGeneral : group.variant;
+        auto run = kernel->update[slot.type][variant];
+        if (!group.zero_grad) return run(slot, group, first, last);
+        for (int64_t next; first < last; first = next) {
+            next = std::min(first + kZeroChunk, last);
+            run(slot, group, first, next);
+            zero_grad(slot, first, next);
+        }
+    }
+};
+
+// The sums of squares of all slots: one index space over their blocks.
+struct NormJob {
+    const Kernels* kernels;
+    const Slot* slots;
+    size_t count;
+    double* sums;  // of all blocks
+    int64_t blocks;
+    int parts;
+
+    void run(int part) const {
+        int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
+        FloatMode mode;
+        int64_t start = 0;
+        for (size_t i = 0; i < count && start < to; ++i) {
+            const Slot& slot = slots[i];
+            int64_t end = start + blocks_of(slot.size);
+            int64_t first = std::max(from, start), last = std::min(to, end);
+            if (first < last) {
+                set_mode(mode, slot.type);
+                kernels->square[slot.type](slot.grad, slot.size, first - start, last - start, sums + start);
             }
             start = end;
         }
@@ -106,10 +165,42 @@ void set_num_threads(int count) {
 }
 
 void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes) {
-    Job job{&kernel_of(rule), slots, count, groups, bytes, 1};
-    if (bytes >= kBytesToFork) job.parts = static_cast<int>(std::min<int64_t>(num_threads(), bytes / kBytesPerPart));
-    if (job.parts <= 1) return job.run(0);
-    run_parallel(job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, &job);
+    run(Job{&kernel_of(rule), slots, count, groups, bytes, parts_of(bytes)});
+}
+
+void sum_squares(const Slot* slots, size_t count, double* sums) {
+    int64_t blocks = 0, bytes = 0;
+    for (size_t i = 0; i < count; ++i) {
+        blocks += blocks_of(slots[i].size);
+        bytes += slots[i].size * kItemSize[slots[i].type];
+    }
+    std::vector<double> block_sums(blocks);
+    run(NormJob{&current_kernels(), slots, count, block_sums.data(), blocks, parts_of(bytes)});
+    FloatMode mode;
+    mode.ieee();
+    double* next = block_sums.data();
+    for (size_t i = 0; i < count; ++i) {
+        sums[i] = total(next, blocks_of(slots[i].size));
+        next += blocks_of(slots[i].size);
+    }
+}
+
+double add_up(double* sums, size_t count) {
+    FloatMode mode;
+    mode.ieee();
+    return total(sums, static_cast<int64_t>(count));
+}
+
+void zero_grad(const Slot& slot, int64_t begin, int64_t end) {
+    int64_t width = kItemSize[slot.type];
+    memset(static_cast<char*>(slot.grad) + begin * width, 0, (end - begin) * width);
+}
+
+bool is_finite(const Slot& slot, double sum) {
+    if (std::isfinite(sum)) return true;
+    if (slot.type != kFloat64) return false;
+    auto* g = static_cast<const double*>(slot.grad);  // whose squares may overflow
+    return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
 }
 
 }  // namespace fusedstep

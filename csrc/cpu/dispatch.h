@@ -24,4 +24,16 @@ void set_num_threads(int count);
 // Update all slots with rule number `rule`. `bytes` is the memory that the step reads and writes.
 void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes);
 
+// The sum of the squares of each slot's gradient, in the order of norm.h.
+void sum_squares(const Slot* slots, size_t count, double* sums);
+
+// Add up the sums of several gradients, which are overwritten, in the same order.
+double add_up(double* sums, size_t count);
+
+// Set the elements [begin, end) of a slot's gradient to +0.
+void zero_grad(const Slot& slot, int64_t begin, int64_t end);
+
+// Whether a gradient has no infinity and no NaN, given the sum of its squares.
+bool is_finite(const Slot& slot, double sum);
+
 }  // namespace fusedstep

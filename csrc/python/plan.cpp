@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "../around.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
 #include "update.h"
@@ -11,7 +12,8 @@
 namespace fusedstep {
 namespace {
 
-constexpr size_t kRoles = 2 + kMaxStates;  // param, grad, states: how the arrays of a tensor are numbered
+constexpr size_t kAverage = 2 + kMaxStates;  // how the arrays of a tensor are numbered: param, grad, states, average
+constexpr size_t kRoles = kAverage + 1;
 
 const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
 
@@ -74,7 +76,6 @@ Plan::Plan(int rule, py::object params) : rule_(rule) {
         for (size_t i = 0; i < n; ++i) keys_.append(i);
     }
     tensors_.resize(keys_.size());
-    slots_.resize(keys_.size());
 }
 
 Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
@@ -86,6 +87,7 @@ Name Plan::span_name(size_t id) const {
     size_t i = id / kRoles, role = id % kRoles;
     if (role == 0) return param_name(i);
     if (role == 1) return grad_name(i);
+    if (role == kAverage) return {"ema", keys_[i].ptr()};
     return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - 2)};
 }
 
@@ -175,9 +177,9 @@ void Plan::check_arrays() {
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
         if (!tensor.param.is_still(params_[i], kWritable)) {
-            const bool fresh = tensor.states.empty();
-            Like like{fresh ? tensor.param : tensor.states[0], fresh ? Name{} : span_name(i * kRoles + 2)};
-            View param = look(params_[i], param_name(i), true, fresh ? nullptr : &like);
+            const View* kept = tensor.kept();
+            Like like{kept ? *kept : tensor.param, span_name(i * kRoles + (tensor.states.empty() ? kAverage : 2))};
+            View param = look(params_[i], param_name(i), true, kept ? &like : nullptr);
             if (param.data != tensor.param.data || param.bytes() != tensor.param.bytes())
                 disjoint_ = owned_sorted_ = false;
             tensor.shape.assign(param.shape.begin(), param.shape.end());
@@ -187,11 +189,14 @@ void Plan::check_arrays() {
         }
         if (grads_[i].is_none()) {
             tensor.grad = {};
-        } else if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], kReadable)) {
+            continue;
+        }
+        const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
+        if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
             Like like{tensor.param, param_name(i)};
             tensor.grad = {};
             disjoint_ = false;
-            tensor.grad = look(grads_[i], grad_name(i), false, &like);
+            tensor.grad = look(grads_[i], grad_name(i), zeroed, &like);
             tensor.grad.shape = tensor.shape;
         }
     }
@@ -205,6 +210,7 @@ void Plan::check_overlap() {
             add_span(owned_spans_, tensors_[i].param, i * kRoles);
             for (size_t j = 0; j < tensors_[i].states.size(); ++j)
                 add_span(owned_spans_, tensors_[i].states[j], i * kRoles + 2 + j);
+            if (tensors_[i].has_average) add_span(owned_spans_, tensors_[i].average, i * kRoles + kAverage);
         }
         sort(owned_spans_);
         owned_sorted_ = true;
@@ -232,15 +238,17 @@ py::list Plan::check(py::object params, py::object grads) {
     return seen;
 }
 
-void Plan::bind(py::list states, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of) {
+void Plan::bind(py::list states, py::list averages, py::array clocks,
+                py::array_t<int64_t, py::array::c_style> clock_of) {
     Turn turn(*this);
     size_t n = tensors_.size();
-    if (states.size() != n || static_cast<size_t>(clock_of.size()) != n || clocks.itemsize() != sizeof(Clock))
-        throw py::value_error("bind: expected states and a clock for each tensor");
+    if (states.size() != n || averages.size() != n || static_cast<size_t>(clock_of.size()) != n ||
+        clocks.itemsize() != sizeof(Clock))
+        throw py::value_error("bind: expected states, an average and a clock for each tensor");
     for (const Tensor& tensor : tensors_)
         if (tensor.param.type == kTypes) throw py::value_error("bind: expected a check first");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
-    held_ = {states, clocks};
+    held_ = {clocks};
     owned_sorted_ = disjoint_ = false;
     for (size_t i = 0; i < n; ++i) {
         Tensor& tensor = tensors_[i];
@@ -248,86 +256,119 @@ void Plan::bind(py::list states, py::array clocks, py::array_t<int64_t, py::arra
         if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
         tensor.clock = clock + at;
         tensor.bound = !states[i].is_none();
+        tensor.has_average = !averages[i].is_none();
         tensor.states.clear();
+        Like like{tensor.param, param_name(i)};
+        auto take = [&](py::object source, size_t role) {
+            Name name = span_name(i * kRoles + role);
+            py::object array = as_numpy(std::move(source), name);
+            View view = look(array, name, true, &like);
+            view.shape = tensor.shape;
+            // The owner of the memory too: NumPy does not resize what somebody else refers to.
+            held_.push_back(py::reinterpret_borrow<py::array>(array).base());
+            held_.push_back(std::move(array));
+            return view;
+        };
+        if (tensor.has_average) tensor.average = take(averages[i], kAverage);
         if (!tensor.bound) continue;
         py::tuple arrays = states[i];
         if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
             throw py::value_error("bind: wrong number of states");
-        Like like{tensor.param, param_name(i)};
-        for (size_t j = 0; j < arrays.size(); ++j) {
-            Name name = span_name(i * kRoles + 2 + j);
-            py::object array = as_numpy(arrays[j], name);
-            tensor.states.push_back(look(array, name, true, &like));
-            // The owner of the memory too: NumPy does not resize what somebody else refers to.
-            held_.push_back(py::reinterpret_borrow<py::array>(array).base());
-            held_.push_back(std::move(array));
-            tensor.states[j].shape = tensor.shape;
-            slots_[i].states[j] = tensor.states[j].data;
-        }
+        for (size_t j = 0; j < arrays.size(); ++j) tensor.states.push_back(take(arrays[j], 2 + j));
     }
 }
 
-void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of) {
+void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of,
+                      bool skip_nonfinite) {
     Turn turn(*this);
-    if (table.ndim() != 2 || table.shape(1) != kernel_of(rule_).hyper_count ||
+    const Kernel& kernel = kernel_of(rule_);
+    if (table.ndim() != 2 || table.shape(1) != kernel.hyper_count ||
         static_cast<size_t>(row_of.size()) != tensors_.size())
         throw py::value_error("set_hypers: expected a row of hyperparameters for each tensor");
     for (py::ssize_t i = 0; i < row_of.size(); ++i)
         if (row_of.at(i) < 0 || row_of.at(i) >= table.shape(0)) throw py::index_error("set_hypers: no such row");
-    hypers_.assign(table.data(), table.data() + table.size());
+    table_.assign(table.data(), table.data() + table.size());
     for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].row = row_of.at(i);
-    group_of_row_.assign(table.shape(0), -1);
+    rows_.clear();
+    for (py::ssize_t row = 0; row < table.shape(0); ++row) {
+        auto* around = reinterpret_cast<const Around::Hyper*>(table.data(row, 0) + kernel.rule_hyper_count);
+        rows_.push_back({around->averages(), around->zero_grad != 0, -1});
+    }
+    skip_nonfinite_ = skip_nonfinite;
+}
+
+const double* Plan::hypers(size_t i) const {
+    return table_.data() + tensors_[i].row * kernel_of(rule_).hyper_count;
+}
+
+// Fill the slots of this step. False if something that they need has not been made yet.
+bool Plan::prepare() {
+    slots_.clear();
+    tensor_of_slot_.clear();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (grads_[i].is_none()) continue;
+        const Tensor& tensor = tensors_[i];
+        if (!tensor.bound || rows_.empty() || (rows_[tensor.row].averages && !tensor.has_average)) return false;
+        Slot& slot = slots_.emplace_back();
+        slot.param = tensor.param.data;
+        slot.grad = tensor.grad.data;
+        slot.average = tensor.average.data;
+        for (size_t j = 0; j < tensor.states.size(); ++j) slot.states[j] = tensor.states[j].data;
+        slot.size = tensor.param.size;
+        slot.type = tensor.param.type;
+        tensor_of_slot_.push_back(i);
+    }
+    return true;
 }
 
 // Tensors that share hyperparameters and clock share a group of scalars; usually that is all of them.
-void Plan::derive(size_t i) {
+void Plan::derive(size_t i, Slot& slot) {
     Tensor& tensor = tensors_[i];
-    int64_t& group = group_of_row_[tensor.row];
+    int64_t& group = rows_[tensor.row].group;
     Clock& clock = *tensor.clock;
-    if (group >= 0 && groups_[group].before.t == clock.t && groups_[group].before.product == clock.product) {
+    if (group >= 0 && groups_[group].before == clock) {
         clock = groups_[group].after;
     } else {
-        const Kernel& kernel = kernel_of(rule_);
         group = static_cast<int64_t>(groups_.size());
         Group& fresh = groups_.emplace_back();
         fresh.before = clock;
-        kernel.derive(hypers_.data() + tensor.row * kernel.hyper_count, clock, fresh);
+        kernel_of(rule_).derive(hypers(i), clock, fresh);
         fresh.after = clock;
     }
-    slots_[i].group = static_cast<int32_t>(group);
+    slot.group = static_cast<int32_t>(group);
 }
 
-bool Plan::run(py::object params, py::object grads) {
+py::object Plan::run(py::object params, py::object grads, double grad_scale) {
     Turn turn(*this);
-    if (!fetch(params, grads)) return false;
+    if (!fetch(params, grads)) return py::bool_(false);
     check_arrays();
-    for (size_t i = 0; i < tensors_.size(); ++i)
-        if (!grads_[i].is_none() && (!tensors_[i].bound || group_of_row_.empty())) return false;
+    if (!prepare()) return py::bool_(false);
+    const size_t n = slots_.size();
+    groups_.clear();
+    groups_.reserve(n);
+    for (Row& row : rows_) row.group = -1;
+
+    std::vector<const double*> hypers_of_slot;
+    for (size_t i : tensor_of_slot_) hypers_of_slot.push_back(hypers(i));
+    Measure found = measure(kernel_of(rule_), slots_, hypers_of_slot, grad_scale, skip_nonfinite_);
+    py::object result = py::bool_(true);
+    if (found.is_made)
+        result = py::make_tuple(found.norm, found.offender < 0 ? py::object(py::none())
+                                                               : py::object(py::int_(tensor_of_slot_[found.offender])));
 
     // From here on nothing fails.
-    const Kernel& kernel = kernel_of(rule_);
-    groups_.clear();
-    groups_.reserve(tensors_.size());
-    std::fill(group_of_row_.begin(), group_of_row_.end(), -1);
-    int64_t bytes = 0;
+    if (found.offender >= 0) {
+        for (size_t i = 0; i < n; ++i)
+            if (rows_[tensors_[tensor_of_slot_[i]].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
+        return result;
+    }
     {
         FloatMode mode;
         mode.ieee();
-        for (size_t i = 0; i < tensors_.size(); ++i) {
-            const Tensor& tensor = tensors_[i];
-            Slot& slot = slots_[i];
-            slot.size = 0;
-            if (grads_[i].is_none()) continue;
-            slot.param = tensor.param.data;
-            slot.grad = tensor.grad.data;
-            slot.size = tensor.param.size;
-            slot.type = tensor.param.type;
-            bytes += kernel.traffic(slot.size, slot.type);
-            derive(i);
-        }
+        for (size_t i = 0; i < n; ++i) derive(tensor_of_slot_[i], slots_[i]);
     }
-    run_slots(rule_, slots_, groups_.data(), bytes);
-    return true;
+    run_slots(rule_, slots_, groups_.data());
+    return result;
 }
 
 }  // namespace fusedstep

@@ -25,23 +25,37 @@ public:
     // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype) if it has a gradient, else None.
     py::list check(py::object params, py::object grads);
 
-    // Take over the states of each tensor (a tuple of arrays, or None), and the clocks that hold its step number.
-    void bind(py::list states, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of);
+    // Take over the states of each tensor (a tuple of arrays, or None), its average (an array, or None), and the
+    // clocks that hold its step number.
+    void bind(py::list states, py::list averages, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of);
 
-    // Set the table of hyperparameters and the row of it that each tensor uses.
-    void set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of);
+    // Set the table of hyperparameters, the row of it that each tensor uses, and whether a step with a gradient that
+    // is not finite is skipped.
+    void set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of,
+                    bool skip_nonfinite);
 
-    // Make a step. False, and nothing done, if the arguments are not the tensors of this plan, or lack states.
-    bool run(py::object params, py::object grads);
+    // Make a step. False, and nothing done, if the arguments are not the tensors of this plan, or lack states; else
+    // True, or, where the gradients were measured, a tuple: their norm, and the number of the tensor for whose gradient
+    // the step was skipped, or None.
+    py::object run(py::object params, py::object grads, double grad_scale);
 
 private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
         View param, grad;  // grad.data is null while there is none
         std::vector<View> states;
-        bool bound = false;
+        View average;
+        bool bound = false, has_average = false;
         Clock* clock = nullptr;
         int64_t row = 0;
+
+        // What was made beside the parameter, and tells its shape; null if nothing was.
+        const View* kept() const { return !states.empty() ? &states[0] : has_average ? &average : nullptr; }
+    };
+    // A row of the table: a set of hyperparameters.
+    struct Row {
+        bool averages, zero_grad;
+        int64_t group;  // in this step, or -1
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts
 
@@ -55,17 +69,21 @@ private:
     void fetch_grads(const Container& grads);
     void check_arrays();
     void check_overlap();
-    void derive(size_t i);
+    bool prepare();
+    void derive(size_t i, Slot& slot);
+    const double* hypers(size_t i) const;
 
     const int rule_;
     Kind kind_;
     py::list keys_;
     std::vector<Tensor> tensors_;
-    std::vector<Slot> slots_;
+    std::vector<Row> rows_;
+    std::vector<double> table_;
+    bool skip_nonfinite_ = false;
+    std::vector<Slot> slots_;  // of this step, like the next two
+    std::vector<size_t> tensor_of_slot_;
     std::vector<Group> groups_;
-    std::vector<int64_t> group_of_row_;
-    std::vector<double> hypers_;
-    std::vector<py::object> held_;            // the states and the clocks
+    std::vector<py::object> held_;            // states, averages and clocks
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
     std::vector<Span> owned_spans_, grad_spans_;
     bool owned_sorted_ = false, disjoint_ = false;

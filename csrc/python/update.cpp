@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../around.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
 
@@ -14,20 +15,59 @@ bool is_list(py::handle object) {
     return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
 }
 
+// Long work lets other Python threads run.
+template <class Work>
+void without_gil(int64_t bytes, Work work) {
+    if (bytes < kBytesToReleaseGil) return work();
+    py::gil_scoped_release release;
+    work();
+}
+
 }  // namespace
 
-void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups, int64_t bytes) {
-    if (bytes < kBytesToReleaseGil) return run_step(rule, slots.data(), slots.size(), groups, bytes);
-    py::gil_scoped_release release;
-    run_step(rule, slots.data(), slots.size(), groups, bytes);
+Measure measure(const Kernel& kernel, std::vector<Slot>& slots, const std::vector<const double*>& hypers,
+                double grad_scale, bool skip_nonfinite) {
+    auto around = [&](size_t i) -> const Around::Hyper& {
+        return *reinterpret_cast<const Around::Hyper*>(hypers[i] + kernel.rule_hyper_count);
+    };
+    Measure found;
+    std::vector<double> sums, shares;
+    double sum_of_shares = 0;
+    found.is_made = skip_nonfinite;
+    for (size_t i = 0; i < slots.size() && !found.is_made; ++i) found.is_made = around(i).measures();
+    if (found.is_made) {
+        int64_t bytes = 0;
+        for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.type];
+        sums.resize(slots.size());
+        without_gil(bytes, [&] { sum_squares(slots.data(), slots.size(), sums.data()); });
+    }
+    FloatMode mode;
+    mode.ieee();
+    if (found.is_made) {
+        for (size_t i = 0; i < slots.size(); ++i) shares.push_back(Around::share(around(i), sums[i]));
+        sum_of_shares = add_up(shares.data(), shares.size());
+        found.norm = Around::norm(sum_of_shares, grad_scale);
+    }
+    for (size_t i = 0; i < slots.size(); ++i) {
+        if (skip_nonfinite && found.offender < 0 && !is_finite(slots[i], sums[i])) found.offender = i;
+        slots[i].scale = Around::scale(around(i), grad_scale, found.is_made ? sums[i] : 0, sum_of_shares);
+    }
+    return found;
+}
+
+void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups) {
+    const Kernel& kernel = kernel_of(rule);
+    int64_t bytes = 0;
+    for (const Slot& slot : slots) bytes += kernel.traffic(slot.size, slot.type);
+    without_gil(bytes, [&] { run_step(rule, slots.data(), slots.size(), groups, bytes); });
 }
 
 double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product) {
     const Kernel& kernel = kernel_of(rule);
     const size_t roles = 2 + kernel.state_count;
-    double values[kMaxHypers];
+    double values[kMaxHypers + 1];
     std::string_view packed = hypers;
-    if (arrays.size() != roles || packed.size() != kernel.hyper_count * sizeof(double))
+    if (arrays.size() != roles || packed.size() != (kernel.hyper_count + 1) * sizeof(double))
         throw py::type_error("update: wrong number of arrays or hyperparameters");
     std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values));
     const char* expected_t = ", expected the number of this update, an integer from 1 to 2**62";
@@ -36,7 +76,8 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped where it is too large
     if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
     if (number < 1 || number > int64_t(1) << 62) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
-    Clock clock{number - 1, product};
+    Clock clock{number - 1, product, 0};
+    const bool zeroes = reinterpret_cast<const Around::Hyper*>(values + kernel.rule_hyper_count)->zero_grad != 0;
 
     const bool many = is_list(arrays[0]);
     const size_t count = many ? py::len(arrays[0]) : 1;
@@ -63,35 +104,34 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     std::vector<Span> spans;
     spans.reserve(held.size());
     std::vector<Slot> slots(count);
-    int64_t bytes = 0;
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
         Like like{p, name(i * roles)};
-        slot = {p.data, nullptr, {}, p.size, p.type, 0};
+        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, 1};
         add_span(spans, p, i * roles);
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
-            View view = look(held[id], name(id), role > 1, &like);
+            View view = look(held[id], name(id), role > 1 || zeroes, &like);
             if (role == 1)
                 slot.grad = view.data;
             else
                 slot.states[role - 2] = view.data;
             add_span(spans, view, id);
         }
-        bytes += kernel.traffic(p.size, p.type);
     }
     sort(spans);
     auto [a, b] = find_overlap(spans, {});
     if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
 
+    measure(kernel, slots, std::vector<const double*>(count, values), values[kernel.hyper_count], false);
     Group group{};
     {
         FloatMode mode;
         mode.ieee();
         kernel.derive(values, clock, group);
     }
-    run_slots(rule, slots, &group, bytes);
+    run_slots(rule, slots, &group);
     return clock.product;
 }
 

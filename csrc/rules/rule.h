@@ -39,10 +39,18 @@ RULE double magnitude(double x) {
     return fabs(x);
 }
 
-// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way.
+// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way. What is selected keeps
+// its bits: compared is a + 0, lest a compiler make a maxss of it, which flushes subnormals.
 template <class T>
 RULE T larger(T a, T b) {
-    return a > b || a != a ? a : b;
+    return a + T(0) > b || a != a ? a : b;
+}
+
+// min(max(x, -limit), limit) for a limit that is not NaN, with the same care.
+template <class T>
+RULE T clipped(T x, T limit) {
+    T above = x <= -limit ? -limit : x;
+    return above >= limit ? limit : above;
 }
 
 // sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN.

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import optimizers, reference
+from .minibatches import minibatches
 from .verify import classes
 
 __all__ = ["Digits", "Run", "gradients", "load", "main", "quadratic", "same_bits", "train"]
@@ -133,12 +134,10 @@ def train(
     params = _initial_params()
     losses = [_loss(params, digits.x, digits.y)]
     seconds = 0.0
-    rng = np.random.default_rng(1)
+    batches = minibatches(len(digits.y), BATCH, seed=1)
     for _ in range(epochs):
-        order = rng.permutation(len(digits.y))
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            grads = gradients(params, digits.x[batch], digits.y[batch])
+        for rows in batches:
+            grads = gradients(params, digits.x[rows], digits.y[rows])
             begin = perf_counter()
             optimizer.step(params, grads)
             seconds += perf_counter() - begin

@@ -10,17 +10,20 @@ All of them raise TypeError for what is no array, a wrong dtype or a wrong type 
 wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, BufferError
 for an array of another library that does not export its memory, and RuntimeError for an array on a GPU.
 
-Hyperparameters mean what they mean for the class in `fusedstep`, which also cites the papers in full.
+Hyperparameters and options mean what they mean for the class in `fusedstep`, which also cites the papers in full.
+Averages and the skipping of steps need a memory, and belong to the classes alone.
 """
 
+from dataclasses import fields
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 import numpy as np
 
 from . import _cpu
-from .hyperparameters import check, declared, numbers
+from .hyperparameters import check, check_clips, declared, numbers
+from .optimizer import Optimizer
 
 __all__ = [
     "adadelta",
@@ -42,13 +45,42 @@ __all__ = [
 _number = {name: number for name, (number, _, _) in _cpu.rules.items()}
 
 
+class LionOptions(TypedDict, total=False):
+    """What surrounds every rule, as for the classes; a norm is that of the gradients of the call."""
+
+    grad_scale: float
+    clip_value: float | None
+    clip_norm: float | None
+    clip_global_norm: float | None
+    maximize: bool
+    l1: float
+    weight_decay: float
+    zero_grad: bool
+
+
+class Options(LionOptions, total=False):
+    """The same, for a rule that leaves the choice of how to decay."""
+
+    decoupled: bool
+
+
+_DEFAULTS = {f.name: f.default for f in fields(Optimizer) if f.name != "overrides"}
+
+
 @lru_cache(maxsize=1024, typed=True)
-def _packed(rule: str, *given: Any) -> bytes:
+def _packed(rule: str, /, *given: Any, **options: Any) -> bytes:
     """Check the hyperparameters of a rule, and turn them into its numbers; once for each set of them."""
-    hints = declared(globals()[rule])
-    values = {"decoupled": True}  # where a rule leaves no choice
+    function = globals()[rule]
+    hints, known = declared(function), declared(get_args(get_type_hints(function)["options"])[0])
+    values = _DEFAULTS | {"decoupled": "decoupled" not in known}
     values |= {name: check(name, value, hints[name]) for name, value in zip(hints, given, strict=True)}
-    return np.array(numbers(_cpu.rules[rule][2], values)).tobytes()
+    for name, value in options.items():
+        if name not in known:
+            raise TypeError(f"{name} is no option of {rule}, expected one of {', '.join(known)}")
+        values[name] = check(name, value, known[name])
+    check_clips(values)
+    scale = values.pop("grad_scale")
+    return np.array([*numbers(_cpu.rules[rule][2], values | {"grad_scale": 1.0}), scale]).tobytes()
 
 
 def sgd(
@@ -56,9 +88,7 @@ def sgd(
     g: Any,
     *,
     lr: float,
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Gradient descent: p = p - lr g.
@@ -68,9 +98,11 @@ def sgd(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
-    lr, weight_decay, decoupled, maximize
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+    lr
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -81,7 +113,7 @@ def sgd(
     ----------
     Cauchy 1847; Robbins & Monro 1951.
     """
-    _cpu.update(_number["sgd"], (p, g), _packed("sgd", lr, weight_decay, decoupled, maximize), 1, 1.0)
+    _cpu.update(_number["sgd"], (p, g), _packed("sgd", lr, **options), 1, 1.0)
 
 
 def momentum(
@@ -95,9 +127,7 @@ def momentum(
     dampening: float = 0.0,
     dampen_first: bool = False,
     velocity: Literal["grad", "step"] = "grad",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Momentum: b = momentum b + g, p = p - lr b.
@@ -107,13 +137,15 @@ def momentum(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     b : like `p`
         State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
-    lr, momentum, dampening, dampen_first, velocity, weight_decay, decoupled, maximize
+    lr, momentum, dampening, dampen_first, velocity
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -127,7 +159,7 @@ def momentum(
     _cpu.update(
         _number["momentum"],
         (p, g, b),
-        _packed("momentum", lr, momentum, dampening, dampen_first, velocity, weight_decay, decoupled, maximize),
+        _packed("momentum", lr, momentum, dampening, dampen_first, velocity, **options),
         t,
         1.0,
     )
@@ -141,9 +173,7 @@ def nag(
     lr: float,
     momentum: float = 0.9,
     velocity: Literal["grad", "step"] = "grad",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Nesterov's accelerated gradient: b = momentum b + g, p = p - lr (g + momentum b).
@@ -153,11 +183,13 @@ def nag(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     b : like `p`
         State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, momentum, velocity, weight_decay, decoupled, maximize
+    lr, momentum, velocity
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -168,9 +200,7 @@ def nag(
     ----------
     Nesterov 1983; Bengio, Boulanger-Lewandowski & Pascanu 2013.
     """
-    _cpu.update(
-        _number["nag"], (p, g, b), _packed("nag", lr, momentum, velocity, weight_decay, decoupled, maximize), 1, 1.0
-    )
+    _cpu.update(_number["nag"], (p, g, b), _packed("nag", lr, momentum, velocity, **options), 1, 1.0)
 
 
 def adagrad(
@@ -181,9 +211,7 @@ def adagrad(
     lr: float,
     eps: float = 1e-10,
     eps_mode: Literal["outside", "inside"] = "outside",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Adagrad: a = a + g^2, p = p - lr g / (sqrt(a) + eps).
@@ -193,11 +221,13 @@ def adagrad(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     a : like `p`
         State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -208,9 +238,7 @@ def adagrad(
     ----------
     Duchi, Hazan & Singer 2011.
     """
-    _cpu.update(
-        _number["adagrad"], (p, g, a), _packed("adagrad", lr, eps, eps_mode, weight_decay, decoupled, maximize), 1, 1.0
-    )
+    _cpu.update(_number["adagrad"], (p, g, a), _packed("adagrad", lr, eps, eps_mode, **options), 1, 1.0)
 
 
 def rmsprop(
@@ -222,9 +250,7 @@ def rmsprop(
     rho: float = 0.99,
     eps: float = 1e-8,
     eps_mode: Literal["outside", "inside"] = "outside",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     RMSprop: v = rho v + (1 - rho) g^2, p = p - lr g / (sqrt(v) + eps).
@@ -234,11 +260,13 @@ def rmsprop(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     v : like `p`
         State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, rho, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -252,7 +280,7 @@ def rmsprop(
     _cpu.update(
         _number["rmsprop"],
         (p, g, v),
-        _packed("rmsprop", lr, rho, eps, eps_mode, weight_decay, decoupled, maximize),
+        _packed("rmsprop", lr, rho, eps, eps_mode, **options),
         1,
         1.0,
     )
@@ -268,9 +296,7 @@ def rmsprop_centered(
     rho: float = 0.99,
     eps: float = 1e-8,
     eps_mode: Literal["outside", "inside"] = "outside",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Centered RMSprop: as `rmsprop`, with m = rho m + (1 - rho) g and v - m^2 under the root.
@@ -280,11 +306,13 @@ def rmsprop_centered(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     v, m : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, rho, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, rho, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -298,7 +326,7 @@ def rmsprop_centered(
     _cpu.update(
         _number["rmsprop_centered"],
         (p, g, v, m),
-        _packed("rmsprop_centered", lr, rho, eps, eps_mode, weight_decay, decoupled, maximize),
+        _packed("rmsprop_centered", lr, rho, eps, eps_mode, **options),
         1,
         1.0,
     )
@@ -316,9 +344,7 @@ def rmsprop_momentum(
     eps_mode: Literal["outside", "inside"] = "outside",
     momentum: float = 0.9,
     velocity: Literal["grad", "step"] = "grad",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     RMSprop with momentum: as `rmsprop`, with b = momentum b + g / (sqrt(v) + eps), p = p - lr b.
@@ -328,11 +354,13 @@ def rmsprop_momentum(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     v, b : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
+    lr, rho, eps, eps_mode, momentum, velocity
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -346,7 +374,7 @@ def rmsprop_momentum(
     _cpu.update(
         _number["rmsprop_momentum"],
         (p, g, v, b),
-        _packed("rmsprop_momentum", lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize),
+        _packed("rmsprop_momentum", lr, rho, eps, eps_mode, momentum, velocity, **options),
         1,
         1.0,
     )
@@ -365,9 +393,7 @@ def rmsprop_centered_momentum(
     eps_mode: Literal["outside", "inside"] = "outside",
     momentum: float = 0.9,
     velocity: Literal["grad", "step"] = "grad",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Centered RMSprop with momentum: `rmsprop_centered` and `rmsprop_momentum` together.
@@ -377,11 +403,13 @@ def rmsprop_centered_momentum(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     v, m, b : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
+    lr, rho, eps, eps_mode, momentum, velocity
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -395,9 +423,7 @@ def rmsprop_centered_momentum(
     _cpu.update(
         _number["rmsprop_centered_momentum"],
         (p, g, v, m, b),
-        _packed(
-            "rmsprop_centered_momentum", lr, rho, eps, eps_mode, momentum, velocity, weight_decay, decoupled, maximize
-        ),
+        _packed("rmsprop_centered_momentum", lr, rho, eps, eps_mode, momentum, velocity, **options),
         1,
         1.0,
     )
@@ -412,9 +438,7 @@ def adadelta(
     lr: float,
     rho: float = 0.9,
     eps: float = 1e-6,
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Adadelta: v = rho v + (1 - rho) g^2, d = sqrt((x + eps) / (v + eps)) g, x = rho x + (1 - rho) d^2, p = p - lr d.
@@ -424,11 +448,13 @@ def adadelta(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     v, x : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, rho, eps, weight_decay, decoupled, maximize
+    lr, rho, eps
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -439,9 +465,7 @@ def adadelta(
     ----------
     Zeiler 2012, Algorithm 1.
     """
-    _cpu.update(
-        _number["adadelta"], (p, g, v, x), _packed("adadelta", lr, rho, eps, weight_decay, decoupled, maximize), 1, 1.0
-    )
+    _cpu.update(_number["adadelta"], (p, g, v, x), _packed("adadelta", lr, rho, eps, **options), 1, 1.0)
 
 
 def adam(
@@ -456,9 +480,7 @@ def adam(
     beta2: float = 0.999,
     eps: float = 1e-8,
     eps_mode: Literal["outside", "hat", "inside"] = "outside",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Adam: m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, p = p - lr m' / (sqrt(v') + eps).
@@ -470,13 +492,15 @@ def adam(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     m, v : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
-    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, beta1, beta2, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -490,7 +514,7 @@ def adam(
     _cpu.update(
         _number["adam"],
         (p, g, m, v),
-        _packed("adam", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        _packed("adam", lr, beta1, beta2, eps, eps_mode, **options),
         t,
         1.0,
     )
@@ -509,9 +533,7 @@ def amsgrad(
     beta2: float = 0.999,
     eps: float = 1e-8,
     eps_mode: Literal["outside", "hat", "inside"] = "outside",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     AMSGrad: as `adam`, with w = max(w, v) in place of v under the root.
@@ -521,13 +543,15 @@ def amsgrad(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     m, v, w : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
-    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, beta1, beta2, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -541,7 +565,7 @@ def amsgrad(
     _cpu.update(
         _number["amsgrad"],
         (p, g, m, v, w),
-        _packed("amsgrad", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        _packed("amsgrad", lr, beta1, beta2, eps, eps_mode, **options),
         t,
         1.0,
     )
@@ -559,9 +583,7 @@ def adamax(
     beta2: float = 0.999,
     eps: float = 1e-8,
     eps_mode: Literal["max", "outside"] = "max",
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> None:
     """
     Adamax: m = beta1 m + (1 - beta1) g, w = max(beta2 w, abs(g) + eps), p = p - lr / (1 - beta1^t) m / w.
@@ -571,13 +593,15 @@ def adamax(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     m, w : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
-    lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize
+    lr, beta1, beta2, eps, eps_mode
         As for the class.
+    **options
+        Those of `Options`.
 
     Raises
     ------
@@ -591,7 +615,7 @@ def adamax(
     _cpu.update(
         _number["adamax"],
         (p, g, m, w),
-        _packed("adamax", lr, beta1, beta2, eps, eps_mode, weight_decay, decoupled, maximize),
+        _packed("adamax", lr, beta1, beta2, eps, eps_mode, **options),
         t,
         1.0,
     )
@@ -610,9 +634,7 @@ def nadam(
     beta2: float = 0.999,
     eps: float = 1e-8,
     schedule_decay: float = 0.004,
-    weight_decay: float = 0.0,
-    decoupled: bool = False,
-    maximize: bool = False,
+    **options: Unpack[Options],
 ) -> float:
     """
     Nadam: Adam with Nesterov momentum and the momentum schedule mu_t = beta1 (1 - 0.5 * 0.96^(schedule_decay t)).
@@ -622,15 +644,17 @@ def nadam(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     m, v : like `p`
         States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     product : float
         Product of the momenta mu_1 ... mu_(t-1): 1 for the first update, then what the last one returned.
-    lr, beta1, beta2, eps, schedule_decay, weight_decay, decoupled, maximize
+    lr, beta1, beta2, eps, schedule_decay
         As for the class.
+    **options
+        Those of `Options`.
 
     Returns
     -------
@@ -653,7 +677,7 @@ def nadam(
     return _cpu.update(
         _number["nadam"],
         (p, g, m, v),
-        _packed("nadam", lr, beta1, beta2, eps, schedule_decay, weight_decay, decoupled, maximize),
+        _packed("nadam", lr, beta1, beta2, eps, schedule_decay, **options),
         t,
         product,
     )
@@ -667,8 +691,7 @@ def lion(
     lr: float,
     beta1: float = 0.9,
     beta2: float = 0.99,
-    weight_decay: float = 0.0,
-    maximize: bool = False,
+    **options: Unpack[LionOptions],
 ) -> None:
     """
     Lion: c = beta1 m + (1 - beta1) g, m = beta2 m + (1 - beta2) g, p = p - lr sign(c).
@@ -678,11 +701,13 @@ def lion(
     p : array or list of arrays
         Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read.
+        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
     m : like `p`
         State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
-    lr, beta1, beta2, weight_decay, maximize
-        As for the class; weight decay is always decoupled.
+    lr, beta1, beta2
+        As for the class.
+    **options
+        Those of `LionOptions`; weight decay is always decoupled.
 
     Raises
     ------
@@ -693,5 +718,5 @@ def lion(
     ----------
     Chen et al. 2023.
     """
-    packed = _packed("lion", lr, beta1, beta2, weight_decay, maximize)
+    packed = _packed("lion", lr, beta1, beta2, **options)
     _cpu.update(_number["lion"], (p, g, m), packed, 1, 1.0)

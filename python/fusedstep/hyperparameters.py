@@ -5,24 +5,37 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from operator import le, lt
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
-__all__ = ["check", "declared", "numbers"]
+__all__ = ["CLIPS", "Scheduled", "check", "check_clips", "declared", "numbers"]
+
+Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 
 INF = math.inf
-# name: lowest value, highest value, whether the highest itself is allowed
-RANGES: dict[str, tuple[float, float, bool]] = {
-    "lr": (0, INF, False),
-    "momentum": (0, 1, True),
-    "dampening": (0, 1, True),
-    "rho": (0, 1, False),
-    "beta1": (0, 1, False),
-    "beta2": (0, 1, False),
-    "eps": (0, INF, False),
-    "initial_accumulator": (0, INF, False),
-    "schedule_decay": (0, INF, True),
-    "weight_decay": (0, INF, False),
+_BELOW: TypeAlias = Callable[[float, float], bool]
+# name: lowest value, and how it may be met; how the highest may be met, and that value
+RANGES: dict[str, tuple[float, _BELOW, _BELOW, float]] = {
+    "lr": (0, le, lt, INF),
+    "momentum": (0, le, le, 1),
+    "dampening": (0, le, le, 1),
+    "rho": (0, le, lt, 1),
+    "beta1": (0, le, lt, 1),
+    "beta2": (0, le, lt, 1),
+    "eps": (0, le, lt, INF),
+    "initial_accumulator": (0, le, lt, INF),
+    "schedule_decay": (0, le, le, INF),
+    "grad_scale": (-INF, lt, lt, INF),
+    "clip_value": (0, lt, lt, INF),
+    "clip_norm": (0, lt, lt, INF),
+    "clip_global_norm": (0, lt, lt, INF),
+    "l1": (0, le, lt, INF),
+    "weight_decay": (0, le, lt, INF),
+    "ema": (0, le, le, 1),
 }
+_SIGN: dict[_BELOW, str] = {le: "<=", lt: "<"}
+CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
+_OPTIONAL = {*CLIPS, "ema"}  # None switches them off
 
 
 def _declared(owner: Any) -> dict[str, Any]:
@@ -42,7 +55,7 @@ def _choices(hint: Any) -> tuple[str, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def check(name: str, value: Any, hint: Any, label: str = "") -> Any:
+def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
     """
     Return `value` as the hyperparameter `name`, or refuse it under the name `label`.
 
@@ -64,16 +77,25 @@ def check(name: str, value: Any, hint: Any, label: str = "") -> Any:
         if value not in choices:
             raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
         return value
+    if value is None and name in _OPTIONAL:
+        return None
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{label} is {value!r}, expected a number")
-    low, high, closed = RANGES[name]
+        raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
+    low, above, below, high = RANGES[name]
     try:
         number = float(value) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
         number = INF
-    if not (low <= number < high or (closed and number == high)):
-        raise ValueError(f"{label} is {value!r}, expected {low:g} <= {name} {'<=' if closed else '<'} {high:g}")
+    if not (above(low, number) and below(number, high)):
+        wanted = f"{low:g} {_SIGN[above]} {name} {_SIGN[below]} {high:g}"
+        raise ValueError(f"{label} is {value!r}, expected {wanted}")
     return number
+
+
+def check_clips(values: Mapping[str, Any], label: str = "") -> None:
+    """Refuse more than one way of clipping."""
+    if len(chosen := [name for name in CLIPS if values.get(name) is not None]) > 1:
+        raise ValueError(f"{label}{chosen[1]} stands beside {chosen[0]}, expected one of them to be None")
 
 
 def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[float]:
@@ -81,14 +103,14 @@ def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[float]:
     Return the numbers that a rule calls `names`, from the hyperparameters of a class or function.
 
     A dialect is a number too: `eps_inside` is eps where eps_mode is "inside" and otherwise 0, and `velocity_step` is
-    1 where velocity is "step" and otherwise 0. `decay_base` is Nadam's 0.96**schedule_decay.
+    1 where velocity is "step" and otherwise 0. `decay_base` is Nadam's 0.96**schedule_decay. What is None is infinite.
     """
     return [_number(name, values) for name in names]
 
 
 def _number(name: str, values: Mapping[str, Any]) -> float:
     if name in values:
-        return float(values[name])
+        return INF if values[name] is None else float(values[name])
     if name == "decay_base":
         return rational_power(0.96, values["schedule_decay"])
     field, choice = name.split("_")

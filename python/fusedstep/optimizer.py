@@ -1,40 +1,87 @@
 """
-What all optimizers have in common: hyperparameters, step counts and states by key, and the step.
+What all optimizers have in common: hyperparameters, and the step.
 
 It knows no formula, pointer or device: it hands arrays to the plan of an engine, and numbers to its rules.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _cpu
-from .hyperparameters import check, declared, numbers
+from .hyperparameters import CLIPS, Scheduled, check, check_clips, declared, numbers
+from .progress import Array, Progress
 
-__all__ = ["Optimizer"]
-
-Array = npt.NDArray[Any]
-
-_CLOCK = np.dtype([("t", np.int64), ("product", np.float64)])
-_LINE = 64
+__all__ = ["Averages", "Optimizer", "Result"]
 
 
-def _new_state(shape: tuple[int, ...], dtype: npt.DTypeLike, value: float) -> Array:
-    # A view, aligned to cache lines. Nobody can resize it, and the plan's reference to its owner keeps that as it is.
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    owner = np.zeros(size + _LINE, np.uint8)
-    start = -owner.ctypes.data % _LINE
-    state = owner[start : start + size].view(dtype).reshape(shape)
-    if value:
-        with np.errstate(over="ignore"):
-            state[...] = value
-    return state
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    What a step found out.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        Norm of all gradients of the step, unscaled and before clipping; None unless clipping by a norm or
+        `skip_nonfinite` asked for it.
+    skipped : bool
+        Whether nothing was updated, because a gradient was not finite.
+    nonfinite : hashable
+        Key of the first parameter whose gradient was not finite, where the step was skipped; else None.
+    """
+
+    grad_norm: float | None = None
+    skipped: bool = False
+    nonfinite: Hashable = None
+
+
+_PLAIN = Result()
+
+
+class Averages(Mapping[Hashable, Array]):
+    """
+    The averages of the parameters: key -> array. The arrays may be written to, not replaced.
+
+    Attributes
+    ----------
+    decay : float, callable or None
+        The `ema` of the optimizer.
+    """
+
+    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
+        self.decay = decay
+        self._arrays = arrays
+
+    def __getitem__(self, key: Hashable) -> Array:
+        return self._arrays[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return repr(self.decay)
+
+
+class _Average:
+    """The field `ema`: what is set is the decay, what is read are the averages."""
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        if optimizer is None:
+            return None  # the default
+        return Averages(optimizer._ema, optimizer._progress.ema)
+
+    def __set__(self, optimizer: Any, value: Scheduled | None) -> None:
+        optimizer._ema = value
 
 
 @dataclass(eq=False, kw_only=True)
@@ -42,15 +89,37 @@ class Optimizer:
     """
     What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
 
+    For every element, in this order, each where it is asked for: the gradient is multiplied by `grad_scale`, clipped by
+    a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule makes an update of it, to
+    which the decoupled decay is added; the parameter is updated, then its average, and the gradient is zeroed. All of
+    it happens in one pass over memory.
+
     Parameters
     ----------
-    weight_decay : float
-        Strength of the decay: added to the gradient as ``weight_decay * p`` (L2), or, where `decoupled`, subtracted
-        from the parameter as ``lr * weight_decay * p`` beside the update (Loshchilov & Hutter 2019).
-    decoupled : bool
-        Whether the decay bypasses the rule.
+    grad_scale : float or callable
+        Factor on the gradient, beside that of the step.
+    clip_value, clip_norm, clip_global_norm : float, callable or None
+        Limit above 0 of each element of a gradient, of the norm of each gradient, or of the norm of all gradients of a
+        step: a larger one is scaled down to it. At most one of the three. The norm is that of the scaled gradient;
+        where it is not finite, `clip_norm` makes the gradient 0 or NaN and `clip_global_norm` makes everything NaN.
+        A parameter with another `clip_global_norm` in `overrides` has a limit of its own on the same norm.
     maximize : bool
-        Whether to climb: the gradient is negated first.
+        Whether to climb: the gradient is negated.
+    l1, weight_decay : float or callable
+        Strength of the decay: ``l1 * sign(p)`` and ``weight_decay * p`` are added to the gradient (L1, L2). Where
+        `decoupled`, ``lr * weight_decay * p`` is subtracted from the parameter beside the update instead (Loshchilov &
+        Hutter 2019, "Decoupled weight decay regularization").
+    decoupled : bool
+        Whether `weight_decay` bypasses the rule.
+    ema : float, callable or None
+        Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
+        update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+        averaging"). To be read in ``optimizer.ema[key]``; to be changed by ``optimizer.ema = 0.99``.
+    zero_grad : bool
+        Whether gradients are set to 0 once they have been read, also in a step that is skipped.
+    skip_nonfinite : bool
+        Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
+        they are. It reads the gradients once more, as a norm does.
     overrides : mapping
         Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
         patterns win over earlier ones, and exact keys over patterns.
@@ -60,29 +129,38 @@ class Optimizer:
     TypeError
         If an option does not exist or has a wrong type, at construction or when it is set.
     ValueError
-        If a value is out of range, or if an override asks for another rule than the rest.
+        If a value is out of range, if more than one clipping is set, or if an override asks for another rule than the
+        rest.
 
     Notes
     -----
-    `lr` may be a function: it is called with the number of finished updates, 0 at the first, and returns the rate.
-    An instance makes one step at a time. It can be pickled, if its `lr` can, and copied; parameters are not part of it.
+    Every hyperparameter that is a number may be a function: it is called with the number of finished updates of the
+    parameter, 0 at the first, and returns the number; see `fusedstep.schedules`. An instance makes one step at a time.
+    It can be pickled, if such functions can, and copied; parameters are not part of it.
     """
 
-    weight_decay: float = 0.0
-    decoupled: bool = False
+    grad_scale: Scheduled = 1.0
+    clip_value: Scheduled | None = None
+    clip_norm: Scheduled | None = None
+    clip_global_norm: Scheduled | None = None
     maximize: bool = False
+    l1: Scheduled = 0.0
+    weight_decay: Scheduled = 0.0
+    decoupled: bool = False
+    ema: _Average = _Average()
+    zero_grad: bool = False
+    skip_nonfinite: bool = False
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
     rule: ClassVar[str]
     accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
     always_decoupled: ClassVar[bool] = False
     _patterns: ClassVar[list[str]] = []  # of the overrides; an instance has its own
+    _ema: ClassVar[Any]  # the decay; an instance has its own
 
     def __post_init__(self) -> None:
         self._turn = Lock()  # one step at a time
-        self._clock_of: dict[Hashable, int] = {}
-        self._clocks = np.zeros(0, _CLOCK)
-        self._state: dict[Hashable, Mapping[str, Array]] = {}
+        self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._plan_rule = ""
         self._layers: list[tuple[Hashable, ...]] = []  # the combinations of overrides in use
@@ -93,6 +171,8 @@ class Optimizer:
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
             value = self._checked(name, value)
+            if name in CLIPS:
+                check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
             object.__setattr__(self, "_stale", True)
             if name == "overrides":
                 object.__setattr__(self, "_plan", None)
@@ -108,10 +188,11 @@ class Optimizer:
         if name == "overrides" and not label:
             return cls._frozen(value)
         fixed = {"decoupled"} if cls.always_decoupled else set()
+        fixed |= {"skip_nonfinite"} if label else set()  # it concerns a step as a whole
         if name not in hints or name in fixed:
             listed = ", ".join(known for known in hints if known not in fixed)
             raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
-        if name == "lr" and callable(value):
+        if hints[name] is float and callable(value):
             return value
         return check(name, value, hints[name], label)
 
@@ -135,7 +216,7 @@ class Optimizer:
         return self.rule
 
     def _values(self, layer: tuple[Hashable, ...] = ()) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"ema": self._ema}
         for key in layer:
             values |= self.overrides[key]
         return values
@@ -148,8 +229,9 @@ class Optimizer:
     def _current_rule(self) -> str:
         rule = self._rule(self._values())
         for key in self.overrides:
-            other = self._rule(self._values((key,)))
-            if other != rule:
+            values = self._values((key,))
+            check_clips(values, f"overrides[{key!r}]: ")
+            if (other := self._rule(values)) != rule:
                 raise ValueError(
                     f"overrides[{key!r}] asks for the rule {other}, expected hyperparameters of {rule} like the others"
                 )
@@ -157,7 +239,7 @@ class Optimizer:
 
     # Steps.
 
-    def step(self, params: Any, grads: Any) -> None:
+    def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """
         Update parameters in place, once.
 
@@ -167,17 +249,25 @@ class Optimizer:
             The parameters, float32 or float64, of any shape, C-contiguous, writable. Updated in place.
         grads : like `params`
             Their gradients, each of the dtype and shape of its parameter. A gradient that is None, or missing from a
-            mapping, leaves its parameter, states and step count alone. Gradients are only read.
+            mapping, leaves its parameter, states and step count alone. Gradients are only read, unless `zero_grad`.
+        grad_scale : float
+            Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
+            accumulated batches.
+
+        Returns
+        -------
+        Result
+            The norm of the gradients, if it was needed, and whether the step was skipped.
 
         Raises
         ------
         TypeError
             If something is not an array, or has a dtype or byte order that is not wanted; if `grads` is another kind
-            of container than `params`; or if `lr` computes something that is no number.
+            of container than `params`; or if a scheduled hyperparameter is no number.
         ValueError
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
-            call or a state; if `grads` has another length than `params`, or a key that `params` lacks; if `lr`
-            computes a number out of range; or if an override fits no parameter.
+            call or a state; if `grads` has another length than `params`, or a key that `params` lacks; if a scheduled
+            hyperparameter or `grad_scale` is out of range; or if an override fits no parameter.
         BufferError
             If an array of another library does not export its memory.
         RuntimeError
@@ -187,27 +277,39 @@ class Optimizer:
         -----
         Everything is checked before the first write: a refused step changes nothing.
         """
+        if type(grad_scale) is not float or grad_scale != 1.0:
+            grad_scale = check("grad_scale", grad_scale)
         if not self._turn.acquire(False):
             raise RuntimeError("this optimizer is already in a step, expected one step at a time")
         try:
             if self._stale:
                 self._refresh()
-            if self._plan is None or not self._plan.run(params, grads):
-                self._replan(params, grads)
+            if self._plan is not None:
+                outcome = self._plan.run(params, grads, grad_scale)
+                if outcome is not False:
+                    return self._result(self._plan, outcome)
+            return self._replan(params, grads, grad_scale)
         finally:
             self._turn.release()
+
+    @staticmethod
+    def _result(plan: _cpu.Plan, outcome: Literal[True] | tuple[float, int | None]) -> Result:
+        if outcome is True:
+            return _PLAIN
+        norm, at = outcome
+        return Result(norm, at is not None, None if at is None else plan.keys[at])
 
     def _refresh(self) -> None:
         """Hand changed hyperparameters to the plan."""
         if self._current_rule() != self._plan_rule:
             self._plan = None
         if self._plan is not None:
-            self._hand_over(self._plan, self._clocks["t"][self._clock_index])
+            self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
-        """Fill the plan's table of hyperparameters; a scheduled rate has a row for each step number in use."""
+        """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
         layers = [self._values(layer) for layer in self._layers]
-        scheduled = any(callable(values["lr"]) for values in layers)
+        scheduled = any(callable(value) for values in layers for value in values.values())
         first = int(done[0]) if done.size else 0
         rows = [(i, first) for i in range(len(layers))]
         row_of = self._layer_of
@@ -216,17 +318,18 @@ class Optimizer:
             rows = [(int(i), int(t)) for i, t in pairs]
         names = _cpu.rules[self._plan_rule][2]
         table = [numbers(names, self._at(layers[i], t)) for i, t in rows]
-        plan.set_hypers(np.array(table, np.float64).reshape(len(rows), len(names)), row_of.reshape(-1))
+        plan.set_hypers(
+            np.array(table, np.float64).reshape(len(rows), len(names)), row_of.reshape(-1), self.skip_nonfinite
+        )
         self._stale = scheduled
 
     @staticmethod
     def _at(values: dict[str, Any], done: int) -> dict[str, Any]:
         """Return the hyperparameters at the update that follows `done` others."""
-        if callable(values["lr"]):
-            return values | {"lr": check("lr", values["lr"](done), float, f"lr({done})")}
-        return values
+        scheduled = {name: value(done) for name, value in values.items() if callable(value)}
+        return values | {name: check(name, value, float, f"{name}({done})") for name, value in scheduled.items()}
 
-    def _replan(self, params: Any, grads: Any) -> None:
+    def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
         self._plan, self._plan_rule = None, self._current_rule()
         number, names, _ = _cpu.rules[self._plan_rule]
@@ -235,43 +338,41 @@ class Optimizer:
         keys = plan.keys
         self._match_overrides(keys)
 
-        clock_of = dict(self._clock_of)
-        for key in keys:
-            clock_of.setdefault(key, len(clock_of))
-        clocks = np.zeros(len(clock_of), _CLOCK)
-        clocks["product"] = 1
-        clocks[: len(self._clocks)] = self._clocks
-        clock_index = np.array([clock_of[key] for key in keys], np.int64)
-
-        states = {}
+        progress = self._progress.extended(keys)
         for key, look in zip(keys, seen, strict=True):
-            state = dict(self._state.get(key, {}))
             if look is not None:
-                values = self._values(self._layer(key))
-                for name in names:
-                    if name not in state:
-                        value = values["initial_accumulator"] if name == self.accumulator else 0.0
-                        state[name] = _new_state(*look, value)
-            states[key] = state
+                values, start = self._values(self._layer(key)), dict.fromkeys(names, 0.0)
+                if self.accumulator:
+                    name = "initial_accumulator"
+                    start[self.accumulator] = self._at({name: values[name]}, progress.t[key])[name]
+                progress.make(key, *look, start, values["ema"] is not None)
+        states = [progress.state.get(key, {}) for key in keys]
+        clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
         plan.bind(
-            [tuple(s[n] for n in names) if s.keys() >= set(names) else None for s in states.values()],
-            clocks,
+            [tuple(s[n] for n in names) if s.keys() >= set(names) else None for s in states],
+            [progress.ema.get(key) for key in keys],
+            progress.clocks,
             clock_index,
         )
-        self._hand_over(plan, clocks["t"][clock_index])
+        self._hand_over(plan, progress.clocks["t"][clock_index])
 
-        if not plan.run(params, grads):
+        outcome = plan.run(params, grads, grad_scale)
+        if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
-        self._plan, self._clocks, self._clock_of, self._clock_index = plan, clocks, clock_of, clock_index
-        self._state |= {key: MappingProxyType(state) for key, state in states.items() if state}
+        result = self._result(plan, outcome)
+        if not result.skipped:  # else nothing was made
+            self._plan, self._progress, self._clock_index = plan, progress, clock_index
+        return result
 
     def _match_overrides(self, keys: list[Hashable]) -> None:
         layers = [self._layer(key) for key in keys]
-        used = {o for layer in layers for o in layer} | {o for key in self._clock_of for o in self._layer(key)}
+        used = {o for layer in layers for o in layer} | {o for key in self._progress.clock_of for o in self._layer(key)}
         for key in self.overrides:
             if key not in used:
                 raise ValueError(f"overrides[{key!r}] fits no parameter, expected one of {keys} or a pattern of them")
         self._layers = list(dict.fromkeys(layers))
+        for layer in self._layers:
+            check_clips(self._values(layer), f"overrides {', '.join(map(repr, layer))}: ")
         number = {layer: i for i, layer in enumerate(self._layers)}
         self._layer_of = np.array([number[layer] for layer in layers], np.int64)
 
@@ -280,33 +381,26 @@ class Optimizer:
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
         """The states: key -> name -> array, beside its parameter. The arrays may be written to, not replaced."""
-        return MappingProxyType(self._state)
+        return MappingProxyType(self._progress.state)
 
     @property
     def t(self) -> Mapping[Hashable, int]:
         """The number of finished updates of each parameter."""
-        counts = self._clocks["t"].tolist()
-        return MappingProxyType({key: counts[i] for key, i in self._clock_of.items()})
+        return MappingProxyType(self._progress.t)
 
     def __getstate__(self) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.init}
-        return {
-            "hyperparameters": values | {"overrides": {key: dict(some) for key, some in self.overrides.items()}},
-            "clock_of": self._clock_of,
-            "clocks": self._clocks,
-            "state": {key: dict(state) for key, state in self._state.items()},
-        }
+        values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
+        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
+        return {"hyperparameters": values, **self._progress.export()}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
-        clock_of, clocks = dict(saved["clock_of"]), np.array(saved["clocks"])
-        if clocks.dtype != _CLOCK or sorted(clock_of.values()) != list(range(len(clocks))):
-            raise ValueError("clocks is not what was saved, expected a step number and a product for each key")
-        if not ((clocks["t"] >= 0) & (clocks["t"] < 2**62) & (clocks["product"] >= 0) & (clocks["product"] <= 1)).all():
-            raise ValueError("clocks is out of range, expected step numbers from 0 and products from 0 to 1")
         type(self).__init__(self, **saved["hyperparameters"])
-        self._clock_of, self._clocks = clock_of, clocks
-        for key, state in saved["state"].items():
-            copies = {name: _new_state(array.shape, array.dtype, 0) for name, array in state.items()}
-            for name, array in state.items():
-                copies[name][...] = array
-            self._state[key] = MappingProxyType(copies)
+        self._restore(self._checked_progress(saved))
+
+    def _checked_progress(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        names = {rule: names for rule, (_, names, _) in _cpu.rules.items()}
+        return self._progress.checked(saved, names[self._current_rule()], {n for some in names.values() for n in some})
+
+    def _restore(self, checked: dict[str, Any]) -> None:
+        self._progress = self._progress.filled(checked)
+        self._plan = None

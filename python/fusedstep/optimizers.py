@@ -5,10 +5,11 @@ A class holds hyperparameters and their explanation. It knows no formula: those 
 plain NumPy, the classes of the same names in `fusedstep.reference`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from .hyperparameters import Scheduled
 from .optimizer import Optimizer
 
 __all__ = [
@@ -25,8 +26,6 @@ __all__ = [
     "Optimizer",
     "RMSprop",
 ]
-
-Rate = float | Callable[[int], float]
 
 
 @dataclass(eq=False)
@@ -52,7 +51,7 @@ class SGD(Optimizer):
     "A stochastic approximation method".
     """
 
-    lr: Rate = 0.01
+    lr: Scheduled = 0.01
     rule = "sgd"
 
 
@@ -71,9 +70,9 @@ class Momentum(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    momentum : float
+    momentum : float or callable
         :math:`\mu`, from 0 to 1.
-    dampening : float
+    dampening : float or callable
         Share of the gradient that is held back, from 0 to 1. With ``dampening=momentum`` and `dampen_first`, b is a
         weighted average of the gradients.
     dampen_first : bool
@@ -89,9 +88,9 @@ class Momentum(Optimizer):
     2013, "On the importance of initialization and momentum in deep learning".
     """
 
-    lr: Rate = 0.01
-    momentum: float = 0.9
-    dampening: float = 0.0
+    lr: Scheduled = 0.01
+    momentum: Scheduled = 0.9
+    dampening: Scheduled = 0.0
     dampen_first: bool = False
     velocity: Literal["grad", "step"] = "grad"
     rule = "momentum"
@@ -113,7 +112,7 @@ class NAG(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    momentum : float
+    momentum : float or callable
         :math:`\mu`, from 0 to 1.
     velocity : {"grad", "step"}
         Whether b collects gradients or steps.
@@ -126,8 +125,8 @@ class NAG(Optimizer):
     Boulanger-Lewandowski & Pascanu 2013, "Advances in optimizing recurrent networks".
     """
 
-    lr: Rate = 0.01
-    momentum: float = 0.9
+    lr: Scheduled = 0.01
+    momentum: Scheduled = 0.9
     velocity: Literal["grad", "step"] = "grad"
     rule = "nag"
 
@@ -143,11 +142,11 @@ class Adagrad(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
     eps_mode : {"outside", "inside"}
         Whether eps is added to the root or under it.
-    initial_accumulator : float
+    initial_accumulator : float or callable
         Where a starts, at least 0.
     **options
         Those of `Optimizer`.
@@ -157,10 +156,10 @@ class Adagrad(Optimizer):
     Duchi, Hazan & Singer 2011, "Adaptive subgradient methods for online learning and stochastic optimization".
     """
 
-    lr: Rate = 0.01
-    eps: float = 1e-10
+    lr: Scheduled = 0.01
+    eps: Scheduled = 1e-10
     eps_mode: Literal["outside", "inside"] = "outside"
-    initial_accumulator: float = 0.0
+    initial_accumulator: Scheduled = 0.0
     rule = "adagrad"
     accumulator = "a"
 
@@ -181,19 +180,19 @@ class RMSprop(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    rho : float
+    rho : float or callable
         :math:`\rho`, the share of v that stays, from 0 to below 1.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
     eps_mode : {"outside", "inside"}
         Whether eps is added to the root (PyTorch) or under it (Keras, TensorFlow, optax).
-    momentum : float
+    momentum : float or callable
         :math:`\mu`, from 0 to 1; 0 does without b.
     velocity : {"grad", "step"}
         Whether b keeps the learning rate out or in; without momentum it has no effect.
     centered : bool
         Whether to divide by the standard deviation of the gradients instead of their root mean square.
-    initial_accumulator : float
+    initial_accumulator : float or callable
         Where v starts, at least 0.
     **options
         Those of `Optimizer`.
@@ -203,14 +202,14 @@ class RMSprop(Optimizer):
     Tieleman & Hinton 2012, "Lecture 6.5: rmsprop". Graves 2013, "Generating sequences with recurrent neural networks".
     """
 
-    lr: Rate = 0.01
-    rho: float = 0.99
-    eps: float = 1e-8
+    lr: Scheduled = 0.01
+    rho: Scheduled = 0.99
+    eps: Scheduled = 1e-8
     eps_mode: Literal["outside", "inside"] = "outside"
-    momentum: float = 0.0
+    momentum: Scheduled = 0.0
     velocity: Literal["grad", "step"] = "grad"
     centered: bool = False
-    initial_accumulator: float = 0.0
+    initial_accumulator: Scheduled = 0.0
     rule = "rmsprop"
     accumulator = "v"
 
@@ -231,9 +230,9 @@ class Adadelta(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates; 1 in the paper.
-    rho : float
+    rho : float or callable
         :math:`\rho`, the share of v and x that stays, from 0 to below 1.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
     **options
         Those of `Optimizer`.
@@ -243,9 +242,9 @@ class Adadelta(Optimizer):
     Zeiler 2012, "Adadelta: an adaptive learning rate method", Algorithm 1.
     """
 
-    lr: Rate = 1.0
-    rho: float = 0.9
-    eps: float = 1e-6
+    lr: Scheduled = 1.0
+    rho: Scheduled = 0.9
+    eps: Scheduled = 1e-6
     rule = "adadelta"
 
 
@@ -262,9 +261,9 @@ class Adam(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    beta1, beta2 : float
+    beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
     eps_mode : {"outside", "hat", "inside"}
         Where eps is added: "outside" to the root of the corrected v (the paper's Algorithm 1, PyTorch, optax), "hat" to
@@ -280,10 +279,10 @@ class Adam(Optimizer):
     convergence of Adam and beyond", Algorithm 2.
     """
 
-    lr: Rate = 1e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    lr: Scheduled = 1e-3
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.999
+    eps: Scheduled = 1e-8
     eps_mode: Literal["outside", "hat", "inside"] = "outside"
     amsgrad: bool = False
     rule = "adam"
@@ -301,7 +300,7 @@ class AdamW(Adam):
     ----------
     lr, beta1, beta2, eps, eps_mode, amsgrad
         As for `Adam`.
-    weight_decay : float
+    weight_decay : float or callable
         :math:`\lambda`, at least 0.
     **options
         Those of `Optimizer`, but for `decoupled`, which is always True.
@@ -311,7 +310,7 @@ class AdamW(Adam):
     Loshchilov & Hutter 2019, "Decoupled weight decay regularization", Algorithm 2.
     """
 
-    weight_decay: float = field(default=0.01, kw_only=True)
+    weight_decay: Scheduled = field(default=0.01, kw_only=True)
     decoupled: bool = field(default=True, init=False)
     always_decoupled = True
 
@@ -329,9 +328,9 @@ class Adamax(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    beta1, beta2 : float
+    beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
     eps_mode : {"max", "outside"}
         Whether eps is added to the gradient's magnitude (PyTorch) or to w in the denominator (Keras).
@@ -343,10 +342,10 @@ class Adamax(Optimizer):
     Kingma & Ba 2015, "Adam: a method for stochastic optimization", Algorithm 2.
     """
 
-    lr: Rate = 2e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
+    lr: Scheduled = 2e-3
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.999
+    eps: Scheduled = 1e-8
     eps_mode: Literal["max", "outside"] = "max"
     rule = "adamax"
 
@@ -367,11 +366,11 @@ class Nadam(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    beta1, beta2 : float
+    beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
-    eps : float
+    eps : float or callable
         :math:`\epsilon`, at least 0.
-    schedule_decay : float
+    schedule_decay : float or callable
         :math:`\psi`, at least 0: 0.004 in the paper and PyTorch, 1 in Keras 3, infinity (no schedule) in optax.
     **options
         Those of `Optimizer`.
@@ -381,11 +380,11 @@ class Nadam(Optimizer):
     Dozat 2016, "Incorporating Nesterov momentum into Adam".
     """
 
-    lr: Rate = 2e-3
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-8
-    schedule_decay: float = 0.004
+    lr: Scheduled = 2e-3
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.999
+    eps: Scheduled = 1e-8
+    schedule_decay: Scheduled = 0.004
     rule = "nadam"
 
 
@@ -402,7 +401,7 @@ class Lion(Optimizer):
     ----------
     lr : float or callable
         Learning rate, at least 0, or a function of the number of finished updates.
-    beta1, beta2 : float
+    beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
     **options
         Those of `Optimizer`, but for `decoupled`, which is always True.
@@ -412,9 +411,9 @@ class Lion(Optimizer):
     Chen et al. 2023, "Symbolic discovery of optimization algorithms".
     """
 
-    lr: Rate = 1e-4
-    beta1: float = 0.9
-    beta2: float = 0.99
+    lr: Scheduled = 1e-4
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.99
     decoupled: bool = field(default=True, init=False)
     rule = "lion"
     always_decoupled = True

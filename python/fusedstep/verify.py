@@ -9,7 +9,7 @@ import argparse
 import inspect
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from .settings import set_num_threads, use_isa
 __all__ = ["Guarded", "classes", "dialects", "difference", "main", "outcome"]
 
 Array = Any
+Options = dict[str, Any]
 DTYPES = (np.float32, np.float64)
 # Around the lengths of vectors of 4, 8 and 16 elements; the large ones are cut among threads.
 SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 129)
@@ -35,21 +36,51 @@ def classes() -> list[type[optimizers.Optimizer]]:
     return [c for c in vars(optimizers).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
 
 
-def dialects(cls: type[optimizers.Optimizer]) -> Iterator[dict[str, Any]]:
-    """Yield every combination of the options of a class; a number that is 0 by default is also tried as 0.3."""
-    choices: dict[str, tuple[Any, ...]] = {}
+def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
+    """
+    Yield what a class is to be tried with.
+
+    First every combination of its own options, a number that is 0 by default also as 0.3; then combinations of these
+    and of what surrounds every rule, in which each choice meets each other one.
+    """
+    own, around = [], []
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = declared(cls).get(name)
-        if hint is bool:
-            choices[name] = (False, True)
-        elif hint is float and parameter.default == 0:
-            choices[name] = (0.0, 0.3)
-        elif get_args(hint):
-            choices[name] = get_args(hint)
-    for values in itertools.product(*choices.values()):
-        options = dict(zip(choices, values, strict=True))
-        if options.get("weight_decay", cls.weight_decay) or not options.get("decoupled"):
-            yield options
+        values = (False, True) if hint is bool else get_args(hint)
+        if hint is float and parameter.default == 0:
+            values = (0.0, 0.3)
+        choices = tuple({name: value} for value in values)
+        if name in declared(optimizers.Optimizer):
+            around += [choices] if name in ("maximize", "l1", "zero_grad") else []
+        elif choices:
+            own.append(choices)
+    yield from (_merged(combination) for combination in itertools.product(*own))
+    around += [
+        ({}, {"grad_scale": 0.3}),
+        ({}, {"clip_value": 0.5}, {"clip_norm": 3.0}, {"clip_global_norm": 20.0}),
+        ({}, {"ema": 0.9}),
+        ({"weight_decay": 0.0}, {"weight_decay": 0.3}),
+    ]
+    if not cls.always_decoupled:
+        around[-1] += ({"weight_decay": 0.3, "decoupled": True},)
+    yield from _pairwise(own + around)
+
+
+def _merged(options: Iterable[Options]) -> Options:
+    return {name: value for some in options for name, value in some.items()}
+
+
+def _pairwise(factors: list[tuple[Options, ...]]) -> Iterator[Options]:
+    """Yield combinations, a choice of each factor, until each choice has met each choice of every other factor."""
+    choices = [[(i, j) for j in range(len(factor))] for i, factor in enumerate(factors)]
+    missing = {frozenset(pair) for a, b in itertools.combinations(choices, 2) for pair in itertools.product(a, b)}
+    while missing:
+        row = sorted(min(missing, key=sorted))
+        for options in choices:
+            if options[0][0] not in (i for i, _ in row):
+                row.append(max(options, key=lambda new: sum({new, old} in missing for old in row)))
+        missing -= {frozenset(pair) for pair in itertools.combinations(row, 2)}
+        yield _merged(factors[i][j] for i, j in sorted(row))
 
 
 class Guarded:
@@ -85,17 +116,22 @@ def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
 
 def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...]) -> list[Array]:
     """
-    Return all parameters after each of five steps, and then all states, for arrays of these sizes.
+    Return all that five steps change, for arrays of these sizes.
 
-    States are disturbed once, so that every value meets every other one.
+    These are parameters, gradients and the norm after each step, and in the end states and averages. States are
+    disturbed once, so that every value meets every other one. Where a norm clips, gradients are of ordinary size until
+    the last step: otherwise they would all end as 0 or NaN.
     """
     rng = np.random.default_rng(sum(sizes))
     params = Guarded([values(rng, n, dtype) for n in sizes])
+    clips = optimizer.clip_norm is not None or optimizer.clip_global_norm is not None
     seen = []
     for step in range(STEPS):
-        grads = Guarded([values(rng, n, dtype) for n in sizes])
-        optimizer.step(params.arrays, grads.arrays)
-        seen += [p.copy() for p in params.arrays]
+        tame = clips and step < STEPS - 1
+        grads = Guarded([rng.standard_normal(n).astype(dtype) if tame else values(rng, n, dtype) for n in sizes])
+        result = optimizer.step(params.arrays, grads.arrays, grad_scale=1.0 + step % 2)
+        seen += [array.copy() for array in params.arrays + grads.arrays]
+        seen.append(np.array([result.grad_norm or 0.0]))
         if step == 1:
             for i, n in enumerate(sizes):
                 for name, state in sorted(optimizer.state.get(i, {}).items()):
@@ -104,7 +140,8 @@ def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...]) -> list[Array]:
         if not (params.intact() and grads.intact()):
             raise AssertionError("an element outside the arrays was written")
     states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
-    return seen + [state[name].copy() for state in states for name in sorted(state) if name != "P"]
+    seen += [state[name].copy() for state in states for name in sorted(state) if name != "P"]
+    return seen + [optimizer.ema[i].copy() for i in range(len(sizes)) if i in optimizer.ema]
 
 
 def difference(found: list[Array], expected: list[Array]) -> int:

@@ -1,0 +1,46 @@
+// The sum of squares in an order that depends on the numbers of the elements alone: not on threads, vector width or
+// device. Blocks of 1024 elements; in a block, element j goes to lane j mod 32; the lanes are folded by halves; the
+// sums of the blocks are added up in the same way, level by level.
+#pragma once
+
+#include <stdint.h>
+
+#include "rules/rule.h"
+
+namespace {
+
+constexpr int64_t kBlock = 1024;
+constexpr int64_t kLanes = 32;
+
+inline int64_t blocks_of(int64_t size) {
+    return (size + kBlock - 1) / kBlock;
+}
+
+// One block of n <= kBlock elements: of their squares, or of themselves where they are sums.
+template <bool kSquare, class X>
+RULE double block_sum(const X* x, int64_t n) {
+    double lane[kLanes] = {};
+    auto add = [&](int64_t i, int64_t k) {
+        double value = x[i + k];
+        lane[k] = lane[k] + (kSquare ? value * value : value);
+    };
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t k = 0; k < kLanes; ++k) add(i, k);
+    for (int64_t k = 0; i + k < n; ++k) add(i, k);
+    for (int64_t half = kLanes / 2; half; half /= 2)
+        for (int64_t k = 0; k < half; ++k) lane[k] = lane[k] + lane[k + half];
+    return lane[0];
+}
+
+// Add up n sums, which are overwritten.
+inline double total(double* sums, int64_t n) {
+    for (; n > 1; n = blocks_of(n))
+        for (int64_t b = 0; b < blocks_of(n); ++b) {
+            int64_t rest = n - b * kBlock;
+            sums[b] = block_sum<false>(sums + b * kBlock, rest < kBlock ? rest : kBlock);
+        }
+    return n ? sums[0] : 0;
+}
+
+}  // namespace

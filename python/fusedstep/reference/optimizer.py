@@ -1,0 +1,258 @@
+"""What surrounds every rule: norms, clipping, decay, averages, and the step."""
+
+import copy
+import ctypes
+import decimal
+import math
+import platform
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from numbers import Real
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    "Optimizer",
+    "Result",
+    "Scalars",
+    "Scheduled",
+    "State",
+    "float_mode",
+    "larger",
+    "power",
+    "rational_power",
+    "with_sign_of",
+]
+
+Scheduled = Any  # a number, or a function of the number of finished updates
+State = dict[str, Any]
+Scalars = dict[str, float]
+
+# Where the C library keeps the mode inside fenv_t, and the bits in it that flush subnormals.
+_MODE = {
+    ("Linux", "x86_64"): (28, 0x8040),
+    ("Darwin", "x86_64"): (4, 0x8040),
+    ("Linux", "aarch64"): (0, 1 << 24),
+    ("Darwin", "arm64"): (8, 1 << 24),
+}
+
+
+@contextmanager
+def float_mode(dtype: Any) -> Iterator[None]:
+    """Compute as the kernels do for this dtype: float32 flushes subnormals, float64 does not."""
+    offset, bits = _MODE[platform.system(), platform.machine()]
+    libm = ctypes.CDLL(None)
+    before = (ctypes.c_char * 64)()
+    libm.fegetenv(before)
+    during = (ctypes.c_char * 64).from_buffer_copy(before)
+    word = ctypes.c_uint32.from_buffer(during, offset)
+    word.value = word.value | bits if np.dtype(dtype) == np.float32 else word.value & ~bits
+    libm.fesetenv(during)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        libm.fesetenv(before)
+
+
+def power(x: float, n: int) -> float:
+    """Return x**n by squaring: the C library's pow differs between platforms."""
+    r = 1.0
+    while n:
+        if n & 1:
+            r = r * x
+        n >>= 1
+        if n:
+            x = x * x
+    return r
+
+
+def rational_power(x: float, y: float) -> float:
+    """Return x**y to 50 digits, rounded once."""
+    if x == 0 or (x < 1 and y == math.inf):
+        return 0.0
+    with decimal.localcontext(decimal.Context(prec=50)):
+        return float((decimal.Decimal(y) * decimal.Decimal(x).ln()).exp())
+
+
+def larger(a: Any, b: Any) -> Any:
+    """Return the larger, or NaN where either is; written as a selection, for the sake of signed zeros."""
+    return np.where((a > b) | (a != a), a, b)
+
+
+def smaller(a: Any, b: Any) -> Any:
+    """Return the smaller, or NaN where either is."""
+    return np.where((a < b) | (a != a), a, b)
+
+
+def with_sign_of(x: Any, y: Any) -> Any:
+    """Return sign(x)*y by selection: y, -y, +0 for both zeros, or NaN."""
+    return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
+
+
+def items(arrays: Any) -> dict[Hashable, Any]:
+    """Return one array, a sequence or a mapping of arrays by key."""
+    if isinstance(arrays, Mapping):
+        return dict(arrays)
+    return dict(enumerate(arrays)) if isinstance(arrays, (list, tuple)) else {0: arrays}
+
+
+def reduced(x: Any) -> Any:
+    """Return the sum of a float64 array in the order that every engine keeps: blocks of 1024, 32 lanes, folds."""
+    while True:
+        blocks = -(-x.size // 1024)
+        rows = np.zeros(blocks * 1024)
+        rows[: x.size] = x
+        lanes = np.zeros((blocks, 32))
+        for row in range(32):
+            lanes = lanes + rows.reshape(blocks, 32, 32)[:, row]
+        for half in (16, 8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half : 2 * half]
+        x = lanes[:, 0]
+        if x.size <= 1:
+            return float(x.sum())
+
+
+def sum_of_squares(g: Any) -> float:
+    """Return the sum of the squares of a gradient, in float64."""
+    with float_mode(g.dtype):
+        x = g.reshape(-1).astype(np.float64)
+        return float(reduced(x * x))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a step found out."""
+
+    grad_norm: float | None = None
+    skipped: bool = False
+    nonfinite: Hashable = None
+
+
+@dataclass(eq=False, kw_only=True)
+class Optimizer:
+    """What surrounds every rule."""
+
+    grad_scale: Scheduled = 1.0
+    clip_value: Scheduled | None = None
+    clip_norm: Scheduled | None = None
+    clip_global_norm: Scheduled | None = None
+    maximize: bool = False
+    l1: Scheduled = 0.0
+    weight_decay: Scheduled = 0.0
+    decoupled: bool = False
+    ema: Any = None  # the averages, once made; the decay is kept as ema_decay
+    zero_grad: bool = False
+    skip_nonfinite: bool = False
+    overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.state: dict[Hashable, State] = {}
+        self.t: dict[Hashable, int] = {}
+        self.ema_decay, self.ema = self.ema, {}
+
+    def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
+        """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
+        params = items(params)
+        grads = {key: items(grads)[key] for key in params if items(grads).get(key) is not None}
+        h = {key: self.at(key) for key in grads}
+        S = {key: sum_of_squares(g) for key, g in grads.items()}
+        with float_mode(np.float64):
+            G = reduced(np.array([S[key] * (h[key].grad_scale * h[key].grad_scale) for key in grads]))
+            N = math.sqrt(G) * abs(grad_scale)
+        measured = self.skip_nonfinite or any(
+            h[key].clip_norm is not None or h[key].clip_global_norm is not None for key in grads
+        )
+        nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
+        if not nonfinite:
+            for key, g in grads.items():
+                self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, S[key], N))
+        for key, g in grads.items():
+            if h[key].zero_grad:
+                g[...] = 0
+        return Result(N if measured else None, bool(nonfinite), nonfinite[0] if nonfinite else None)
+
+    @staticmethod
+    def factor(h: Any, grad_scale: float, S: float, N: float) -> float:
+        """Return what a gradient is multiplied by; N is the norm of all gradients, S the sum of squares of this one."""
+        gs, coefficient = h.grad_scale * grad_scale, 1.0
+        with float_mode(np.float64):
+            if h.clip_norm is not None:
+                coefficient = h.clip_norm / float(larger(math.sqrt(S) * abs(gs), h.clip_norm))
+            if h.clip_global_norm is not None:
+                coefficient = h.clip_global_norm / max(N, h.clip_global_norm) if math.isfinite(N) else math.nan
+            return float(gs * coefficient)
+
+    def step_one(self, key: Hashable, p: Any, g: Any, h: Any, gs: float) -> None:
+        """Update one parameter."""
+        T = p.dtype.type
+        s = self.state.setdefault(key, {})
+        for name in h.names:
+            with np.errstate(over="ignore"):
+                s.setdefault(name, np.full(p.shape, h.initial(name), p.dtype))
+        self.t[key] = t = self.t.get(key, 0) + 1
+
+        with float_mode(np.float64):
+            k = SimpleNamespace(**{name: T(value) for name, value in h.host(h.lr, t, s).items()})
+            gs, wd, l1, dec = T(gs), T(h.weight_decay), T(h.l1), T(h.lr * h.weight_decay)
+            decays = h.weight_decay != 0
+
+        with float_mode(p.dtype):
+            if gs != 1:
+                g = g * gs
+            if h.maximize:
+                g = -g
+            if h.clip_value is not None:
+                cv = T(h.clip_value)
+                g = smaller(larger(g, -cv), cv)
+            if decays and not h.decoupled:
+                g = g + wd * p
+            if h.l1 != 0:
+                g = g + with_sign_of(p, l1)
+            u = h.elem(k, g, **{name: s[name] for name in h.names})
+            if decays and h.decoupled:
+                u = u + dec * p
+            p[...] = p - u
+            if h.ema_decay is not None:
+                d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
+                self.ema[key] = d * self.ema[key] + d1 * p if key in self.ema else p.copy()
+
+    def at(self, key: Hashable) -> Any:
+        """Return the hyperparameters of one parameter in this update."""
+        h, done = self.of(key), self.t.get(key, 0)
+        h.names = h.states()
+        for name, value in vars(h).items():
+            if callable(value):
+                setattr(h, name, float(value(done)) + 0.0)
+        return h
+
+    def of(self, key: Hashable) -> Any:
+        """Return the hyperparameters of one parameter: patterns first, then the exact key."""
+        h = copy.copy(self)
+        vars(h)["ema"] = self.ema_decay  # as overrides call it
+        for pattern, values in self.overrides.items():
+            if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
+                vars(h).update(values)
+        vars(h).update(self.overrides.get(key, {}))
+        for name, value in vars(h).items():
+            if isinstance(value, Real) and not isinstance(value, bool):
+                setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0
+        h.ema_decay = h.ema
+        return h
+
+    def states(self) -> str:
+        """Return the names of the states, one letter each."""
+        return ""
+
+    def initial(self, name: str) -> float:
+        """Return where the state `name` starts."""
+        del name
+        return 0.0
+
+    def host(self, lr: float, t: int, s: State) -> Scalars:
+        """Return the scalars of update number t."""
+        raise NotImplementedError
