@@ -110,14 +110,14 @@ def test_info():
 def test_usage(arguments):
     result = run(*arguments)
     assert result.returncode == 0
-    assert all(f"  {command} " in result.stdout for command in ("info", "verify", "demo"))
+    assert all(f"  {command} " in result.stdout for command in ("info", "verify", "demo", "plot"))
 
 
 def test_unknown_command():
     result = run("dmeo")
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "command is 'dmeo', expected one of info, verify, demo\n"
+    assert result.stderr == "command is 'dmeo', expected one of info, verify, demo, plot\n"
 
 
 def test_command_gets_its_arguments():

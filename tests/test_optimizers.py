@@ -171,7 +171,7 @@ def test_a_pickle_that_was_tampered_with_is_refused():
         ("t", {"w": 2**62}, "t['w'] is 4611686018427387904, expected"),
         ("t", {"w": 1.5}, "t['w'] is 1.5, expected"),
         ("t", {"w": True}, "t['w'] is True, expected"),
-        ("t", {}, "product['w'] belongs to no step count"),
+        ("t", {}, "state['w'] belongs to no step count"),
         ("product", {"w": np.nan}, "product['w'] is nan, expected a number from 0 to 1"),
         ("product", {"w": 2.0}, "product['w'] is 2.0, expected a number from 0 to 1"),
         ("state", {}, "state['w'] lacks m, v, expected m, v"),

@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedstep info | verify | demo`."""
+"""The command line: `python -m fusedstep info | verify | demo | plot`."""
 
 import sys
 from importlib import import_module
@@ -10,6 +10,7 @@ COMMANDS = {
     "info": "what was built, detected and chosen",
     "verify": "compare the kernels with the NumPy reference, bit for bit",
     "demo": "train a small network with every optimizer",
+    "plot": "draw the schedules",
 }
 
 

@@ -5,6 +5,7 @@ It knows no formula, pointer or device: it hands arrays to the plan of an engine
 """
 
 from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from threading import Lock
@@ -14,9 +15,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
-from . import _cpu
+from . import _cpu, checkpoint
 from .hyperparameters import CLIPS, Scheduled, check, check_clips, declared, numbers
 from .progress import Array, Progress
+from .schedules import adopt
 
 __all__ = ["Averages", "Optimizer", "Result"]
 
@@ -155,8 +157,10 @@ class Optimizer:
     rule: ClassVar[str]
     accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
     always_decoupled: ClassVar[bool] = False
-    _patterns: ClassVar[list[str]] = []  # of the overrides; an instance has its own
-    _ema: ClassVar[Any]  # the decay; an instance has its own
+    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # what PyTorch calls the states
+    # Kept beside a field by every instance: the patterns among the overrides, and the decay of the averages.
+    _patterns: ClassVar[list[str]] = []
+    _ema: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
         self._turn = Lock()  # one step at a time
@@ -388,6 +392,8 @@ class Optimizer:
         """The number of finished updates of each parameter."""
         return MappingProxyType(self._progress.t)
 
+    state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
+
     def __getstate__(self) -> dict[str, Any]:
         values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
@@ -395,12 +401,33 @@ class Optimizer:
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         type(self).__init__(self, **saved["hyperparameters"])
-        self._restore(self._checked_progress(saved))
+        self._progress, copies = self._progress.restored(saved, *self._state_names())
+        for target, source in copies:
+            target[...] = source
 
-    def _checked_progress(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+    def _state_names(self) -> tuple[tuple[str, ...], set[str]]:
+        """Return the states of the present rule, and those of all rules."""
         names = {rule: names for rule, (_, names, _) in _cpu.rules.items()}
-        return self._progress.checked(saved, names[self._current_rule()], {n for some in names.values() for n in some})
+        return names[self._current_rule()], {name for some in names.values() for name in some}
 
-    def _restore(self, checked: dict[str, Any]) -> None:
-        self._progress = self._progress.filled(checked)
-        self._plan = None
+    def _become(self, other: "Optimizer", progress: Progress) -> None:
+        """Take over hyperparameters that have been checked, and progress; a schedule that is equal stays the same."""
+        mine = self.__getstate__()["hyperparameters"]
+        values = other.__getstate__()["hyperparameters"]
+        overrides = mine["overrides"]
+        for key, some in values.pop("overrides").items():
+            present = overrides.get(key, {})
+            overrides[key] = MappingProxyType({name: adopt(present.get(name), value) for name, value in some.items()})
+        object.__setattr__(self, "overrides", MappingProxyType({key: overrides[key] for key in other.overrides}))
+        for name, value in values.items():
+            object.__setattr__(self, name, adopt(mine[name], value))
+        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._turn.acquire(False):
+            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
+        try:
+            yield
+        finally:
+            self._turn.release()

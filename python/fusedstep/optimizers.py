@@ -94,6 +94,7 @@ class Momentum(Optimizer):
     dampen_first: bool = False
     velocity: Literal["grad", "step"] = "grad"
     rule = "momentum"
+    torch_states = (("b", "momentum_buffer"),)
 
 
 @dataclass(eq=False)
@@ -129,6 +130,7 @@ class NAG(Optimizer):
     momentum: Scheduled = 0.9
     velocity: Literal["grad", "step"] = "grad"
     rule = "nag"
+    torch_states = (("b", "momentum_buffer"),)
 
 
 @dataclass(eq=False)
@@ -161,6 +163,7 @@ class Adagrad(Optimizer):
     eps_mode: Literal["outside", "inside"] = "outside"
     initial_accumulator: Scheduled = 0.0
     rule = "adagrad"
+    torch_states = (("a", "sum"),)
     accumulator = "a"
 
 
@@ -212,6 +215,7 @@ class RMSprop(Optimizer):
     initial_accumulator: Scheduled = 0.0
     rule = "rmsprop"
     accumulator = "v"
+    torch_states = (("v", "square_avg"), ("m", "grad_avg"), ("b", "momentum_buffer"))
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         return self.rule + ("_centered" if values["centered"] else "") + ("_momentum" if values["momentum"] else "")
@@ -246,6 +250,7 @@ class Adadelta(Optimizer):
     rho: Scheduled = 0.9
     eps: Scheduled = 1e-6
     rule = "adadelta"
+    torch_states = (("v", "square_avg"), ("x", "acc_delta"))
 
 
 @dataclass(eq=False)
@@ -286,6 +291,7 @@ class Adam(Optimizer):
     eps_mode: Literal["outside", "hat", "inside"] = "outside"
     amsgrad: bool = False
     rule = "adam"
+    torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"), ("w", "max_exp_avg_sq"))
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         return "amsgrad" if values["amsgrad"] else self.rule
@@ -348,6 +354,7 @@ class Adamax(Optimizer):
     eps: Scheduled = 1e-8
     eps_mode: Literal["max", "outside"] = "max"
     rule = "adamax"
+    torch_states = (("m", "exp_avg"), ("w", "exp_inf"))
 
 
 @dataclass(eq=False)
@@ -386,6 +393,7 @@ class Nadam(Optimizer):
     eps: Scheduled = 1e-8
     schedule_decay: Scheduled = 0.004
     rule = "nadam"
+    torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"))
 
 
 @dataclass(eq=False)
@@ -416,4 +424,5 @@ class Lion(Optimizer):
     beta2: Scheduled = 0.99
     decoupled: bool = field(default=True, init=False)
     rule = "lion"
+    torch_states = (("m", "exp_avg"),)
     always_decoupled = True

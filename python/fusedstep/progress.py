@@ -14,7 +14,6 @@ Array: TypeAlias = npt.NDArray[Any]
 # As the engine reads and advances it; `averaged` is 1 once the average has begun.
 _CLOCK = np.dtype([("t", np.int64), ("product", np.float64), ("averaged", np.int64)])
 _LINE = 64
-_PARTS = ("t", "product", "state", "ema")
 
 
 def _new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -30,7 +29,8 @@ class Progress:
     Clocks in one array that the engine advances; states and averages by key.
 
     What is exported is plain: ``{"t": {key: count}, "product": {key: number}, "state": {key: {name: array}}, "ema":
-    {key: array}}``. The product is Nadam's, of its momenta so far.
+    {key: array}}``. The product is Nadam's, of its momenta so far;
+    where it is 1, it is left out.
     """
 
     def __init__(self) -> None:
@@ -76,70 +76,71 @@ class Progress:
         products = self.clocks["product"].tolist()
         return {
             "t": self.t,
-            "product": {key: products[i] for key, i in self.clock_of.items()},
+            "product": {key: products[i] for key, i in self.clock_of.items() if products[i] != 1},
             "state": {key: dict(states) for key, states in self.state.items()},
             "ema": dict(self.ema),
         }
 
-    def checked(self, saved: Mapping[str, Any], names: tuple[str, ...], known: set[str]) -> dict[str, Any]:
+    def restored(
+        self, saved: Mapping[str, Any], names: tuple[str, ...], known: set[str]
+    ) -> tuple["Progress", list[tuple[Array, Array]]]:
         """
-        Return what was exported, ready to be filled in, or refuse it.
+        Return the progress that was exported, once each target of the list has been filled from its source.
 
-        A parameter that has been updated has the states `names`, and others only among those `known`. Keys, shapes and
-        dtypes are those of this progress, where it has begun.
+        Targets are the arrays of this progress, where it has them; its keys, shapes and dtypes must then be those that
+        were saved. A parameter that has been updated has the states `names`, and others only among those `known`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it cannot be restored.
         """
-        parts = {part: saved.get(part, {}) for part in _PARTS}
-        for part, values in parts.items():
-            if not isinstance(values, Mapping):
-                raise TypeError(f"{part} is {values!r}, expected a mapping by key")
+        parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "product", "state", "ema")}
         t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
-        product = {key: _share(parts["product"].get(key, 1.0), f"product[{key!r}]") for key in t}
         if self.clock_of and self.clock_of.keys() != t.keys():
             raise ValueError(f"t has the keys {list(t)}, expected {list(self.clock_of)} like this optimizer")
         for part in ("product", "state", "ema"):
             for key in parts[part]:
                 if key not in t:
                     raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {list(t)}")
-        state: dict[Hashable, dict[str, Array]] = {}
-        ema: dict[Hashable, Array] = {}
-        for key in t:
-            some = parts["state"].get(key, {})
-            if not isinstance(some, Mapping):
-                raise TypeError(f"state[{key!r}] is {some!r}, expected a mapping: name -> array")
-            if missing := [name for name in names if name not in some and (t[key] or some)]:
-                raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(names)}")
-            if strange := [name for name in some if name not in known]:
-                raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(names)}")
-            likes = [*self.state.get(key, {}).values(), *([self.ema[key]] if key in self.ema else [])]
-            state[key] = {name: _array(a, f"state[{key!r}][{name!r}]", likes) for name, a in some.items()}
-            if key in parts["ema"]:
-                ema[key] = _array(parts["ema"][key], f"ema[{key!r}]", likes)
-        return {"t": t, "product": product, "state": state, "ema": ema}
 
-    def filled(self, checked: dict[str, Any]) -> "Progress":
-        """Return the progress that was checked, in the arrays of this one where it has them."""
-        other = Progress().extended(checked["t"])
-        pairs = []
-        for key, states in checked["state"].items():
-            mine = self.state.get(key, {})
-            targets = {n: mine[n] if n in mine else _new_array(a.shape, a.dtype) for n, a in states.items()}
-            pairs += [(targets[name], states[name]) for name in states]
-            if targets:
-                other.state[key] = MappingProxyType(targets)
-        for key, array in checked["ema"].items():
-            other.ema[key] = self.ema[key] if key in self.ema else _new_array(array.shape, array.dtype)
-            pairs.append((other.ema[key], array))
+        other, copies = Progress().extended(t), []
         for key, i in other.clock_of.items():
-            other.clocks[i] = (checked["t"][key], checked["product"][key], key in other.ema)
-        for target, source in pairs:  # everything is there: from here on nothing fails
-            target[...] = source
-        return other
+            states = _mapping(parts["state"].get(key, {}), f"state[{key!r}]")
+            if missing := [name for name in names if name not in states and (t[key] or states)]:
+                raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(names)}")
+            if strange := [name for name in states if name not in known]:
+                raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(names)}")
+            sources = {f"state[{key!r}][{name!r}]": array for name, array in states.items()}
+            targets = dict(zip(sources, map(self.state.get(key, {}).get, states), strict=True))
+            if key in parts["ema"]:
+                sources[f"ema[{key!r}]"], targets[f"ema[{key!r}]"] = parts["ema"][key], self.ema.get(key)
+            pairs = _pairs(sources, targets)
+            copies += pairs
+            made = [target for target, _ in pairs]
+            if states:
+                other.state[key] = MappingProxyType(dict(zip(states, made, strict=False)))
+            if key in parts["ema"]:
+                other.ema[key] = made[-1]
+            product = _share(parts["product"].get(key, 1.0), f"product[{key!r}]")
+            other.clocks[i] = (t[key], product, key in other.ema)
+        return other, copies
+
+
+def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{label} is {value!r}, expected a mapping")
+    return value
 
 
 def _count(value: Any, label: str) -> int:
-    number = float(value) if not isinstance(value, int) and np.ndim(value) == 0 else value  # torch counts in float32
-    if isinstance(value, bool) or number != number or not 0 <= number < 2**62 or number != int(number):
-        raise ValueError(f"{label} is {value!r}, expected a number of updates from 0")
+    expected = f"{label} is {value!r}, expected a number of updates from 0"
+    try:
+        number = value if isinstance(value, int) else float(value)  # PyTorch counts in tensors of float32
+    except (TypeError, ValueError):
+        raise TypeError(expected) from None
+    if isinstance(value, bool) or not 0 <= number < 2**62 or number != int(number):
+        raise ValueError(expected)
     return int(number)
 
 
@@ -149,21 +150,22 @@ def _share(value: Any, label: str) -> float:
     return value
 
 
-def _array(value: Any, label: str, likes: list[Array]) -> Array:
-    """Return a NumPy array of the shape and dtype of those it stands beside, to which it is added."""
-    if not isinstance(value, np.ndarray):
-        if not hasattr(value, "__dlpack__"):
-            raise TypeError(f"{label} is of type {type(value).__name__}, expected an array")
-        value = np.from_dlpack(value)
-    array: Array = value
-    if array.dtype not in (np.float32, np.float64):
-        raise TypeError(f"{label} is {array.dtype}, expected float32 or float64")
-    for like in likes:
-        if array.dtype != like.dtype:
-            raise TypeError(f"{label} is {array.dtype}, expected {like.dtype} like the others of this parameter")
-        if array.shape != like.shape:
-            raise ValueError(
-                f"{label} has shape {array.shape}, expected {like.shape} like the others of this parameter"
-            )
-    likes.append(array)
-    return array
+def _pairs(sources: dict[str, Any], targets: dict[str, Array | None]) -> list[tuple[Array, Array]]:
+    """Return what is to be copied for one parameter; its arrays are all of one shape and dtype."""
+    like = next((target for target in targets.values() if target is not None), None)
+    pairs = []
+    for label, source in sources.items():
+        if not isinstance(source, np.ndarray):
+            if not hasattr(source, "__dlpack__"):
+                raise TypeError(f"{label} is of type {type(source).__name__}, expected an array")
+            source = np.from_dlpack(source)
+        if source.dtype not in (np.float32, np.float64):
+            raise TypeError(f"{label} is {source.dtype}, expected float32 or float64")
+        like = source if like is None else like
+        if source.dtype != like.dtype:
+            raise TypeError(f"{label} is {source.dtype}, expected {like.dtype} like the rest of its parameter")
+        if source.shape != like.shape:
+            raise ValueError(f"{label} has shape {source.shape}, expected {like.shape} like the rest of its parameter")
+        target = targets[label]
+        pairs.append((_new_array(source.shape, source.dtype) if target is None else target, source))
+    return pairs

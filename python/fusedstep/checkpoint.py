@@ -1,0 +1,372 @@
+"""
+What an optimizer knows, as plain values and as a file.
+
+Arrays stand under the keys of the caller. Loading checks everything first and then fills the arrays that are there, so
+that what cannot be loaded changes nothing.
+"""
+
+import json
+import os
+from collections.abc import Hashable, Iterator, Mapping
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from .progress import Array, Progress
+from .schedules import Schedule, describe, rebuild
+
+if TYPE_CHECKING:
+    from .optimizer import Optimizer
+
+__all__ = ["load", "load_state_dict", "save", "state_dict"]
+
+Names = Literal["fusedstep", "torch"]
+Path = str | os.PathLike[str]
+
+
+def state_dict(self: "Optimizer", names: Names = "fusedstep") -> dict[str, Any]:
+    """
+    Return what this optimizer knows, as plain values and copies of its arrays.
+
+    Parameters
+    ----------
+    names : {"fusedstep", "torch"}
+        What states are called: by the letters of the papers, or as in PyTorch. There, step count and product stand
+        among the states, as "step" and "mu_product".
+
+    Returns
+    -------
+    dict
+        "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the description
+        of a schedule; a function of the caller's own is only noted. "t": key -> finished updates. "state": key -> name
+        -> array. "ema": key -> array. "product": key -> the product of Nadam's momenta.
+
+    Raises
+    ------
+    ValueError
+        If `names` is another.
+    RuntimeError
+        If this optimizer is in a step.
+    """
+    _check_names(names)
+    with self._alone():
+        known = _known(self)
+        known["state"] = {key: {n: a.copy() for n, a in some.items()} for key, some in known["state"].items()}
+        known["ema"] = {key: array.copy() for key, array in known["ema"].items()}
+    return known if names == "fusedstep" else _to_torch(self, known)
+
+
+def load_state_dict(self: "Optimizer", saved: Mapping[str, Any], names: Names = "fusedstep") -> None:
+    """
+    Take over what `state_dict` returned, into the arrays that this optimizer has, as far as it has some.
+
+    Parameters
+    ----------
+    saved : mapping
+        Where "hyperparameters" are missing, those of this optimizer stay. Schedules that are equal to the present ones
+        stay the same objects, with the memory that was saved. Arrays are copied; those of other libraries will do, so
+        that ``{"state": ...}`` of a PyTorch optimizer can be loaded.
+    names : {"fusedstep", "torch"}
+        What its states are called.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is missing, unknown, of another type, dtype or shape, or out of range, or if it was saved by
+        another class. Nothing has changed then.
+    RuntimeError
+        If this optimizer is in a step.
+    """
+    _check_names(names)
+    with self._alone():
+        _prepared(self, saved if names == "fusedstep" else _from_torch(self, saved)).fill(self)
+
+
+def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None) -> None:
+    """
+    Write an optimizer, and parameters, into a file that is afterwards the old one or the new one, whatever happens.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Ends in .safetensors, for which that package must be installed, or in .npz.
+    opt : Optimizer
+        Only read.
+    params : array, sequence or mapping of arrays, optional
+        What `Optimizer.step` takes. Only read.
+    extra : optional
+        Whatever the loop needs besides and JSON can hold, such as the number of batches done; `load` returns it.
+
+    Raises
+    ------
+    TypeError
+        If a key is no string, number, bool, None or tuple of them; if an array or `extra` cannot be written.
+    ValueError
+        If the path has another ending or is no regular file; if two keys look alike; or if a parameter has another
+        shape than its states.
+    ImportError
+        If a package is missing.
+    OSError
+        If the file cannot be written. The old one is untouched.
+    RuntimeError
+        If the optimizer is in a step.
+
+    Notes
+    -----
+    The file is written beside the old one, flushed to the disk, and renamed; a process that is killed meanwhile leaves
+    a folder ``.NAME.*.tmp`` behind. It holds a digest of every array, one of the whole, and the version of its format.
+    """
+    from . import archive  # here, because it imports much that a step does not need
+
+    with opt._alone():
+        known = _known(opt)
+        parameters = dict(_items(params))
+        _check_like_states(parameters, known)
+        flat = [("state", key, name, a) for key, some in known["state"].items() for name, a in some.items()]
+        flat += [("ema", key, None, a) for key, a in known["ema"].items()]
+        flat += [("params", key, None, a) for key, a in parameters.items()]
+        arrays = {_label(part, key, name): array for part, key, name, array in flat}
+        if len(arrays) < len(flat):
+            raise ValueError(f"keys are {list(known['t'])}, expected keys that differ as text")
+        hyperparameters = known["hyperparameters"]
+        meta = {
+            "optimizer": known["optimizer"],
+            "hyperparameters": {**hyperparameters, "overrides": _pairs(hyperparameters["overrides"])},
+            "t": _pairs(known["t"]),
+            "product": _pairs(known["product"]),
+            "arrays": [[part, _encoded(key), name] for part, key, name, _ in flat],
+            "has_params": params is not None,
+            "extra": extra,
+        }
+        archive.write(path, arrays, meta)
+
+
+def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
+    """
+    Fill an optimizer, and parameters, from a file that `save` has written.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        Ends in .safetensors or .npz.
+    opt : Optimizer
+        Of the class that was saved. Its hyperparameters, step counts, states and averages become those of the file, its
+        schedules as for `load_state_dict`.
+    params : array, sequence or mapping of arrays, optional
+        The parameters to fill, in place: keys, shapes and dtypes as they were saved.
+
+    Returns
+    -------
+    object
+        The `extra` that was saved.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged, truncated, no checkpoint or of another version; or if keys, shapes, names or values do
+        not fit.
+    TypeError
+        If a dtype does not fit, or something to be filled is no array.
+    ImportError
+        If a package is missing.
+    OSError
+        If the file cannot be read.
+    RuntimeError
+        If the optimizer is in a step.
+
+    Notes
+    -----
+    Everything is checked first: an error leaves optimizer and parameters as they were.
+    """
+    from . import archive
+
+    arrays, meta = archive.read(path)
+    try:
+        saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
+        overrides = {_decoded(key): some for key, some in meta["hyperparameters"]["overrides"]}
+        saved["hyperparameters"] = meta["hyperparameters"] | {"overrides": overrides}
+        for part in ("t", "product"):
+            saved[part] = {_decoded(key): value for key, value in meta[part]}
+        stored: dict[Hashable, Array] = {}
+        for (part, encoded, name), array in zip(meta["arrays"], arrays.values(), strict=True):
+            key = _decoded(encoded)
+            if part == "state":
+                saved["state"].setdefault(key, {})[name] = array
+            else:
+                (saved["ema"] if part == "ema" else stored)[key] = array
+        has_params, extra = meta["has_params"], meta["extra"]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
+
+    with opt._alone():
+        prepared = _prepared(opt, saved)
+        if params is not None:
+            if not has_params:
+                raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
+            targets = dict(_items(params))
+            _check_targets(targets, stored)
+            prepared.copies.extend((target, stored[key]) for key, target in targets.items())
+        prepared.fill(opt)
+    return extra
+
+
+def _known(opt: "Optimizer") -> dict[str, Any]:
+    """Return the state dict with the arrays themselves."""
+    values = opt.__getstate__()
+    hyperparameters = {name: _plain(value) for name, value in values.pop("hyperparameters").items()}
+    hyperparameters["overrides"] = {
+        key: {name: _plain(value) for name, value in some.items()} for key, some in opt.overrides.items()
+    }
+    return {"optimizer": type(opt).__name__, "hyperparameters": hyperparameters, **values}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Schedule):
+        return describe(value)
+    return {"schedule": None} if callable(value) else value
+
+
+class _Prepared(NamedTuple):
+    """A state dict that has been checked: taking it over cannot fail."""
+
+    candidate: "Optimizer"  # with the hyperparameters
+    progress: Progress
+    copies: list[tuple[Array, Array]]  # targets and sources
+
+    def fill(self, opt: "Optimizer") -> None:
+        for target, source in self.copies:
+            target[...] = source
+        opt._become(self.candidate, self.progress)
+
+
+def _prepared(opt: "Optimizer", saved: Mapping[str, Any]) -> _Prepared:
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"saved is of type {type(saved).__name__}, expected a state dict")
+    parts = ("optimizer", "hyperparameters", "t", "product", "state", "ema")
+    if strange := [part for part in saved if part not in parts]:
+        raise ValueError(f"saved has {', '.join(map(repr, strange))}, expected {', '.join(parts)}")
+    if (name := saved.get("optimizer", type(opt).__name__)) != type(opt).__name__:
+        raise ValueError(f"optimizer is {name!r}, expected {type(opt).__name__!r}")
+    values = present = opt.__getstate__()["hyperparameters"]
+    if "hyperparameters" in saved:
+        values = _rebuilt(saved["hyperparameters"], present, "hyperparameters")
+        if values.keys() != present.keys():
+            raise ValueError(f"hyperparameters are {', '.join(map(str, values))}, expected {', '.join(present)}")
+    candidate = type(opt)(**values)
+    return _Prepared(candidate, *opt._progress.restored(saved, *candidate._state_names()))
+
+
+def _rebuilt(values: Any, present: Mapping[Any, Any], label: str) -> dict[Any, Any]:
+    """Return hyperparameters with their schedules; a function of the caller's own stays what it is."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{label} is {values!r}, expected a mapping")
+    rebuilt: dict[Any, Any] = {}
+    for name, value in values.items():
+        part = f"{label}[{name!r}]"
+        if name == "overrides" and label == "hyperparameters":
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{part} is {value!r}, expected a mapping")
+            mine = present[name]
+            rebuilt[name] = {k: _rebuilt(some, mine.get(k, {}), f"{part}[{k!r}]") for k, some in value.items()}
+        elif not isinstance(value, Mapping):
+            rebuilt[name] = value
+        elif value.get("schedule", "") is not None:
+            rebuilt[name] = rebuild(value)
+        elif callable(present.get(name)):
+            rebuilt[name] = present[name]
+        else:
+            raise ValueError(f"{part} was a function that cannot be saved, expected the optimizer to have one too")
+    return rebuilt
+
+
+# The names of PyTorch.
+
+
+def _to_torch(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
+    counts, products = known.pop("t"), known.pop("product")
+    state = {}
+    for key, t in counts.items():
+        state[key] = {"step": t} | ({"mu_product": products[key]} if key in products else {})
+        state[key] |= {dict(opt.torch_states)[name]: array for name, array in known["state"].get(key, {}).items()}
+    return known | {"state": state}
+
+
+def _from_torch(opt: "Optimizer", saved: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {theirs: name for name, theirs in opt.torch_states}
+    t, product, state = {}, {}, {}
+    for key, some in saved.get("state", {}).items():
+        if "step" not in some:
+            raise ValueError(f"state[{key!r}] lacks 'step', expected the number of finished updates")
+        t[key] = some["step"]
+        if "mu_product" in some:
+            product[key] = float(some["mu_product"])
+        state[key] = {ours.get(n, n): array for n, array in some.items() if n not in ("step", "mu_product")}
+    return {**saved, "t": t, "product": product, "state": state}
+
+
+def _check_names(names: str) -> None:
+    if names not in get_args(Names):
+        raise ValueError(f"names is {names!r}, expected one of {', '.join(map(repr, get_args(Names)))}")
+
+
+# Parameters, and keys as JSON.
+
+
+def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
+    """Yield keys and NumPy arrays of one array, a sequence or a mapping; nothing of None."""
+    if params is None:
+        return
+    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__"):
+        params = [params]
+    for key, array in params.items() if isinstance(params, Mapping) else enumerate(params):
+        if not isinstance(array, np.ndarray):
+            if not hasattr(array, "__dlpack__"):
+                raise TypeError(f"params[{key!r}] is of type {type(array).__name__}, expected an array")
+            array = np.from_dlpack(array)
+        yield key, array
+
+
+def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:
+    for key, array in params.items():
+        for name, state in known["state"].get(key, {}).items():
+            if (array.shape, array.dtype) != (state.shape, state.dtype):
+                raise ValueError(
+                    f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected {state.dtype} of shape "
+                    f"{state.shape} like state[{key!r}][{name!r}]"
+                )
+
+
+def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Array]) -> None:
+    if targets.keys() != stored.keys():
+        raise ValueError(f"params has the keys {list(targets)}, expected {list(stored)} like the file")
+    for key, target in targets.items():
+        if target.dtype != stored[key].dtype:
+            raise TypeError(f"params[{key!r}] is {target.dtype}, expected {stored[key].dtype} like the file")
+        if target.shape != stored[key].shape:
+            raise ValueError(f"params[{key!r}] has shape {target.shape}, expected {stored[key].shape} like the file")
+        if not target.flags.writeable:
+            raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
+
+
+def _encoded(key: Hashable) -> Any:
+    if isinstance(key, tuple):
+        return [_encoded(part) for part in key]
+    if isinstance(key, Integral) and not isinstance(key, bool):
+        return int(key)
+    if key is None or isinstance(key, (str, bool, float)):
+        return key
+    raise TypeError(f"key {key!r} cannot be saved, expected a string, number, bool, None, or a tuple of them")
+
+
+def _pairs(mapping: Mapping[Hashable, Any]) -> list[list[Any]]:
+    return [[_encoded(key), value] for key, value in mapping.items()]
+
+
+def _decoded(key: Any) -> Hashable:
+    return tuple(_decoded(part) for part in key) if isinstance(key, list) else key
+
+
+def _label(part: str, key: Hashable, name: str | None) -> str:
+    text = key if isinstance(key, str) else json.dumps(_encoded(key))
+    return "/".join([part, text, *([name] if name else [])])

@@ -1,0 +1,34 @@
+"""
+Schedules: hyperparameters that change from update to update.
+
+A schedule is a function of the number of finished updates, 0 at the first. Any such callable will do; these are the
+usual ones, as objects that can be compared, pickled and written into checkpoints. Only `plateau` has a memory. They
+compute in float64, in the order of their formulas, with powers that have the same bits on every platform; `math.cos`
+alone is the C library's. The first argument is called `lr`, but may be any hyperparameter that is not negative.
+"""
+
+from .combined import product, sequential, warmup
+from .decays import cosine, cosine_restarts, exponential, inverse_time, multistep, piecewise, polynomial, step
+from .description import adopt, describe, rebuild
+from .plateau import plateau
+from .schedule import Schedule, constant
+
+__all__ = [
+    "Schedule",
+    "adopt",
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "describe",
+    "exponential",
+    "inverse_time",
+    "multistep",
+    "piecewise",
+    "plateau",
+    "polynomial",
+    "product",
+    "rebuild",
+    "sequential",
+    "step",
+    "warmup",
+]

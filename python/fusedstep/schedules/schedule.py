@@ -1,0 +1,138 @@
+"""The base of all schedules: what their arguments may be, and `constant`, which a plain number stands for."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from numbers import Integral, Real
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from fusedstep.hyperparameters import check
+
+__all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "number", "one_more", "real", "sequence"]
+
+Member = float | Callable[[int], float]
+Boundary = Literal["first", "last"]
+LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # all others may be 0
+
+
+class Schedule:
+    """
+    A function of the number of finished updates.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no number, no integer, no sequence or no schedule where one is expected.
+    ValueError
+        If an argument is negative or not finite, if a count of updates is 0, if boundaries do not increase, or, when
+        called, if the number of finished updates is negative.
+    """
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for name in arguments(type(self)):
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hints[name]))
+
+    def __call__(self, done: int) -> float:
+        """Return the value for the next update after `done` finished ones."""
+        if done < 0:
+            raise ValueError(f"done is {done}, expected an integer >= 0")
+        return self._at(done)
+
+    def _at(self, done: int) -> float:
+        raise NotImplementedError
+
+
+def arguments(cls: Any) -> list[str]:
+    """Return the names of the arguments of a schedule."""
+    return [f.name for f in fields(cls) if f.init]
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return `value` as the type that a schedule declares, or refuse it under its name."""
+    if hint is float:
+        return number(name, value)
+    if hint is int:
+        return count(name, value)
+    if hint == Member:
+        return _member(name, value)
+    if get_origin(hint) is not Sequence:
+        return check(name, value, hint)
+    (kind,) = get_args(hint)
+    members = tuple(_checked(f"{name}[{i}]", part, kind) for i, part in enumerate(sequence(name, value)))
+    if kind is int and any(b <= a for a, b in pairwise(members)):
+        raise ValueError(f"{name} is {members}, expected increasing numbers")
+    return members
+
+
+def real(name: str, value: Any, expected: str = "a number") -> float:
+    """Return any number as a float, or refuse what is none."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    try:
+        return float(value) + 0.0  # so that -0.0 is 0.0
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf
+
+
+def number(name: str, value: Any) -> float:
+    """Return a finite number that is not too low, or refuse it."""
+    low = LOWEST.get(name, 0)
+    found = real(name, value)
+    if not low <= found < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number >= {low}")
+    return found
+
+
+def count(name: str, value: Any) -> int:
+    """Return an integer that is not too low, or refuse it."""
+    low = LOWEST.get(name, 0)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}, expected an integer >= {low}")
+    if value < low:
+        raise ValueError(f"{name} is {value!r}, expected an integer >= {low}")
+    return int(value)
+
+
+def sequence(name: str, value: Any) -> tuple[Any, ...]:
+    """Return the elements of a sequence, or refuse what is none."""
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected a sequence") from None
+
+
+def _member(name: str, value: Any) -> Callable[[int], float]:
+    if callable(value):
+        called: Callable[[int], float] = value
+        return called
+    real(name, value, "a schedule, a function or a number")
+    return constant(number(name, value))
+
+
+def one_more(name: str, members: Sequence[Any], boundaries_name: str, boundaries: Sequence[int]) -> None:
+    """Refuse as many members as boundaries, for example."""
+    if len(members) != len(boundaries) + 1:
+        wanted = f"{len(boundaries) + 1}, one more than {boundaries_name}"
+        raise ValueError(f"{name} has {len(members)} elements, expected {wanted}")
+
+
+@dataclass(frozen=True)
+class constant(Schedule):
+    r"""
+    The same value for ever.
+
+    .. math:: lr
+
+    Parameters
+    ----------
+    lr : float
+        The value, at least 0.
+    """
+
+    lr: float
+
+    def _at(self, done: int) -> float:
+        del done
+        return self.lr
