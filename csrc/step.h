@@ -18,7 +18,7 @@ constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 0};
 // Which loop: the rule alone, with what surrounds it, and with the average of the parameters too.
 enum Variant : int32_t { kPlain, kGeneral, kAveraged, kVariants };
 
-// One tensor that has a gradient in this step.
+// One tensor. Without a gradient in this step, its size is 0.
 struct Slot {
     void* param;
     void* grad;

@@ -76,6 +76,12 @@ Plan::Plan(int rule, py::object params) : rule_(rule) {
         for (size_t i = 0; i < n; ++i) keys_.append(i);
     }
     tensors_.resize(keys_.size());
+    slots_.resize(keys_.size());
+}
+
+// The states first, then the average.
+size_t Plan::role_of_kept(size_t j) const {
+    return j < static_cast<size_t>(kernel_of(rule_).state_count) ? 2 + j : kAverage;
 }
 
 Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
@@ -172,21 +178,26 @@ bool Plan::fetch(py::object params, py::object grads) {
     return true;
 }
 
-// Everything about every array, before the first write. What was seen last time is only recognised.
-void Plan::check_arrays() {
+// Everything about every array, before the first write. What was seen last time is only recognised. False if a tensor
+// lacks what its step needs.
+bool Plan::check_arrays() {
+    bool ready = true;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
         if (!tensor.param.is_still(params_[i], kWritable)) {
-            const View* kept = tensor.kept();
-            Like like{kept ? *kept : tensor.param, span_name(i * kRoles + (tensor.states.empty() ? kAverage : 2))};
-            View param = look(params_[i], param_name(i), true, kept ? &like : nullptr);
+            const bool fresh = tensor.kept.empty();
+            Like like{fresh ? tensor.param : tensor.kept[0], span_name(i * kRoles + role_of_kept(0))};
+            View param = look(params_[i], param_name(i), true, fresh ? nullptr : &like);
             if (param.data != tensor.param.data || param.bytes() != tensor.param.bytes())
                 disjoint_ = owned_sorted_ = false;
             tensor.shape.assign(param.shape.begin(), param.shape.end());
             tensor.param = param;
             tensor.param.shape = tensor.shape;
             tensor.grad = {};
+            slots_[i].param = param.data;
+            slots_[i].type = param.type;
         }
+        slots_[i].size = 0;
         if (grads_[i].is_none()) {
             tensor.grad = {};
             continue;
@@ -199,8 +210,12 @@ void Plan::check_arrays() {
             tensor.grad = look(grads_[i], grad_name(i), zeroed, &like);
             tensor.grad.shape = tensor.shape;
         }
+        slots_[i].grad = tensor.grad.data;
+        slots_[i].size = tensor.param.size;
+        ready = ready && tensor.ready;
     }
     if (!disjoint_) check_overlap();
+    return ready;
 }
 
 void Plan::check_overlap() {
@@ -208,9 +223,8 @@ void Plan::check_overlap() {
         owned_spans_.clear();
         for (size_t i = 0; i < tensors_.size(); ++i) {
             add_span(owned_spans_, tensors_[i].param, i * kRoles);
-            for (size_t j = 0; j < tensors_[i].states.size(); ++j)
-                add_span(owned_spans_, tensors_[i].states[j], i * kRoles + 2 + j);
-            if (tensors_[i].has_average) add_span(owned_spans_, tensors_[i].average, i * kRoles + kAverage);
+            for (size_t j = 0; j < tensors_[i].kept.size(); ++j)
+                add_span(owned_spans_, tensors_[i].kept[j], i * kRoles + role_of_kept(j));
         }
         sort(owned_spans_);
         owned_sorted_ = true;
@@ -257,24 +271,24 @@ void Plan::bind(py::list states, py::list averages, py::array clocks,
         tensor.clock = clock + at;
         tensor.bound = !states[i].is_none();
         tensor.has_average = !averages[i].is_none();
-        tensor.states.clear();
+        tensor.kept.clear();
         Like like{tensor.param, param_name(i)};
-        auto take = [&](py::object source, size_t role) {
-            Name name = span_name(i * kRoles + role);
+        auto take = [&](py::object source) {
+            Name name = span_name(i * kRoles + role_of_kept(tensor.kept.size()));
             py::object array = as_numpy(std::move(source), name);
-            View view = look(array, name, true, &like);
+            View& view = tensor.kept.emplace_back(look(array, name, true, &like));
             view.shape = tensor.shape;
             // The owner of the memory too: NumPy does not resize what somebody else refers to.
             held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
-            return view;
+            return view.data;
         };
-        if (tensor.has_average) tensor.average = take(averages[i], kAverage);
         if (!tensor.bound) continue;
         py::tuple arrays = states[i];
         if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
             throw py::value_error("bind: wrong number of states");
-        for (size_t j = 0; j < arrays.size(); ++j) tensor.states.push_back(take(arrays[j], 2 + j));
+        for (size_t j = 0; j < arrays.size(); ++j) slots_[i].states[j] = take(arrays[j]);
+        if (tensor.has_average) slots_[i].average = take(averages[i]);
     }
 }
 
@@ -290,83 +304,80 @@ void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t
     table_.assign(table.data(), table.data() + table.size());
     for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].row = row_of.at(i);
     rows_.clear();
+    measures_ = skip_nonfinite;
     for (py::ssize_t row = 0; row < table.shape(0); ++row) {
         auto* around = reinterpret_cast<const Around::Hyper*>(table.data(row, 0) + kernel.rule_hyper_count);
-        rows_.push_back({around->averages(), around->zero_grad != 0, -1});
+        rows_.push_back({around->averages(), around->zero_grad != 0, around->grad_scale, nullptr});
+        measures_ = measures_ || around->measures();
     }
     skip_nonfinite_ = skip_nonfinite;
+    for (Tensor& tensor : tensors_) tensor.ready = tensor.bound && (tensor.has_average || !rows_[tensor.row].averages);
 }
 
 const double* Plan::hypers(size_t i) const {
     return table_.data() + tensors_[i].row * kernel_of(rule_).hyper_count;
 }
 
-// Fill the slots of this step. False if something that they need has not been made yet.
-bool Plan::prepare() {
-    slots_.clear();
-    tensor_of_slot_.clear();
+// Read the gradients before the step: their norm, and the number of the first tensor whose gradient is not finite,
+// where that matters, or None. Sets the factors that clip.
+py::tuple Plan::examine(double grad_scale) {
+    std::vector<Slot> slots;  // no others count: not even as zeros, which would take places in the norm
+    std::vector<size_t> tensor_of;
+    std::vector<const double*> hypers_of;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         if (grads_[i].is_none()) continue;
-        const Tensor& tensor = tensors_[i];
-        if (!tensor.bound || rows_.empty() || (rows_[tensor.row].averages && !tensor.has_average)) return false;
-        Slot& slot = slots_.emplace_back();
-        slot.param = tensor.param.data;
-        slot.grad = tensor.grad.data;
-        slot.average = tensor.average.data;
-        for (size_t j = 0; j < tensor.states.size(); ++j) slot.states[j] = tensor.states[j].data;
-        slot.size = tensor.param.size;
-        slot.type = tensor.param.type;
-        tensor_of_slot_.push_back(i);
+        slots.push_back(slots_[i]);
+        tensor_of.push_back(i);
+        hypers_of.push_back(hypers(i));
     }
-    return true;
+    Measure found = measure(kernel_of(rule_), slots, hypers_of, grad_scale, skip_nonfinite_);
+    for (size_t i = 0; i < slots.size(); ++i) slots_[tensor_of[i]].scale = found.scales[i];
+    if (found.offender < 0) return py::make_tuple(found.norm, py::none());
+    return py::make_tuple(found.norm, tensor_of[found.offender]);
 }
 
-// Tensors that share hyperparameters and clock share a group of scalars; usually that is all of them.
-void Plan::derive(size_t i, Slot& slot) {
-    Tensor& tensor = tensors_[i];
-    int64_t& group = rows_[tensor.row].group;
-    Clock& clock = *tensor.clock;
-    if (group >= 0 && groups_[group].before == clock) {
-        clock = groups_[group].after;
-    } else {
-        group = static_cast<int64_t>(groups_.size());
-        Group& fresh = groups_.emplace_back();
-        fresh.before = clock;
-        kernel_of(rule_).derive(hypers(i), clock, fresh);
-        fresh.after = clock;
+// Advance the clocks and derive the scalars. Tensors that share hyperparameters and clock share a group of scalars;
+// usually that is all of them.
+void Plan::derive(double grad_scale) {
+    FloatMode mode;
+    mode.ieee();
+    const Kernel& kernel = kernel_of(rule_);
+    groups_.clear();
+    groups_.reserve(tensors_.size());
+    for (Row& row : rows_) row.group = nullptr;
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (grads_[i].is_none()) continue;
+        Row& row = rows_[tensors_[i].row];
+        Clock& clock = *tensors_[i].clock;
+        if (!row.group || row.group->before != clock) {
+            row.group = &groups_.emplace_back();
+            row.group->before = clock;
+            kernel.derive(hypers(i), clock, *row.group);
+            row.group->after = clock;
+        }
+        clock = row.group->after;
+        slots_[i].group = static_cast<int32_t>(row.group - groups_.data());
+        if (!measures_) slots_[i].scale = row.grad_scale * grad_scale;
     }
-    slot.group = static_cast<int32_t>(group);
 }
 
 py::object Plan::run(py::object params, py::object grads, double grad_scale) {
     Turn turn(*this);
     if (!fetch(params, grads)) return py::bool_(false);
-    check_arrays();
-    if (!prepare()) return py::bool_(false);
-    const size_t n = slots_.size();
-    groups_.clear();
-    groups_.reserve(n);
-    for (Row& row : rows_) row.group = -1;
-
-    std::vector<const double*> hypers_of_slot;
-    for (size_t i : tensor_of_slot_) hypers_of_slot.push_back(hypers(i));
-    Measure found = measure(kernel_of(rule_), slots_, hypers_of_slot, grad_scale, skip_nonfinite_);
+    if (!check_arrays()) return py::bool_(false);
     py::object result = py::bool_(true);
-    if (found.is_made)
-        result = py::make_tuple(found.norm, found.offender < 0 ? py::object(py::none())
-                                                               : py::object(py::int_(tensor_of_slot_[found.offender])));
+    if (measures_) {
+        py::tuple found = examine(grad_scale);
+        result = found;
+        if (!found[1].is_none()) {
+            for (size_t i = 0; i < tensors_.size(); ++i)
+                if (rows_[tensors_[i].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
+            return result;
+        }
+    }
 
     // From here on nothing fails.
-    if (found.offender >= 0) {
-        for (size_t i = 0; i < n; ++i)
-            if (rows_[tensors_[tensor_of_slot_[i]].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
-        return result;
-    }
-    {
-        FloatMode mode;
-        mode.ieee();
-        for (size_t i = 0; i < n; ++i) derive(tensor_of_slot_[i], slots_[i]);
-    }
+    derive(grad_scale);
     run_slots(rule_, slots_, groups_.data());
     return result;
 }

@@ -42,20 +42,17 @@ public:
 private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
-        View param, grad;  // grad.data is null while there is none
-        std::vector<View> states;
-        View average;
-        bool bound = false, has_average = false;
+        View param, grad;        // grad.data is null while there is none
+        std::vector<View> kept;  // the states, then the average, as far as they have been made
+        bool bound = false, has_average = false, ready = false;
         Clock* clock = nullptr;
         int64_t row = 0;
-
-        // What was made beside the parameter, and tells its shape; null if nothing was.
-        const View* kept() const { return !states.empty() ? &states[0] : has_average ? &average : nullptr; }
     };
     // A row of the table: a set of hyperparameters.
     struct Row {
         bool averages, zero_grad;
-        int64_t group;  // in this step, or -1
+        double grad_scale;
+        Group* group;  // in this step, or null
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts
 
@@ -63,14 +60,15 @@ private:
     Name param_name(size_t i) const { return name("params", "param", i); }
     Name grad_name(size_t i) const { return name("grads", "grad", i); }
     Name span_name(size_t id) const;
+    size_t role_of_kept(size_t j) const;
 
     bool fetch(py::object params, py::object grads);
     bool fetch_params(const Container& params);
     void fetch_grads(const Container& grads);
-    void check_arrays();
+    bool check_arrays();
     void check_overlap();
-    bool prepare();
-    void derive(size_t i, Slot& slot);
+    py::tuple examine(double grad_scale);
+    void derive(double grad_scale);
     const double* hypers(size_t i) const;
 
     const int rule_;
@@ -79,10 +77,9 @@ private:
     std::vector<Tensor> tensors_;
     std::vector<Row> rows_;
     std::vector<double> table_;
-    bool skip_nonfinite_ = false;
-    std::vector<Slot> slots_;  // of this step, like the next two
-    std::vector<size_t> tensor_of_slot_;
-    std::vector<Group> groups_;
+    bool measures_ = false, skip_nonfinite_ = false;
+    std::vector<Slot> slots_;                 // of all tensors; without a gradient in this step, the size is 0
+    std::vector<Group> groups_;               // of this step
     std::vector<py::object> held_;            // states, averages and clocks
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
     std::vector<Span> owned_spans_, grad_spans_;

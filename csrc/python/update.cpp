@@ -25,32 +25,25 @@ void without_gil(int64_t bytes, Work work) {
 
 }  // namespace
 
-Measure measure(const Kernel& kernel, std::vector<Slot>& slots, const std::vector<const double*>& hypers,
+Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std::vector<const double*>& hypers,
                 double grad_scale, bool skip_nonfinite) {
     auto around = [&](size_t i) -> const Around::Hyper& {
         return *reinterpret_cast<const Around::Hyper*>(hypers[i] + kernel.rule_hyper_count);
     };
-    Measure found;
-    std::vector<double> sums, shares;
-    double sum_of_shares = 0;
-    found.is_made = skip_nonfinite;
-    for (size_t i = 0; i < slots.size() && !found.is_made; ++i) found.is_made = around(i).measures();
-    if (found.is_made) {
-        int64_t bytes = 0;
-        for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.type];
-        sums.resize(slots.size());
-        without_gil(bytes, [&] { sum_squares(slots.data(), slots.size(), sums.data()); });
-    }
+    int64_t bytes = 0;
+    for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.type];
+    std::vector<double> sums(slots.size()), shares(slots.size());
+    without_gil(bytes, [&] { sum_squares(slots.data(), slots.size(), sums.data()); });
+
     FloatMode mode;
     mode.ieee();
-    if (found.is_made) {
-        for (size_t i = 0; i < slots.size(); ++i) shares.push_back(Around::share(around(i), sums[i]));
-        sum_of_shares = add_up(shares.data(), shares.size());
-        found.norm = Around::norm(sum_of_shares, grad_scale);
-    }
+    for (size_t i = 0; i < slots.size(); ++i) shares[i] = Around::share(around(i), sums[i]);
+    double sum_of_shares = add_up(shares.data(), shares.size());
+    Measure found;
+    found.norm = Around::norm(sum_of_shares, grad_scale);
     for (size_t i = 0; i < slots.size(); ++i) {
         if (skip_nonfinite && found.offender < 0 && !is_finite(slots[i], sums[i])) found.offender = i;
-        slots[i].scale = Around::scale(around(i), grad_scale, found.is_made ? sums[i] : 0, sum_of_shares);
+        found.scales.push_back(Around::scale(around(i), grad_scale, sums[i], sum_of_shares));
     }
     return found;
 }
@@ -77,7 +70,8 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
     if (number < 1 || number > int64_t(1) << 62) throw py::value_error("t is " + std::string(py::repr(t)) + expected_t);
     Clock clock{number - 1, product, 0};
-    const bool zeroes = reinterpret_cast<const Around::Hyper*>(values + kernel.rule_hyper_count)->zero_grad != 0;
+    const auto& around = *reinterpret_cast<const Around::Hyper*>(values + kernel.rule_hyper_count);
+    const double grad_scale = values[kernel.hyper_count];
 
     const bool many = is_list(arrays[0]);
     const size_t count = many ? py::len(arrays[0]) : 1;
@@ -108,11 +102,11 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
         Like like{p, name(i * roles)};
-        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, 1};
+        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, grad_scale};
         add_span(spans, p, i * roles);
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
-            View view = look(held[id], name(id), role > 1 || zeroes, &like);
+            View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like);
             if (role == 1)
                 slot.grad = view.data;
             else
@@ -124,7 +118,10 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     auto [a, b] = find_overlap(spans, {});
     if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
 
-    measure(kernel, slots, std::vector<const double*>(count, values), values[kernel.hyper_count], false);
+    if (around.measures()) {
+        Measure found = measure(kernel, slots, std::vector<const double*>(count, values), grad_scale, false);
+        for (size_t i = 0; i < count; ++i) slots[i].scale = found.scales[i];
+    }
     Group group{};
     {
         FloatMode mode;

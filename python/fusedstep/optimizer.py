@@ -168,6 +168,7 @@ class Optimizer:
         self._plan: _cpu.Plan | None = None
         self._plan_rule = ""
         self._layers: list[tuple[Hashable, ...]] = []  # the combinations of overrides in use
+        self._values_of_layer: list[dict[str, Any]] = []  # empty where something has changed
         self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
         self._stale = True
         self._current_rule()
@@ -177,7 +178,7 @@ class Optimizer:
             value = self._checked(name, value)
             if name in CLIPS:
                 check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-            object.__setattr__(self, "_stale", True)
+            vars(self).update(_stale=True, _values_of_layer=[])
             if name == "overrides":
                 object.__setattr__(self, "_plan", None)
                 object.__setattr__(self, "_patterns", [o for o in value if isinstance(o, str) and set(o) & set("*?[")])
@@ -288,10 +289,13 @@ class Optimizer:
         try:
             if self._stale:
                 self._refresh()
-            if self._plan is not None:
-                outcome = self._plan.run(params, grads, grad_scale)
+            plan = self._plan
+            if plan is not None:
+                outcome = plan.run(params, grads, grad_scale)
+                if outcome is True:
+                    return _PLAIN
                 if outcome is not False:
-                    return self._result(self._plan, outcome)
+                    return self._result(plan, outcome)
             return self._replan(params, grads, grad_scale)
         finally:
             self._turn.release()
@@ -304,15 +308,15 @@ class Optimizer:
         return Result(norm, at is not None, None if at is None else plan.keys[at])
 
     def _refresh(self) -> None:
-        """Hand changed hyperparameters to the plan."""
-        if self._current_rule() != self._plan_rule:
+        """Hand hyperparameters to the plan that have changed, or that change with every step."""
+        if not self._values_of_layer and self._current_rule() != self._plan_rule:
             self._plan = None
         if self._plan is not None:
             self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
-        layers = [self._values(layer) for layer in self._layers]
+        self._values_of_layer = layers = self._values_of_layer or [self._values(layer) for layer in self._layers]
         scheduled = any(callable(value) for values in layers for value in values.values())
         first = int(done[0]) if done.size else 0
         rows = [(i, first) for i in range(len(layers))]
@@ -335,7 +339,7 @@ class Optimizer:
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
-        self._plan, self._plan_rule = None, self._current_rule()
+        self._plan, self._plan_rule, self._values_of_layer = None, self._current_rule(), []
         number, names, _ = _cpu.rules[self._plan_rule]
         plan = _cpu.Plan(number, params)
         seen = plan.check(params, grads)
@@ -421,7 +425,7 @@ class Optimizer:
         object.__setattr__(self, "overrides", MappingProxyType({key: overrides[key] for key in other.overrides}))
         for name, value in values.items():
             object.__setattr__(self, name, adopt(mine[name], value))
-        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True)
+        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True, _values_of_layer=[])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
