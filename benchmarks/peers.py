@@ -156,7 +156,7 @@ def limit(ours: Fusedstep) -> Entry:
     states = {key: dict(zip("abc", each.values(), strict=False)) for key, each in ours.optimizer.state.items()}
     count = len(next(iter(states.values()))) if states else 0
     yardstick = type("Limit", (fusedstep.SGD,), {"rule": f"limit{count}"})(lr=0.0)
-    yardstick._state |= states
+    yardstick._progress.state |= states
     step = partial(yardstick.step, *ours.args)
 
     def twice() -> None:
@@ -214,6 +214,10 @@ class Torch(Contestant):
             p.grad = torch.from_numpy(g)
         self.optimizer = self._make(torch, job)
         self.step = self.optimizer.step
+
+    def clip(self, limit: float) -> None:
+        """Scale the gradients, in place, so that their norm is at most `limit`."""
+        _load("torch").nn.utils.clip_grad_norm_(self.params, limit)
 
     def _make(self, torch: Any, job: Job) -> Any:
         o: Any = optimizer(job.rule)

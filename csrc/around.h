@@ -1,10 +1,13 @@
 // What surrounds every rule, per element and in registers: unscale, climb, clip and decay before it; decay and the
-// average of the parameters after it. The plain loop contains none of it. In the others an option that is off is
-// deselected, never multiplied by 0.
+// average of the parameters after it. The plain loop contains none of it, and each further variant of the loop more. In
+// these an option that is off is deselected, never multiplied by 0.
 #pragma once
 #include "rules/rule.h"
+#include "step.h"
 
 namespace {
+
+using namespace fusedstep;
 
 struct Around {
     static constexpr char hypers[] =
@@ -19,18 +22,19 @@ struct Around {
     };
     template <class T>
     struct Scalars {
-        T maximize, clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_: 1 or 0
+        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_: 1 or 0
     };
 
-    // Whether the rule needs more than the plain loop, apart from a factor on the gradient and an average.
-    RULE static bool is_needed(const Hyper& h) {
-        return h.maximize != 0 || h.clip_value < HUGE_VAL || h.l1 != 0 || h.weight_decay != 0;
+    // The least that a rule needs around it, apart from a factor on the gradient.
+    RULE static Variant variant(const Hyper& h) {
+        if (h.averages()) return kAveraged;
+        if (h.clip_value < HUGE_VAL || h.l1 != 0) return kGeneral;
+        return h.weight_decay != 0 ? kDecayed : kPlain;
     }
 
     RULE static Scalars<double> derive(const Hyper& h, double lr, bool begins) {
         double has_decay = h.weight_decay != 0;
-        return {h.maximize,
-                h.clip_value,
+        return {h.clip_value,
                 h.decoupled ? 0 : has_decay,
                 h.weight_decay,
                 double(h.l1 != 0),
@@ -49,9 +53,15 @@ struct Around {
 
     RULE static double norm(double sum_of_squares, double scale) { return root(sum_of_squares) * magnitude(scale); }
 
-    // The factor on a gradient: it unscales, and clips by the norm of its tensor or that of all tensors.
+    // The factor on a gradient without clipping. To climb is to descend with the other sign.
+    RULE static double scale(const Hyper& h, double step_scale) {
+        double own = h.grad_scale * step_scale;
+        return h.maximize != 0 ? -own : own;
+    }
+
+    // The factor that also clips by the norm of its tensor, or that of all tensors.
     RULE static double scale(const Hyper& h, double step_scale, double sum_of_squares, double sum_of_shares) {
-        double own = h.grad_scale * step_scale, coefficient = 1;
+        double own = scale(h, step_scale), coefficient = 1;
         if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
         if (h.clip_global_norm < HUGE_VAL) {
             double all = norm(sum_of_shares, step_scale);
@@ -61,13 +71,13 @@ struct Around {
     }
 
     // The gradient that the rule sees.
-    template <class T>
+    template <Variant kVariant, class T>
     RULE static T gradient(const Scalars<T>& k, T scale, T p, T g) {
         g = scale * g;
-        g = k.maximize != 0 ? -g : g;
-        g = clipped(g, k.clip);
+        if constexpr (kVariant >= kGeneral) g = clipped(g, k.clip);
         g = k.has_l2 != 0 ? g + k.l2 * p : g;
-        return k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
+        if constexpr (kVariant >= kGeneral) g = k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
+        return g;
     }
 
     // The new parameter, from the old one and the rule's update u.

@@ -15,8 +15,9 @@ constexpr int kMaxRuleScalars = 8;
 constexpr int kMaxScalars = 20;  // the rule's, then those around it
 constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 0};
 
-// Which loop: the rule alone, with what surrounds it, and with the average of the parameters too.
-enum Variant : int32_t { kPlain, kGeneral, kAveraged, kVariants };
+// Which loop: the rule alone; with a factor on the gradient and decay; with all that surrounds it; with the average of
+// the parameters too. The cheaper ones matter in the cache only.
+enum Variant : int32_t { kPlain, kDecayed, kGeneral, kAveraged, kVariants };
 
 // One tensor. Without a gradient in this step, its size is 0.
 struct Slot {

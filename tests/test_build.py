@@ -63,7 +63,7 @@ def rules():
 
 
 def check_vectorised(functions, machine):
-    expected = {f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "012" for t in "fd"}
+    expected = {f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in "fd"}
     found = {}
     for name, code in functions.items():
         if match := re.search(r"update<(\w+), \(fusedstep::Variant\)(\d), (f|d)\w+>", name):

@@ -90,7 +90,7 @@ struct Job {
 
     void update(const Slot& slot, int64_t first, int64_t last) const {
         const Group& group = groups[slot.group];
-        Variant variant = group.variant == kPlain && slot.scale != 1 ? kGeneral : group.variant;
+        Variant variant = group.variant == kPlain && slot.scale != 1 ? kDecayed : group.variant;
         auto run = kernel->update[slot.type][variant];
         if (!group.zero_grad) return run(slot, group, first, last);
         for (int64_t next; first < last; first = next) {

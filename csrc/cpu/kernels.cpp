@@ -34,7 +34,7 @@ RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, S
         if constexpr (kVariant == kPlain) {
             p[i] = p[i] - Rule::update(k, g[i], s[i]...);
         } else {
-            T u = Rule::update(k, Around::gradient(around, scale, p[i], g[i]), s[i]...);
+            T u = Rule::update(k, Around::gradient<kVariant>(around, scale, p[i], g[i]), s[i]...);
             p[i] = Around::parameter(around, p[i], u);
             if constexpr (kVariant == kAveraged) e[i] = Around::average(around, e[i], p[i]);
         }
@@ -82,12 +82,13 @@ void derive(const double* hyper, Clock& clock, Group& group) {
     *reinterpret_cast<Around::Scalars<double>*>(group.float64 + kMaxRuleScalars) =
         Around::derive(a, h.lr, !clock.averaged);
     if (a.averages()) clock.averaged = 1;
-    group.variant = a.averages() ? kAveraged : Around::is_needed(a) ? kGeneral : kPlain;
+    group.variant = Around::variant(a);
     group.zero_grad = a.zero_grad != 0;
     for (int i = 0; i < kMaxScalars; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
 }
 
-#define VARIANTS(Rule, T) {update<Rule, kPlain, T>, update<Rule, kGeneral, T>, update<Rule, kAveraged, T>}
+#define VARIANTS(Rule, T) \
+    {update<Rule, kPlain, T>, update<Rule, kDecayed, T>, update<Rule, kGeneral, T>, update<Rule, kAveraged, T>}
 #define KERNEL(Rule)                                                   \
     {Rule::name,          Rule::states,                                \
      Rule::hypers,        words(Rule::states),                         \

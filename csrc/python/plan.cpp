@@ -307,7 +307,7 @@ void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t
     measures_ = skip_nonfinite;
     for (py::ssize_t row = 0; row < table.shape(0); ++row) {
         auto* around = reinterpret_cast<const Around::Hyper*>(table.data(row, 0) + kernel.rule_hyper_count);
-        rows_.push_back({around->averages(), around->zero_grad != 0, around->grad_scale, nullptr});
+        rows_.push_back({around->averages(), around->zero_grad != 0, Around::scale(*around, 1), nullptr});
         measures_ = measures_ || around->measures();
     }
     skip_nonfinite_ = skip_nonfinite;
@@ -357,7 +357,7 @@ void Plan::derive(double grad_scale) {
         }
         clock = row.group->after;
         slots_[i].group = static_cast<int32_t>(row.group - groups_.data());
-        if (!measures_) slots_[i].scale = row.grad_scale * grad_scale;
+        if (!measures_) slots_[i].scale = row.scale * grad_scale;
     }
 }
 

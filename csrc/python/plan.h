@@ -51,7 +51,7 @@ private:
     // A row of the table: a set of hyperparameters.
     struct Row {
         bool averages, zero_grad;
-        double grad_scale;
+        double scale;
         Group* group;  // in this step, or null
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts

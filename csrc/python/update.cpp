@@ -102,7 +102,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
         Like like{p, name(i * roles)};
-        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, grad_scale};
+        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, Around::scale(around, grad_scale)};
         add_span(spans, p, i * roles);
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
