@@ -292,26 +292,31 @@ void Plan::bind(py::list states, py::list averages, py::array clocks,
     }
 }
 
-void Plan::set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of,
-                      bool skip_nonfinite) {
+void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite) {
     Turn turn(*this);
     const Kernel& kernel = kernel_of(rule_);
-    if (table.ndim() != 2 || table.shape(1) != kernel.hyper_count ||
-        static_cast<size_t>(row_of.size()) != tensors_.size())
+    const auto row_of_tensor = row_of.unchecked<1>();
+    if (static_cast<size_t>(row_of.size()) != tensors_.size())
         throw py::value_error("set_hypers: expected a row of hyperparameters for each tensor");
     for (py::ssize_t i = 0; i < row_of.size(); ++i)
-        if (row_of.at(i) < 0 || row_of.at(i) >= table.shape(0)) throw py::index_error("set_hypers: no such row");
-    table_.assign(table.data(), table.data() + table.size());
-    for (size_t i = 0; i < tensors_.size(); ++i) tensors_[i].row = row_of.at(i);
+        if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
+            throw py::index_error("set_hypers: no such row");
+    table_.clear();
     rows_.clear();
-    measures_ = skip_nonfinite;
-    for (py::ssize_t row = 0; row < table.shape(0); ++row) {
-        auto* around = reinterpret_cast<const Around::Hyper*>(table.data(row, 0) + kernel.rule_hyper_count);
+    measures_ = skip_nonfinite_ = skip_nonfinite;
+    for (py::handle row : rows) {
+        for (py::handle number : py::cast<py::list>(row)) table_.push_back(py::cast<double>(number));
+        if (table_.size() != (rows_.size() + 1) * kernel.hyper_count)
+            throw py::value_error("set_hypers: wrong number of hyperparameters");
+        auto* around = reinterpret_cast<const Around::Hyper*>(table_.data() + table_.size() - words(Around::hypers));
         rows_.push_back({around->averages(), around->zero_grad != 0, Around::scale(*around, 1), nullptr});
         measures_ = measures_ || around->measures();
     }
-    skip_nonfinite_ = skip_nonfinite;
-    for (Tensor& tensor : tensors_) tensor.ready = tensor.bound && (tensor.has_average || !rows_[tensor.row].averages);
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        Tensor& tensor = tensors_[i];
+        tensor.row = row_of_tensor(i);
+        tensor.ready = tensor.bound && (tensor.has_average || !rows_[tensor.row].averages);
+    }
 }
 
 const double* Plan::hypers(size_t i) const {

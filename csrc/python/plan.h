@@ -29,10 +29,9 @@ public:
     // clocks that hold its step number.
     void bind(py::list states, py::list averages, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of);
 
-    // Set the table of hyperparameters, the row of it that each tensor uses, and whether a step with a gradient that
-    // is not finite is skipped.
-    void set_hypers(py::array_t<double, py::array::c_style> table, py::array_t<int64_t, py::array::c_style> row_of,
-                    bool skip_nonfinite);
+    // Set rows of hyperparameters, the row that each tensor uses, and whether a step with a gradient that is not finite
+    // is skipped.
+    void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite);
 
     // Make a step. False, and nothing done, if the arguments are not the tensors of this plan, or lack states; else
     // True, or, where the gradients were measured, a tuple: their norm, and the number of the tensor for whose gradient

@@ -47,6 +47,27 @@ class Result:
 _PLAIN = Result()
 
 
+class _Layer:
+    """The hyperparameters of some parameters, as numbers of their rule."""
+
+    def __init__(self, names: tuple[str, ...], values: dict[str, Any]) -> None:
+        self.names, self.values = names, values
+        self.scheduled = {name: value for name, value in values.items() if callable(value)}
+        self._fixed = [] if self.scheduled else numbers(names, values)
+
+    def at(self, done: int) -> list[float]:
+        """Return the numbers of the update that follows `done` others."""
+        return self._fixed or numbers(self.names, self.values | _at(self.scheduled, done))
+
+
+def _at(values: Mapping[str, Any], done: int) -> dict[str, Any]:
+    """Return what functions say at the update that follows `done` others."""
+    found = {}
+    for name, value in values.items():
+        found[name] = check(name, value(done), float, f"{name}({done})") if callable(value) else value
+    return found
+
+
 class Averages(Mapping[Hashable, Array]):
     """
     The averages of the parameters: key -> array. The arrays may be written to, not replaced.
@@ -167,8 +188,8 @@ class Optimizer:
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._plan_rule = ""
-        self._layers: list[tuple[Hashable, ...]] = []  # the combinations of overrides in use
-        self._values_of_layer: list[dict[str, Any]] = []  # empty where something has changed
+        self._combinations: list[tuple[Hashable, ...]] = []  # of overrides, as they are in use
+        self._layers: list[_Layer] = []  # one for each; none where something has changed
         self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
         self._stale = True
         self._current_rule()
@@ -178,7 +199,7 @@ class Optimizer:
             value = self._checked(name, value)
             if name in CLIPS:
                 check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-            vars(self).update(_stale=True, _values_of_layer=[])
+            vars(self).update(_stale=True, _layers=[])
             if name == "overrides":
                 object.__setattr__(self, "_plan", None)
                 object.__setattr__(self, "_patterns", [o for o in value if isinstance(o, str) and set(o) & set("*?[")])
@@ -309,37 +330,29 @@ class Optimizer:
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        if not self._values_of_layer and self._current_rule() != self._plan_rule:
+        if not self._layers and self._current_rule() != self._plan_rule:
             self._plan = None
         if self._plan is not None:
             self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
-        self._values_of_layer = layers = self._values_of_layer or [self._values(layer) for layer in self._layers]
-        scheduled = any(callable(value) for values in layers for value in values.values())
+        if not self._layers:
+            names = _cpu.rules[self._plan_rule][2]
+            self._layers = [_Layer(names, self._values(overrides)) for overrides in self._combinations]
+        scheduled = any(layer.scheduled for layer in self._layers)
         first = int(done[0]) if done.size else 0
-        rows = [(i, first) for i in range(len(layers))]
+        rows = [(i, first) for i in range(len(self._layers))]
         row_of = self._layer_of
-        if scheduled and (done != first).any():
+        if scheduled and done.size > 1 and (done != first).any():
             pairs, row_of = np.unique(np.stack([self._layer_of, done], axis=1), axis=0, return_inverse=True)
             rows = [(int(i), int(t)) for i, t in pairs]
-        names = _cpu.rules[self._plan_rule][2]
-        table = [numbers(names, self._at(layers[i], t)) for i, t in rows]
-        plan.set_hypers(
-            np.array(table, np.float64).reshape(len(rows), len(names)), row_of.reshape(-1), self.skip_nonfinite
-        )
+        plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of.reshape(-1), self.skip_nonfinite)
         self._stale = scheduled
-
-    @staticmethod
-    def _at(values: dict[str, Any], done: int) -> dict[str, Any]:
-        """Return the hyperparameters at the update that follows `done` others."""
-        scheduled = {name: value(done) for name, value in values.items() if callable(value)}
-        return values | {name: check(name, value, float, f"{name}({done})") for name, value in scheduled.items()}
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
-        self._plan, self._plan_rule, self._values_of_layer = None, self._current_rule(), []
+        self._plan, self._plan_rule, self._layers = None, self._current_rule(), []
         number, names, _ = _cpu.rules[self._plan_rule]
         plan = _cpu.Plan(number, params)
         seen = plan.check(params, grads)
@@ -352,7 +365,7 @@ class Optimizer:
                 values, start = self._values(self._layer(key)), dict.fromkeys(names, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
-                    start[self.accumulator] = self._at({name: values[name]}, progress.t[key])[name]
+                    start[self.accumulator] = _at({name: values[name]}, progress.t[key])[name]
                 progress.make(key, *look, start, values["ema"] is not None)
         states = [progress.state.get(key, {}) for key in keys]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
@@ -378,10 +391,10 @@ class Optimizer:
         for key in self.overrides:
             if key not in used:
                 raise ValueError(f"overrides[{key!r}] fits no parameter, expected one of {keys} or a pattern of them")
-        self._layers = list(dict.fromkeys(layers))
-        for layer in self._layers:
+        self._combinations = list(dict.fromkeys(layers))
+        for layer in self._combinations:
             check_clips(self._values(layer), f"overrides {', '.join(map(repr, layer))}: ")
-        number = {layer: i for i, layer in enumerate(self._layers)}
+        number = {layer: i for i, layer in enumerate(self._combinations)}
         self._layer_of = np.array([number[layer] for layer in layers], np.int64)
 
     # What it remembers.
@@ -425,7 +438,7 @@ class Optimizer:
         object.__setattr__(self, "overrides", MappingProxyType({key: overrides[key] for key in other.overrides}))
         for name, value in values.items():
             object.__setattr__(self, name, adopt(mine[name], value))
-        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True, _values_of_layer=[])
+        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True, _layers=[])
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
