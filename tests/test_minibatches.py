@@ -1,10 +1,8 @@
 """The batches of rows: complete, reproducible, and resumed anywhere."""
 
 import copy
-import doctest
 import hashlib
 import pickle
-import sys
 from dataclasses import replace
 from itertools import islice
 
@@ -220,9 +218,3 @@ def test_only_done_can_be_set(name):
     with pytest.raises(AttributeError, match=f"^{name} cannot be set, expected done"):
         setattr(batches, name, 1)
     assert batches == fs.minibatches(9, 4, 0)
-
-
-def test_example():
-    result = doctest.testmod(sys.modules["fusedstep.minibatches"])  # the attribute of this name is the class
-    assert result.attempted == 5
-    assert result.failed == 0

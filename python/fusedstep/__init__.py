@@ -1,12 +1,50 @@
-"""Optimizer steps for NumPy and CuPy arrays: one call, in place, one pass over memory, the same bits everywhere."""
+"""
+Optimizer steps for NumPy and CuPy arrays: one call, in place, one pass over memory, the same bits everywhere.
+
+Examples
+--------
+A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint after each epoch.
+
+>>> import numpy as np, fusedstep as fs
+>>> x = np.linspace(-1, 1, 50)
+>>> y = 3 * x + 2
+>>> params = {"slope": np.zeros(1), "offset": np.zeros(1)}
+>>> batches = fs.minibatches(len(x), batch_size=8, seed=0)
+>>> schedule = fs.schedules.warmup(0.0, fs.schedules.cosine(0.1, steps=400), steps=20)
+>>> opt = fs.Adam(lr=schedule, clip_global_norm=1.0, skip_nonfinite=True, ema=0.9)
+>>> for epoch in range(60):
+...     for rows in batches:
+...         error = params["slope"] * x[rows] + params["offset"] - y[rows]
+...         grads = {"slope": (error * x[rows]).mean(keepdims=True), "offset": error.mean(keepdims=True)}
+...         result = opt.step(params, grads)
+...     fs.save(path, opt, params, extra=batches.done)
+>>> {key: p.round(3).item() for key, p in params.items()}, result.skipped
+({'slope': 3.0, 'offset': 2.0}, False)
+>>> again = fs.Adam()
+>>> batches.done = fs.load(path, again, params)
+>>> again.t["slope"], again.ema["slope"].round(3).item()
+(420, 3.0)
+"""
 
 from . import _cpu, functional, optimizers, reference, schedules
 from .checkpoint import load, save
 from .minibatches import minibatches
+from .optimizer import Result
 from .optimizers import *  # noqa: F403 (its __all__ is the list of optimizers)
 from .settings import info, set_num_threads, use_isa
 
 __version__ = _cpu.version
 
-__all__ = ["functional", "info", "load", "minibatches", "reference", "save", "schedules", "set_num_threads", "use_isa"]
+__all__ = [
+    "Result",
+    "functional",
+    "info",
+    "load",
+    "minibatches",
+    "reference",
+    "save",
+    "schedules",
+    "set_num_threads",
+    "use_isa",
+]
 __all__ += optimizers.__all__

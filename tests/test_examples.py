@@ -1,0 +1,39 @@
+"""The examples of README and docstrings run as they stand."""
+
+import doctest
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import fusedstep
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_example_of_the_readme_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
+    assert losses[-1] < 0.01 * losses[0]
+    assert names["opt"].t == names["again"].t == {"w": 640, "b": 640}
+    assert names["batches"].done == 640
+    assert (names["params"]["w"] == names["opt"].ema["w"]).all()
+    assert names["again"].weight_decay == 0.01
+
+
+MODULES = [module for name, module in sys.modules.items() if name.startswith("fusedstep") and module.__doc__]
+EXAMPLES = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]
+
+
+@pytest.mark.parametrize("test", EXAMPLES, ids=lambda test: test.name)
+def test_docstrings(test, tmp_path):
+    test.globs = {"path": tmp_path / "checkpoint.npz"}
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_docstrings_are_found():
+    assert {test.name for test in EXAMPLES} >= {fusedstep.__name__, "fusedstep.minibatches.minibatches"}
