@@ -46,9 +46,11 @@ struct Around {
                 double(begins)};
     }
 
-    // A gradient's share in the sum over all tensors; the factor of the step is common to all and comes later.
-    RULE static double share(const Hyper& h, double sum_of_squares) {
-        return sum_of_squares * (h.grad_scale * h.grad_scale);
+    // A gradient's share in the sum over all tensors, beside one whose factor is the `largest`; usually that is all of
+    // them, and the share is the sum of squares itself. The common factor comes later.
+    RULE static double share(const Hyper& h, double largest, double sum_of_squares) {
+        double weight = largest != 0 ? h.grad_scale / largest : 1;
+        return sum_of_squares * (weight * weight);
     }
 
     RULE static double norm(double sum_of_squares, double scale) { return root(sum_of_squares) * magnitude(scale); }
@@ -60,13 +62,12 @@ struct Around {
     }
 
     // The factor that also clips by the norm of its tensor, or that of all tensors.
-    RULE static double scale(const Hyper& h, double step_scale, double sum_of_squares, double sum_of_shares) {
+    RULE static double scale(const Hyper& h, double step_scale, double sum_of_squares, double norm_of_all) {
         double own = scale(h, step_scale), coefficient = 1;
         if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
-        if (h.clip_global_norm < HUGE_VAL) {
-            double all = norm(sum_of_shares, step_scale);
-            coefficient = all < HUGE_VAL ? h.clip_global_norm / larger(all, h.clip_global_norm) : all - all;  // or NaN
-        }
+        if (h.clip_global_norm < HUGE_VAL)
+            coefficient = norm_of_all < HUGE_VAL ? h.clip_global_norm / larger(norm_of_all, h.clip_global_norm)
+                                                 : norm_of_all - norm_of_all;  // NaN
         return own * coefficient;
     }
 

@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import dataclasses
 import inspect
 import pickle
 import re
@@ -168,12 +169,11 @@ def test_a_pickle_that_was_tampered_with_is_refused():
     optimizer, _ = trained(fs.Adam)
     for name, value, message in (
         ("t", {"w": -5}, "t['w'] is -5, expected"),
-        ("t", {"w": 2**62}, "t['w'] is 4611686018427387904, expected"),
+        ("t", {"w": 2**63}, "t['w'] is 9223372036854775808, expected"),
         ("t", {"w": 1.5}, "t['w'] is 1.5, expected"),
-        ("t", {"w": True}, "t['w'] is True, expected"),
         ("t", {}, "state['w'] belongs to no step count"),
-        ("product", {"w": np.nan}, "product['w'] is nan, expected a number from 0 to 1"),
-        ("product", {"w": 2.0}, "product['w'] is 2.0, expected a number from 0 to 1"),
+        ("product", {"w": np.nan}, "product['w'] is nan, expected 1"),
+        ("product", {"w": 0.5}, "product['w'] is 0.5, expected 1"),
         ("state", {}, "state['w'] lacks m, v, expected m, v"),
         ("state", {"w": {"m": ones(8)}}, "state['w'] lacks v, expected m, v"),
         ("state", {"w": {"m": ones(8), "v": ones(7)}}, "state['w']['v'] has shape (7,), expected (8,)"),
@@ -183,7 +183,13 @@ def test_a_pickle_that_was_tampered_with_is_refused():
     ):
         with pytest.raises(ValueError, match="^" + re.escape(message)):
             fs.Adam().__setstate__(optimizer.__getstate__() | {name: value})
-    for name, value in (("t", 3), ("state", {"w": 3}), ("state", {"w": {"m": ones(), "v": 3}}), ("ema", {"w": 3})):
+    for name, value in (
+        ("t", 3),
+        ("t", {"w": True}),
+        ("state", {"w": 3}),
+        ("state", {"w": {"m": ones(), "v": 3}}),
+        ("ema", {"w": 3}),
+    ):
         with pytest.raises(TypeError, match=f"^{name}"):
             fs.Adam().__setstate__(optimizer.__getstate__() | {name: value})
 
@@ -351,3 +357,40 @@ for name in ("cupy", "torch", "sklearn", "rich", "matplotlib", "ml_dtypes"):
 assert len(open("/proc/self/status").read().split("Threads:")[1].split()[0]) >= 1
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_mappings_that_the_caller_holds_stay_current():
+    optimizer = fs.Adam(ema=0.9)
+    state, ema = optimizer.state, optimizer.ema
+    optimizer.step({"w": ones()}, {"w": ones()})
+    optimizer.step({"v": ones()}, {"v": ones()})
+    assert list(state) == list(ema) == ["w", "v"]
+    assert state["w"]["m"] is optimizer.state["w"]["m"]
+    fresh = fs.Adam()
+    state = fresh.state
+    fresh.load_state_dict(optimizer.state_dict())
+    assert list(state) == ["w", "v"]
+
+
+def test_replace_makes_a_changed_copy_without_progress():
+    optimizer = dataclasses.replace(fs.Adam(lr=0.5, ema=0.9, overrides={"w": {"lr": 0.1}}), beta1=0.5)
+    assert (optimizer.lr, optimizer.ema.decay, optimizer.beta1, optimizer.overrides["w"]["lr"]) == (0.5, 0.9, 0.5, 0.1)
+    optimizer.ema = optimizer.ema
+    assert optimizer.ema.decay == 0.9
+
+
+@pytest.mark.parametrize(
+    ("cls", "override", "name", "value"),
+    [
+        (fs.SGD, {"clip_value": 1.0}, "clip_norm", 1.0),
+        (fs.Adam, {"amsgrad": False}, "amsgrad", True),
+        (fs.RMSprop, {"momentum": 0.0}, "momentum", 0.9),
+    ],
+)
+def test_an_attribute_that_clashes_with_an_override_is_refused_when_it_is_set(cls, override, name, value):
+    optimizer = cls(overrides={"w": override})
+    before = getattr(optimizer, name)
+    with pytest.raises(ValueError, match=r"^overrides\['w'\]"):
+        setattr(optimizer, name, value)
+    assert getattr(optimizer, name) == before
+    pickle.loads(pickle.dumps(optimizer)).step({"w": ones()}, {"w": ones()})

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 import fusedstep as fs
 from fusedstep import schedules as s
-from fusedstep.schedules.description import _plateaus
+from fusedstep.schedules.description import _plateaus, rebuild, remember
+from fusedstep.schedules.description import describe as describe_all
 
 INF = math.inf
 NAMES = [name for name in s.__all__ if isinstance(getattr(s, name), type) and name != "Schedule"]
@@ -451,6 +452,17 @@ def observed(schedule):
     return schedule
 
 
+def describe(schedule):
+    return describe_all(schedule, [])
+
+
+def rebuilt(description, present=None):
+    made = {}
+    schedule = rebuild(description, present, made)
+    remember(made)
+    return schedule
+
+
 def memories(schedule):
     return [(p.rate, p.best, p.bad, p.cooldown_left) for p in _plateaus(schedule)]
 
@@ -462,8 +474,8 @@ def memories(schedule):
     [
         lambda x: pickle.loads(pickle.dumps(x)),
         copy.deepcopy,
-        lambda x: s.rebuild(s.describe(x)),
-        lambda x: s.rebuild(json.loads(json.dumps(s.describe(x)))),
+        lambda x: rebuilt(describe(x)),
+        lambda x: rebuilt(json.loads(json.dumps(describe(x)))),
     ],
     ids=["pickle", "copy", "describe", "json"],
 )
@@ -594,7 +606,7 @@ def test_plateau_may_ask_for_much():
 
 def test_description():
     schedule = s.warmup(0, s.product(s.multistep(1, 0.5, [2, 3]), 0.25), 4)
-    assert s.describe(schedule) == {
+    assert describe(schedule) == {
         "schedule": "warmup",
         "start": 0.0,
         "inner": {
@@ -606,7 +618,7 @@ def test_description():
         },
         "steps": 4,
     }
-    assert s.describe(s.plateau(0.1))["memory"] == {"rate": 0.1, "best": INF, "bad": 0, "cooldown_left": 0}
+    assert describe(s.plateau(0.1))["memory"] == {"rate": 0.1, "best": INF, "bad": 0, "cooldown_left": 0}
 
 
 class Other(s.Schedule):
@@ -618,30 +630,29 @@ class Disguised(s.cosine):
     pass
 
 
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        some,
-        0.1,
-        s.warmup(0, some, 3),
-        s.product(1, some),
-        s.sequential([1, s.product(some)], [3]),
-        dataclasses.make_dataclass("Mine", [], bases=(Other,))(),
-        Disguised(1, 3),
-    ],
-    ids=repr,
-)
-def test_what_is_not_ours_cannot_be_described(schedule):
-    with pytest.raises(
-        TypeError, match=r"^schedule is .*, expected one of fusedstep\.schedules: others cannot be stored"
-    ):
-        s.describe(schedule)
+FOREIGN = [
+    some,
+    s.warmup(0, some, 3),
+    s.product(1, some),
+    s.sequential([1, s.product(some)], [3]),
+    dataclasses.make_dataclass("Mine", [], bases=(Other,))(),
+    Disguised(1, 3),
+]
 
 
-COSINE = s.describe(s.cosine(1, 10))
-PLATEAU = s.describe(s.plateau(1))
-WARMUP = s.describe(s.warmup(0, 1, 3))
-PRODUCT = s.describe(s.product(1, 2))
+@pytest.mark.parametrize("schedule", FOREIGN, ids=repr)
+def test_what_is_not_ours_is_noted_and_stays(schedule):
+    description = json.loads(json.dumps(describe(schedule)))
+    assert '{"schedule": null}' in json.dumps(description)
+    assert rebuilt(description, schedule) is schedule
+    with pytest.raises(ValueError, match=r"^schedule was a function that cannot be saved, expected the same function"):
+        rebuilt(description)
+
+
+COSINE = describe(s.cosine(1, 10))
+PLATEAU = describe(s.plateau(1))
+WARMUP = describe(s.warmup(0, 1, 3))
+PRODUCT = describe(s.product(1, 2))
 MEMORY = PLATEAU["memory"]
 
 
@@ -650,7 +661,7 @@ MEMORY = PLATEAU["memory"]
     [
         (3, TypeError, "description is 3, expected a dictionary"),
         ([COSINE], TypeError, "description is "),
-        ({}, ValueError, "schedule is None, expected one of constant, warmup,"),
+        ({}, ValueError, "schedule is '', expected one of constant, warmup,"),
         ({"schedule": "Schedule"}, ValueError, "schedule is 'Schedule', expected one of constant,"),
         ({"schedule": "os.system", "lr": 1}, ValueError, "schedule is 'os.system', expected one of constant,"),
         ({"schedule": ["cosine"]}, ValueError, "schedule is ['cosine'], expected one of constant,"),
@@ -669,7 +680,7 @@ MEMORY = PLATEAU["memory"]
             "lr is cosine(lr=1.0, steps=10, alpha=0.0, after='hold'), expected a number",
         ),
         (WARMUP | {"inner": "print"}, TypeError, "inner is 'print', expected a schedule, a function or a number"),
-        (WARMUP | {"inner": {"lr": 1}}, ValueError, "schedule is None, expected one of"),
+        (WARMUP | {"inner": {"lr": 1}}, ValueError, "schedule is '', expected one of"),
         (PRODUCT | {"schedules": 3}, TypeError, "schedules is 3, expected a sequence"),
         (PRODUCT | {"schedules": []}, ValueError, "schedules has 0 elements, expected at least 1"),
         (
@@ -696,7 +707,7 @@ MEMORY = PLATEAU["memory"]
 )
 def test_bad_descriptions(description, error, message):
     with pytest.raises(error) as caught:
-        s.rebuild(description)
+        rebuilt(description)
     assert str(caught.value).startswith(message)
 
 
@@ -709,10 +720,10 @@ def test_bad_descriptions(description, error, message):
 @settings(max_examples=80, deadline=None)
 def test_any_description_is_rebuilt_or_refused(description):
     try:
-        schedule = s.rebuild(description)
+        schedule = rebuilt(description)
     except (TypeError, ValueError):
         return
-    assert s.rebuild(s.describe(schedule)) == schedule
+    assert rebuilt(describe(schedule)) == schedule
 
 
 @given(
@@ -722,35 +733,57 @@ def test_any_description_is_rebuilt_or_refused(description):
 def test_json_keeps_the_memory(lr, best, bad):
     p = s.plateau(lr)
     p._remember(lr, best, bad, 3)
-    assert memories(s.rebuild(json.loads(json.dumps(s.describe(p))))) == [(lr, best, bad, 3)]
+    assert memories(rebuilt(json.loads(json.dumps(describe(p))))) == [(lr, best, bad, 3)]
 
 
 @pytest.mark.parametrize("schedule", EXAMPLES, ids=lambda x: type(x).__name__)
-def test_adopt(schedule):
-    present, new = copy.deepcopy(schedule), observed(schedule)
-    parts = list(_plateaus(present))
-    assert s.adopt(present, new) is present
-    assert memories(present) == memories(new)
-    assert all(mine is part for mine, part in zip(_plateaus(present), parts, strict=True))
-    for part in parts:
-        part.observe(9.0)
-    assert memories(new) == memories(observed(schedule))
+def test_an_equal_schedule_stays_and_remembers(schedule):
+    present, saved = copy.deepcopy(schedule), observed(schedule)
+    assert rebuilt(describe(saved), present) is present
+    assert memories(present) == memories(saved)
 
 
 @pytest.mark.parametrize(
-    ("present", "new"),
+    ("present", "saved"),
     [
         (s.plateau(1.0), s.plateau(2.0)),
         (s.plateau(1.0), s.constant(1.0)),
         (0.1, s.plateau(1.0)),
-        (s.plateau(1.0), 0.1),
         (some, s.plateau(1.0)),
-        (s.plateau(1.0), None),
         (s.product(s.plateau(1.0)), s.product(s.plateau(1.0), 1)),
-        (0.1, 0.2),
     ],
 )
-def test_adopt_what_is_new(present, new):
-    before = memories(present) if isinstance(present, s.Schedule) else None
-    assert s.adopt(present, new) is new
-    assert before is None or memories(present) == before
+def test_a_schedule_that_is_not_equal_is_replaced(present, saved):
+    found = rebuilt(describe(saved), present)
+    assert found == saved
+    assert found is not present
+
+
+def test_a_plateau_that_the_caller_holds_goes_on_in_another_schedule():
+    mine = s.plateau(1.0, 0.5, 0)
+    saved = observed(s.product(s.plateau(1.0, 0.5, 0), 1))
+    found = rebuilt(describe(saved), s.product(mine))
+    assert found.schedules[0] is mine
+    assert memories(found) == memories(saved)
+
+
+def test_plateaus_are_shared_as_they_were_saved():
+    one, other = s.plateau(1.0, 0.5, 0), s.plateau(1.0, 0.5, 0)
+    other.observe(3.0)
+    made, seen = {}, []
+    descriptions = [describe_all(schedule, seen) for schedule in (one, s.product(one, other), other)]
+    assert [d.get("number") for d in descriptions] == [0, None, 1]
+    present = s.plateau(1.0, 0.5, 0)  # stands in all three places
+    first, product, third = (rebuild(d, present, made) for d in descriptions)
+    remember(made)
+    assert first is present
+    assert product.schedules == (first, third)
+    assert product.schedules[0] is first
+    assert product.schedules[1] is third
+    assert third is not first
+    assert (first.best, third.best) == (INF, 3.0)
+    for change in ({"lr": 2.0}, {"memory": descriptions[2]["memory"]}):
+        with pytest.raises(ValueError, match=r"^number is 0, which is another plateau"):
+            rebuild(descriptions[0] | change, None, dict(made))
+    with pytest.raises(TypeError, match=r"^number is None"):
+        rebuild(descriptions[0] | {"number": None}, None, {})

@@ -37,13 +37,14 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
 
     FloatMode mode;
     mode.ieee();
-    for (size_t i = 0; i < slots.size(); ++i) shares[i] = Around::share(around(i), sums[i]);
-    double sum_of_shares = add_up(shares.data(), shares.size());
+    double largest = 0;
+    for (size_t i = 0; i < slots.size(); ++i) largest = larger(largest, magnitude(around(i).grad_scale));
+    for (size_t i = 0; i < slots.size(); ++i) shares[i] = Around::share(around(i), largest, sums[i]);
     Measure found;
-    found.norm = Around::norm(sum_of_shares, grad_scale);
+    found.norm = Around::norm(add_up(shares.data(), shares.size()), largest * grad_scale);
     for (size_t i = 0; i < slots.size(); ++i) {
         if (skip_nonfinite && found.offender < 0 && !is_finite(slots[i], sums[i])) found.offender = i;
-        found.scales.push_back(Around::scale(around(i), grad_scale, sums[i], sum_of_shares));
+        found.scales.push_back(Around::scale(around(i), grad_scale, sums[i], found.norm));
     }
     return found;
 }

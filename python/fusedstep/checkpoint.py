@@ -7,14 +7,15 @@ that what cannot be loaded changes nothing.
 
 import json
 import os
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .progress import Array, Progress
-from .schedules import Schedule, describe, rebuild
+from .progress import Array, Restored, listed, number
+from .schedules.description import Plateaus, describe, rebuild, remember
+from .schedules.plateau import plateau
 
 if TYPE_CHECKING:
     from .optimizer import Optimizer
@@ -48,6 +49,17 @@ def state_dict(self: "Optimizer", names: Names = "fusedstep") -> dict[str, Any]:
         If `names` is another.
     RuntimeError
         If this optimizer is in a step.
+
+    Examples
+    --------
+    Parameters of PyTorch have the keys 0, 1, ... Its state dict of an optimizer is made like this:
+
+    >>> import numpy as np, fusedstep as fs
+    >>> opt = fs.Adam()
+    >>> result = opt.step([np.ones(3)], [np.ones(3)])
+    >>> state = opt.state_dict(names="torch")["state"]  # values for torch.as_tensor
+    >>> sorted(state[0]), state[0]["step"]
+    (['exp_avg', 'exp_avg_sq', 'step'], 1)
     """
     _check_names(names)
     with self._alone():
@@ -64,23 +76,27 @@ def load_state_dict(self: "Optimizer", saved: Mapping[str, Any], names: Names = 
     Parameters
     ----------
     saved : mapping
-        Where "hyperparameters" are missing, those of this optimizer stay. Schedules that are equal to the present ones
-        stay the same objects, with the memory that was saved. Arrays are copied; those of other libraries will do, so
-        that ``{"state": ...}`` of a PyTorch optimizer can be loaded.
+        Where "optimizer" or "hyperparameters" are missing, those of this optimizer stay. Schedules that are equal to
+        the present ones stay the same objects, with the memory that was saved. Arrays are copied; those of other
+        libraries will do.
     names : {"fusedstep", "torch"}
-        What its states are called.
+        What its states are called. The state of a PyTorch optimizer is loaded by
+        ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. Its SGD does not count, so that
+        its parameters have one finished update.
 
     Raises
     ------
     TypeError, ValueError
         If something is missing, unknown, of another type, dtype or shape, or out of range, or if it was saved by
         another class. Nothing has changed then.
+    BufferError
+        If an array of another library does not export its memory.
     RuntimeError
         If this optimizer is in a step.
     """
     _check_names(names)
     with self._alone():
-        _prepared(self, saved if names == "fusedstep" else _from_torch(self, saved)).fill(self)
+        _prepared(self, saved, names).fill(self)
 
 
 def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None) -> None:
@@ -101,10 +117,11 @@ def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None)
     Raises
     ------
     TypeError
-        If a key is no string, number, bool, None or tuple of them; if an array or `extra` cannot be written.
+        If `opt` is no optimizer; if a key is no string, number, bool, None or tuple of them; if an array or `extra`
+        cannot be written.
     ValueError
-        If the path has another ending or is no regular file; if two keys look alike; or if a parameter has another
-        shape than its states.
+        If the path has another ending or is no regular file; if two keys look alike; or if `params` lacks a key of the
+        optimizer, or has another shape or dtype there.
     ImportError
         If a package is missing.
     OSError
@@ -119,16 +136,18 @@ def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None)
     """
     from . import archive  # here, because it imports much that a step does not need
 
+    _check_optimizer(opt)
     with opt._alone():
         known = _known(opt)
         parameters = dict(_items(params))
-        _check_like_states(parameters, known)
+        if params is not None:
+            _check_like_states(parameters, known)
         flat = [("state", key, name, a) for key, some in known["state"].items() for name, a in some.items()]
         flat += [("ema", key, None, a) for key, a in known["ema"].items()]
         flat += [("params", key, None, a) for key, a in parameters.items()]
         arrays = {_label(part, key, name): array for part, key, name, array in flat}
         if len(arrays) < len(flat):
-            raise ValueError(f"keys are {list(known['t'])}, expected keys that differ as text")
+            raise ValueError(f"keys are {listed(known['t'])}, expected keys that differ as text")
         hyperparameters = known["hyperparameters"]
         meta = {
             "optimizer": known["optimizer"],
@@ -159,7 +178,7 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
     Returns
     -------
     object
-        The `extra` that was saved.
+        The `extra` that was saved, as JSON gives it back: tuples have become lists, and keys strings.
 
     Raises
     ------
@@ -181,6 +200,7 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
     """
     from . import archive
 
+    _check_optimizer(opt)
     arrays, meta = archive.read(path)
     try:
         saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
@@ -196,7 +216,7 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
             else:
                 (saved["ema"] if part == "ema" else stored)[key] = array
         has_params, extra = meta["has_params"], meta["extra"]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
 
     with opt._alone():
@@ -206,59 +226,72 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
                 raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
             targets = dict(_items(params))
             _check_targets(targets, stored)
-            prepared.copies.extend((target, stored[key]) for key, target in targets.items())
+            prepared.restored.copies.extend((target, stored[key]) for key, target in targets.items())
         prepared.fill(opt)
     return extra
+
+
+def _check_optimizer(opt: Any) -> None:
+    from .optimizer import Optimizer  # which imports this module
+
+    if not isinstance(opt, Optimizer):
+        raise TypeError(f"opt is of type {type(opt).__name__}, expected an optimizer")
 
 
 def _known(opt: "Optimizer") -> dict[str, Any]:
     """Return the state dict with the arrays themselves."""
     values = opt.__getstate__()
-    hyperparameters = {name: _plain(value) for name, value in values.pop("hyperparameters").items()}
-    hyperparameters["overrides"] = {
-        key: {name: _plain(value) for name, value in some.items()} for key, some in opt.overrides.items()
-    }
+    seen: list[plateau] = []
+
+    def plain(some: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
+
+    hyperparameters = plain(values.pop("hyperparameters"))
+    hyperparameters["overrides"] = {key: plain(some) for key, some in opt.overrides.items()}
     return {"optimizer": type(opt).__name__, "hyperparameters": hyperparameters, **values}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Schedule):
-        return describe(value)
-    return {"schedule": None} if callable(value) else value
 
 
 class _Prepared(NamedTuple):
     """A state dict that has been checked: taking it over cannot fail."""
 
     candidate: "Optimizer"  # with the hyperparameters
-    progress: Progress
-    copies: list[tuple[Array, Array]]  # targets and sources
+    plateaus: Plateaus
+    restored: Restored
 
     def fill(self, opt: "Optimizer") -> None:
-        for target, source in self.copies:
+        for target, source in self.restored.copies:
             target[...] = source
-        opt._become(self.candidate, self.progress)
+        remember(self.plateaus)
+        opt._become(self.candidate, self.restored.progress)
 
 
-def _prepared(opt: "Optimizer", saved: Mapping[str, Any]) -> _Prepared:
+def _prepared(opt: "Optimizer", saved: Mapping[str, Any], names: Names = "fusedstep") -> _Prepared:
     if not isinstance(saved, Mapping):
         raise TypeError(f"saved is of type {type(saved).__name__}, expected a state dict")
     parts = ("optimizer", "hyperparameters", "t", "product", "state", "ema")
     if strange := [part for part in saved if part not in parts]:
-        raise ValueError(f"saved has {', '.join(map(repr, strange))}, expected {', '.join(parts)}")
-    if (name := saved.get("optimizer", type(opt).__name__)) != type(opt).__name__:
-        raise ValueError(f"optimizer is {name!r}, expected {type(opt).__name__!r}")
+        raise ValueError(f"saved has {', '.join(map(repr, strange))}, expected only {', '.join(parts)}")
+    ours = type(opt).__name__
+    name = saved.get("optimizer", ours)
+    if not isinstance(name, str) or name != ours:
+        raise ValueError(f"optimizer is {name!r}, expected {ours!r}")
     values = present = opt.__getstate__()["hyperparameters"]
+    plateaus: Plateaus = {}
     if "hyperparameters" in saved:
-        values = _rebuilt(saved["hyperparameters"], present, "hyperparameters")
+        try:
+            values = _rebuilt(saved["hyperparameters"], present, plateaus, "hyperparameters")
+        except RecursionError:
+            raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
         if values.keys() != present.keys():
-            raise ValueError(f"hyperparameters are {', '.join(map(str, values))}, expected {', '.join(present)}")
+            raise ValueError(f"hyperparameters are {listed(values)}, expected {', '.join(present)}")
     candidate = type(opt)(**values)
-    return _Prepared(candidate, *opt._progress.restored(saved, *candidate._state_names()))
+    if names == "torch":
+        saved = _from_torch(opt, saved)
+    return _Prepared(candidate, plateaus, opt._progress.restored(saved, candidate._state_names(), opt.torch_states))
 
 
-def _rebuilt(values: Any, present: Mapping[Any, Any], label: str) -> dict[Any, Any]:
-    """Return hyperparameters with their schedules; a function of the caller's own stays what it is."""
+def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label: str) -> dict[Any, Any]:
+    """Return hyperparameters with their schedules."""
     if not isinstance(values, Mapping):
         raise TypeError(f"{label} is {values!r}, expected a mapping")
     rebuilt: dict[Any, Any] = {}
@@ -268,15 +301,14 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], label: str) -> dict[Any, A
             if not isinstance(value, Mapping):
                 raise TypeError(f"{part} is {value!r}, expected a mapping")
             mine = present[name]
-            rebuilt[name] = {k: _rebuilt(some, mine.get(k, {}), f"{part}[{k!r}]") for k, some in value.items()}
-        elif not isinstance(value, Mapping):
-            rebuilt[name] = value
-        elif value.get("schedule", "") is not None:
-            rebuilt[name] = rebuild(value)
-        elif callable(present.get(name)):
-            rebuilt[name] = present[name]
+            rebuilt[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in value.items()}
+        elif isinstance(value, Mapping):
+            try:
+                rebuilt[name] = rebuild(value, present.get(name), plateaus)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{part}: {error}") from error
         else:
-            raise ValueError(f"{part} was a function that cannot be saved, expected the optimizer to have one too")
+            rebuilt[name] = value
     return rebuilt
 
 
@@ -284,24 +316,32 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], label: str) -> dict[Any, A
 
 
 def _to_torch(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
+    theirs = dict(opt.torch_states)
     counts, products = known.pop("t"), known.pop("product")
     state = {}
     for key, t in counts.items():
-        state[key] = {"step": t} | ({"mu_product": products[key]} if key in products else {})
-        state[key] |= {dict(opt.torch_states)[name]: array for name, array in known["state"].get(key, {}).items()}
+        values = known["state"].get(key, {}) | ({"product": products[key]} if key in products else {})
+        state[key] = {"step": t} | {theirs[name]: value for name, value in values.items()}
     return known | {"state": state}
 
 
 def _from_torch(opt: "Optimizer", saved: Mapping[str, Any]) -> dict[str, Any]:
     ours = {theirs: name for name, theirs in opt.torch_states}
     t, product, state = {}, {}, {}
-    for key, some in saved.get("state", {}).items():
-        if "step" not in some:
-            raise ValueError(f"state[{key!r}] lacks 'step', expected the number of finished updates")
-        t[key] = some["step"]
-        if "mu_product" in some:
-            product[key] = float(some["mu_product"])
-        state[key] = {ours.get(n, n): array for n, array in some.items() if n not in ("step", "mu_product")}
+    if not isinstance(saved.get("state"), Mapping):
+        raise TypeError(f"state is {saved.get('state')!r}, expected a mapping by key")
+    for key, some in saved["state"].items():
+        label = f"state[{key!r}]"
+        if not isinstance(some, Mapping):
+            raise TypeError(f"{label} is {some!r}, expected a mapping: name -> array")
+        if strange := [name for name in some if name != "step" and name not in ours]:
+            raise ValueError(f"{label} has {', '.join(map(repr, strange))}, expected step, {', '.join(ours)}")
+        if "step" not in some and some.keys() != {"momentum_buffer"}:  # whose optimizer does not count
+            raise ValueError(f"{label} lacks 'step', expected the number of finished updates")
+        t[key] = some.get("step", 1)
+        state[key] = {ours[name]: value for name, value in some.items() if name != "step"}
+        if "product" in state[key]:
+            product[key] = number(state[key].pop("product"), f"{label}['mu_product']")
     return {**saved, "t": t, "product": product, "state": state}
 
 
@@ -319,27 +359,30 @@ def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
         return
     if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__"):
         params = [params]
+    if not isinstance(params, (Mapping, Sequence)):
+        raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
     for key, array in params.items() if isinstance(params, Mapping) else enumerate(params):
-        if not isinstance(array, np.ndarray):
-            if not hasattr(array, "__dlpack__"):
-                raise TypeError(f"params[{key!r}] is of type {type(array).__name__}, expected an array")
-            array = np.from_dlpack(array)
-        yield key, array
+        if isinstance(array, np.ma.MaskedArray) or not (isinstance(array, np.ndarray) or hasattr(array, "__dlpack__")):
+            raise TypeError(f"params[{key!r}] is of type {type(array).__name__}, expected an array")
+        yield key, array if isinstance(array, np.ndarray) else np.from_dlpack(array)
 
 
 def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:
-    for key, array in params.items():
-        for name, state in known["state"].get(key, {}).items():
+    if missing := [key for key in known["t"] if key not in params]:
+        raise ValueError(f"params lacks {listed(missing)}, expected all parameters of the optimizer")
+    for key in known["t"]:
+        array, ema = params[key], known["ema"].get(key)
+        for state in (*known["state"].get(key, {}).values(), *(() if ema is None else (ema,))):
             if (array.shape, array.dtype) != (state.shape, state.dtype):
                 raise ValueError(
                     f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected {state.dtype} of shape "
-                    f"{state.shape} like state[{key!r}][{name!r}]"
+                    f"{state.shape} like its states"
                 )
 
 
 def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Array]) -> None:
     if targets.keys() != stored.keys():
-        raise ValueError(f"params has the keys {list(targets)}, expected {list(stored)} like the file")
+        raise ValueError(f"params has the keys {listed(targets)}, expected {listed(stored)} like the file")
     for key, target in targets.items():
         if target.dtype != stored[key].dtype:
             raise TypeError(f"params[{key!r}] is {target.dtype}, expected {stored[key].dtype} like the file")
@@ -354,7 +397,7 @@ def _encoded(key: Hashable) -> Any:
         return [_encoded(part) for part in key]
     if isinstance(key, Integral) and not isinstance(key, bool):
         return int(key)
-    if key is None or isinstance(key, (str, bool, float)):
+    if key is None or (isinstance(key, (str, bool, float)) and key == key):  # NaN is not found again
         return key
     raise TypeError(f"key {key!r} cannot be saved, expected a string, number, bool, None, or a tuple of them")
 

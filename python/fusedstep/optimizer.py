@@ -4,7 +4,7 @@ What all optimizers have in common: hyperparameters, and the step.
 It knows no formula, pointer or device: it hands arrays to the plan of an engine, and numbers to its rules.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -17,8 +17,7 @@ import numpy.typing as npt
 
 from . import _cpu, checkpoint
 from .hyperparameters import CLIPS, Scheduled, check, check_clips, declared, numbers
-from .progress import Array, Progress
-from .schedules import adopt
+from .progress import Array, Progress, listed
 
 __all__ = ["Averages", "Optimizer", "Result"]
 
@@ -64,23 +63,26 @@ def _at(values: Mapping[str, Any], done: int) -> dict[str, Any]:
     """Return what functions say at the update that follows `done` others."""
     found = {}
     for name, value in values.items():
-        found[name] = check(name, value(done), float, f"{name}({done})") if callable(value) else value
+        if callable(value):
+            label, value = f"{name}({done})", value(done)
+            if value is None:  # which would switch something off
+                raise TypeError(f"{label} is None, expected a number")
+            value = check(name, value, float, label)
+        found[name] = value
     return found
 
 
 class Averages(Mapping[Hashable, Array]):
-    """
-    The averages of the parameters: key -> array. The arrays may be written to, not replaced.
-
-    Attributes
-    ----------
-    decay : float, callable or None
-        The `ema` of the optimizer.
-    """
+    """The averages of the parameters: key -> array. The arrays may be written to, not replaced."""
 
     def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
-        self.decay = decay
+        self._decay = decay
         self._arrays = arrays
+
+    @property
+    def decay(self) -> Scheduled | None:
+        """The decay that was set; None where no average is made."""
+        return self._decay
 
     def __getitem__(self, key: Hashable) -> Array:
         return self._arrays[key]
@@ -103,7 +105,7 @@ class _Average:
             return None  # the default
         return Averages(optimizer._ema, optimizer._progress.ema)
 
-    def __set__(self, optimizer: Any, value: Scheduled | None) -> None:
+    def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
         optimizer._ema = value
 
 
@@ -137,7 +139,8 @@ class Optimizer:
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
-        averaging"). To be read in ``optimizer.ema[key]``; to be changed by ``optimizer.ema = 0.99``.
+        averaging"). The averages are in ``optimizer.ema[key]``, the decay in ``optimizer.ema.decay``; it is changed by
+        ``optimizer.ema = 0.99``. Switched off and on again, an average goes on from where it was.
     zero_grad : bool
         Whether gradients are set to 0 once they have been read, also in a step that is skipped.
     skip_nonfinite : bool
@@ -178,32 +181,40 @@ class Optimizer:
     rule: ClassVar[str]
     accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
     always_decoupled: ClassVar[bool] = False
-    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # what PyTorch calls the states
-    # Kept beside a field by every instance: the patterns among the overrides, and the decay of the averages.
-    _patterns: ClassVar[list[str]] = []
-    _ema: ClassVar[Any] = None
+    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # what PyTorch calls the states, and Nadam's product
+    _ema: ClassVar[Any] = None  # the decay of the averages; an instance has its own
+    _ready: ClassVar[bool] = False  # whether all fields are there
 
     def __post_init__(self) -> None:
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._plan_rule = ""
-        self._combinations: list[tuple[Hashable, ...]] = []  # of overrides, as they are in use
-        self._layers: list[_Layer] = []  # one for each; none where something has changed
+        self._matched: Mapping[Hashable, Mapping[str, Any]] = {}  # the overrides in use, for these keys
+        self._matched_keys: list[Hashable] = []
+        self._combinations: list[tuple[Hashable, ...]] = []  # of them
+        self._layers: list[_Layer] = []  # one for each
         self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
-        self._stale = True
+        self._changed, self._scheduled = True, False
         self._current_rule()
+        vars(self)["_ready"] = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):
-            value = self._checked(name, value)
-            if name in CLIPS:
-                check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-            vars(self).update(_stale=True, _layers=[])
-            if name == "overrides":
-                object.__setattr__(self, "_plan", None)
-                object.__setattr__(self, "_patterns", [o for o in value if isinstance(o, str) and set(o) & set("*?[")])
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+            return
+        value = self._checked(name, value)
+        if name in CLIPS:
+            check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
+        before = self._values().get(name) if self._ready else None
         object.__setattr__(self, name, value)
+        try:
+            if self._ready and self.overrides:
+                self._current_rule()  # refuses what clashes with an override
+        except ValueError:
+            object.__setattr__(self, name, before)
+            raise
+        self._changed = True  # last, lest a step in another thread miss it
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{name} cannot be deleted, expected a new value")
@@ -213,6 +224,8 @@ class Optimizer:
         hints = declared(cls)
         if name == "overrides" and not label:
             return cls._frozen(value)
+        if name == "ema" and isinstance(value, Averages):
+            value = value.decay
         fixed = {"decoupled"} if cls.always_decoupled else set()
         fixed |= {"skip_nonfinite"} if label else set()  # it concerns a step as a whole
         if name not in hints or name in fixed:
@@ -241,21 +254,16 @@ class Optimizer:
         del values
         return self.rule
 
-    def _values(self, layer: tuple[Hashable, ...] = ()) -> dict[str, Any]:
+    def _values(self, combination: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in fields(self)} | {"ema": self._ema}
-        for key in layer:
-            values |= self.overrides[key]
+        for some in combination:
+            values |= some
         return values
-
-    def _layer(self, key: Hashable) -> tuple[Hashable, ...]:
-        """Return the keys of `overrides` that concern the parameter `key`, the strongest last."""
-        matches = [o for o in self._patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
-        return (*matches, key) if key in self.overrides else tuple(matches)
 
     def _current_rule(self) -> str:
         rule = self._rule(self._values())
-        for key in self.overrides:
-            values = self._values((key,))
+        for key, some in self.overrides.items():
+            values = self._values((some,))
             check_clips(values, f"overrides[{key!r}]: ")
             if (other := self._rule(values)) != rule:
                 raise ValueError(
@@ -308,7 +316,7 @@ class Optimizer:
         if not self._turn.acquire(False):
             raise RuntimeError("this optimizer is already in a step, expected one step at a time")
         try:
-            if self._stale:
+            if self._changed or self._scheduled:
                 self._refresh()
             plan = self._plan
             if plan is not None:
@@ -330,29 +338,34 @@ class Optimizer:
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        if not self._layers and self._current_rule() != self._plan_rule:
+        if self._changed and self._current_rule() != self._plan_rule:
             self._plan = None
         if self._plan is not None:
             self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
-        if not self._layers:
-            names = _cpu.rules[self._plan_rule][2]
-            self._layers = [_Layer(names, self._values(overrides)) for overrides in self._combinations]
-        scheduled = any(layer.scheduled for layer in self._layers)
+        if self._changed:
+            self._changed = False  # first: what changes meanwhile counts in the next step
+            try:
+                self._match_overrides(plan.keys)
+                names = _cpu.rules[self._plan_rule][2]
+                self._layers = [_Layer(names, self._values_of(combination)) for combination in self._combinations]
+                self._scheduled = any(layer.scheduled for layer in self._layers)
+            except BaseException:
+                self._changed = True
+                raise
         first = int(done[0]) if done.size else 0
         rows = [(i, first) for i in range(len(self._layers))]
         row_of = self._layer_of
-        if scheduled and done.size > 1 and (done != first).any():
+        if self._scheduled and done.size > 1 and (done != first).any():
             pairs, row_of = np.unique(np.stack([self._layer_of, done], axis=1), axis=0, return_inverse=True)
             rows = [(int(i), int(t)) for i, t in pairs]
         plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of.reshape(-1), self.skip_nonfinite)
-        self._stale = scheduled
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
-        self._plan, self._plan_rule, self._layers = None, self._current_rule(), []
+        self._changed, self._plan, self._plan_rule = True, None, self._current_rule()
         number, names, _ = _cpu.rules[self._plan_rule]
         plan = _cpu.Plan(number, params)
         seen = plan.check(params, grads)
@@ -360,9 +373,9 @@ class Optimizer:
         self._match_overrides(keys)
 
         progress = self._progress.extended(keys)
-        for key, look in zip(keys, seen, strict=True):
+        for key, look, i in zip(keys, seen, self._layer_of, strict=True):
             if look is not None:
-                values, start = self._values(self._layer(key)), dict.fromkeys(names, 0.0)
+                values, start = self._values_of(self._combinations[i]), dict.fromkeys(names, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
                     start[self.accumulator] = _at({name: values[name]}, progress.t[key])[name]
@@ -382,20 +395,36 @@ class Optimizer:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         result = self._result(plan, outcome)
         if not result.skipped:  # else nothing was made
-            self._plan, self._progress, self._clock_index = plan, progress, clock_index
+            self._progress.become(progress)
+            self._plan, self._clock_index = plan, clock_index
         return result
 
     def _match_overrides(self, keys: list[Hashable]) -> None:
-        layers = [self._layer(key) for key in keys]
-        used = {o for layer in layers for o in layer} | {o for key in self._progress.clock_of for o in self._layer(key)}
-        for key in self.overrides:
+        """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
+        overrides = self.overrides
+        if overrides is self._matched and keys is self._matched_keys:
+            return
+        patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
+
+        def concerning(key: Hashable) -> tuple[Hashable, ...]:
+            matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
+            return (*matches, key) if key in overrides else tuple(matches)
+
+        found = [concerning(key) for key in keys]
+        used = {o for some in (*found, *map(concerning, self._progress.clock_of)) for o in some}
+        for key in overrides:
             if key not in used:
-                raise ValueError(f"overrides[{key!r}] fits no parameter, expected one of {keys} or a pattern of them")
-        self._combinations = list(dict.fromkeys(layers))
-        for layer in self._combinations:
-            check_clips(self._values(layer), f"overrides {', '.join(map(repr, layer))}: ")
-        number = {layer: i for i, layer in enumerate(self._combinations)}
-        self._layer_of = np.array([number[layer] for layer in layers], np.int64)
+                raise ValueError(
+                    f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
+                )
+        self._matched, self._matched_keys, self._combinations = overrides, keys, list(dict.fromkeys(found))
+        for combination in self._combinations:
+            check_clips(self._values_of(combination), f"overrides {', '.join(map(repr, combination))}: ")
+        number = {combination: i for i, combination in enumerate(self._combinations)}
+        self._layer_of = np.array([number[combination] for combination in found], np.int64)
+
+    def _values_of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
+        return self._values(self._matched[key] for key in combination)
 
     # What it remembers.
 
@@ -414,31 +443,24 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        return {"hyperparameters": values, **self._progress.export()}
+        return {"hyperparameters": values, **self._progress.export(self._state_names())}
 
     def __setstate__(self, saved: dict[str, Any]) -> None:
         type(self).__init__(self, **saved["hyperparameters"])
-        self._progress, copies = self._progress.restored(saved, *self._state_names())
-        for target, source in copies:
+        restored = self._progress.restored(saved, self._state_names(), self.torch_states)
+        for target, source in restored.copies:
             target[...] = source
+        self._progress.become(restored.progress)
 
-    def _state_names(self) -> tuple[tuple[str, ...], set[str]]:
-        """Return the states of the present rule, and those of all rules."""
-        names = {rule: names for rule, (_, names, _) in _cpu.rules.items()}
-        return names[self._current_rule()], {name for some in names.values() for name in some}
+    def _state_names(self) -> tuple[str, ...]:
+        return _cpu.rules[self._current_rule()][1]
 
     def _become(self, other: "Optimizer", progress: Progress) -> None:
-        """Take over hyperparameters that have been checked, and progress; a schedule that is equal stays the same."""
-        mine = self.__getstate__()["hyperparameters"]
-        values = other.__getstate__()["hyperparameters"]
-        overrides = mine["overrides"]
-        for key, some in values.pop("overrides").items():
-            present = overrides.get(key, {})
-            overrides[key] = MappingProxyType({name: adopt(present.get(name), value) for name, value in some.items()})
-        object.__setattr__(self, "overrides", MappingProxyType({key: overrides[key] for key in other.overrides}))
-        for name, value in values.items():
-            object.__setattr__(self, name, adopt(mine[name], value))
-        vars(self).update(_patterns=other._patterns, _progress=progress, _plan=None, _stale=True, _layers=[])
+        """Take over hyperparameters that have been checked, and progress."""
+        for name, value in other.__getstate__()["hyperparameters"].items():
+            object.__setattr__(self, name, other.overrides if name == "overrides" else value)
+        self._progress.become(progress)
+        vars(self).update(_plan=None, _changed=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

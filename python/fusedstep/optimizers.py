@@ -393,7 +393,7 @@ class Nadam(Optimizer):
     eps: Scheduled = 1e-8
     schedule_decay: Scheduled = 0.004
     rule = "nadam"
-    torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"))
+    torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"), ("product", "mu_product"))
 
 
 @dataclass(eq=False)

@@ -1,13 +1,15 @@
 """What an optimizer remembers of each parameter, by key: step count, states and average."""
 
 from collections.abc import Hashable, Iterable, Mapping
+from itertools import islice
+from numbers import Real
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Progress"]
+__all__ = ["Array", "Progress", "Restored", "listed", "number"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -24,13 +26,19 @@ def _new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     return owner[start : start + size].view(dtype).reshape(shape)
 
 
+class Restored(NamedTuple):
+    """A progress that will be what was exported, once each target has been filled from its source."""
+
+    progress: "Progress"
+    copies: list[tuple[Array, Array]]
+
+
 class Progress:
     """
     Clocks in one array that the engine advances; states and averages by key.
 
     What is exported is plain: ``{"t": {key: count}, "product": {key: number}, "state": {key: {name: array}}, "ema":
-    {key: array}}``. The product is Nadam's, of its momenta so far;
-    where it is 1, it is left out.
+    {key: array}}``. The product is that of Nadam's momenta; where it is 1, it is left out.
     """
 
     def __init__(self) -> None:
@@ -71,60 +79,96 @@ class Progress:
         counts = self.clocks["t"].tolist()
         return {key: counts[i] for key, i in self.clock_of.items()}
 
-    def export(self) -> dict[str, dict[Hashable, Any]]:
-        """Return all of it as plain values and the arrays themselves."""
+    def become(self, other: "Progress") -> None:
+        """Take over another progress, in the mappings that callers may hold."""
+        self.clocks = other.clocks
+        for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
+            mine.clear()
+            mine.update(others)  # type: ignore[arg-type]
+
+    def export(self, names: tuple[str, ...]) -> dict[str, dict[Hashable, Any]]:
+        """Return all of it as plain values and the arrays themselves; states `names` that are yet to be made are 0."""
         products = self.clocks["product"].tolist()
+        state = {}
+        for key, states in self.state.items():
+            later = {
+                name: np.zeros_like(next(iter(states.values()))) for name in names if states and name not in states
+            }
+            state[key] = dict(states) | later
         return {
             "t": self.t,
             "product": {key: products[i] for key, i in self.clock_of.items() if products[i] != 1},
-            "state": {key: dict(states) for key, states in self.state.items()},
+            "state": state,
             "ema": dict(self.ema),
         }
 
     def restored(
-        self, saved: Mapping[str, Any], names: tuple[str, ...], known: set[str]
-    ) -> tuple["Progress", list[tuple[Array, Array]]]:
+        self, saved: Mapping[str, Any], names: tuple[str, ...], known: tuple[tuple[str, str], ...]
+    ) -> Restored:
         """
-        Return the progress that was exported, once each target of the list has been filled from its source.
+        Prepare to take over what was exported.
 
-        Targets are the arrays of this progress, where it has them; its keys, shapes and dtypes must then be those that
-        were saved. A parameter that has been updated has the states `names`, and others only among those `known`.
+        Parameters
+        ----------
+        saved : mapping
+            What `export` returns. Its keys, shapes and dtypes are those of this progress, where it has begun.
+        names : tuple of str
+            The states that a parameter must have once it has been updated.
+        known : tuple of pairs of str
+            Begin with the names of all states that it may have, among them "product" if there is one.
+
+        Returns
+        -------
+        Restored
+            The targets are the arrays of this progress, where it has them.
 
         Raises
         ------
         TypeError, ValueError
             If it cannot be restored.
         """
+        may_have = [name for name, _ in known]
+        for part in ("t", "state", *(("ema",) if self.ema else ())):
+            if part not in saved:
+                raise ValueError(f"{part} is missing, expected a state dict")
         parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "product", "state", "ema")}
         t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
         if self.clock_of and self.clock_of.keys() != t.keys():
-            raise ValueError(f"t has the keys {list(t)}, expected {list(self.clock_of)} like this optimizer")
+            raise ValueError(f"t has the keys {listed(t)}, expected {listed(self.clock_of)} like this optimizer")
         for part in ("product", "state", "ema"):
             for key in parts[part]:
                 if key not in t:
-                    raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {list(t)}")
+                    raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {listed(t)}")
 
         other, copies = Progress().extended(t), []
         for key, i in other.clock_of.items():
             states = _mapping(parts["state"].get(key, {}), f"state[{key!r}]")
             if missing := [name for name in names if name not in states and (t[key] or states)]:
                 raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(names)}")
-            if strange := [name for name in states if name not in known]:
+            if strange := [name for name in states if name not in may_have or name == "product"]:
                 raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(names)}")
-            sources = {f"state[{key!r}][{name!r}]": array for name, array in states.items()}
-            targets = dict(zip(sources, map(self.state.get(key, {}).get, states), strict=True))
+            mine = self.state.get(key, {})
+            arrays = {f"state[{key!r}][{name!r}]": (mine.get(name), array) for name, array in states.items()}
             if key in parts["ema"]:
-                sources[f"ema[{key!r}]"], targets[f"ema[{key!r}]"] = parts["ema"][key], self.ema.get(key)
-            pairs = _pairs(sources, targets)
+                arrays[f"ema[{key!r}]"] = self.ema.get(key), parts["ema"][key]
+            pairs = _pairs(arrays)
             copies += pairs
-            made = [target for target, _ in pairs]
-            if states:
+            if key in parts["state"]:
+                made = (target for target, _ in pairs)
                 other.state[key] = MappingProxyType(dict(zip(states, made, strict=False)))
             if key in parts["ema"]:
-                other.ema[key] = made[-1]
-            product = _share(parts["product"].get(key, 1.0), f"product[{key!r}]")
+                other.ema[key] = pairs[-1][0]
+            product = _product(
+                parts["product"].get(key, 1.0), f"product[{key!r}]", "product" in may_have and t[key] > 0
+            )
             other.clocks[i] = (t[key], product, key in other.ema)
-        return other, copies
+        return Restored(other, _apart(copies))
+
+
+def listed(keys: Iterable[Hashable]) -> str:
+    """Return some keys for a message."""
+    first = [repr(key) for key in islice(keys, 6)]
+    return ", ".join(first[:5] + ["..."] * (len(first) > 5)) or "none"
 
 
 def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
@@ -133,28 +177,35 @@ def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
     return value
 
 
-def _count(value: Any, label: str) -> int:
-    expected = f"{label} is {value!r}, expected a number of updates from 0"
-    try:
-        number = value if isinstance(value, int) else float(value)  # PyTorch counts in tensors of float32
-    except (TypeError, ValueError):
-        raise TypeError(expected) from None
-    if isinstance(value, bool) or not 0 <= number < 2**62 or number != int(number):
-        raise ValueError(expected)
-    return int(number)
-
-
-def _share(value: Any, label: str) -> float:
-    if not isinstance(value, float) or not 0 <= value <= 1:
-        raise ValueError(f"{label} is {value!r}, expected a number from 0 to 1")
+def number(value: Any, label: str) -> Any:
+    """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
+    if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
+        array = np.from_dlpack(value)
+        value = array[()] if array.shape == () else value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{label} is {value!r}, expected a number")
     return value
 
 
-def _pairs(sources: dict[str, Any], targets: dict[str, Array | None]) -> list[tuple[Array, Array]]:
-    """Return what is to be copied for one parameter; its arrays are all of one shape and dtype."""
-    like = next((target for target in targets.values() if target is not None), None)
+def _count(value: Any, label: str) -> int:
+    found = number(value, label)
+    if not 0 <= found < 2**62 or found != int(found):
+        raise ValueError(f"{label} is {value!r}, expected a number of updates, from 0 to below 2**62")
+    return int(found)
+
+
+def _product(value: Any, label: str, begun: bool) -> float:
+    found = number(value, label)
+    if not 0 <= found < 1 if begun else found != 1:
+        raise ValueError(f"{label} is {value!r}, expected {'a number from 0 to below 1' if begun else 1}")
+    return float(found)
+
+
+def _pairs(arrays: dict[str, tuple[Array | None, Any]]) -> list[tuple[Array, Array]]:
+    """Return targets and sources of one parameter; its arrays are all of one shape and dtype."""
+    like = next((target for target, _ in arrays.values() if target is not None), None)
     pairs = []
-    for label, source in sources.items():
+    for label, (target, source) in arrays.items():
         if not isinstance(source, np.ndarray):
             if not hasattr(source, "__dlpack__"):
                 raise TypeError(f"{label} is of type {type(source).__name__}, expected an array")
@@ -166,6 +217,19 @@ def _pairs(sources: dict[str, Any], targets: dict[str, Array | None]) -> list[tu
             raise TypeError(f"{label} is {source.dtype}, expected {like.dtype} like the rest of its parameter")
         if source.shape != like.shape:
             raise ValueError(f"{label} has shape {source.shape}, expected {like.shape} like the rest of its parameter")
-        target = targets[label]
-        pairs.append((_new_array(source.shape, source.dtype) if target is None else target, source))
+        if target is None:
+            target = _new_array(source.shape, source.dtype)
+        if not target.flags.writeable:
+            raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
+        pairs.append((target, source))
     return pairs
+
+
+def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+    """Return the same pairs; a source that lies in another target's memory is copied first."""
+
+    def owner(array: Array) -> int:
+        return id(array if array.base is None else array.base)
+
+    owners = {owner(target) for target, _ in pairs}
+    return [(target, source.copy() if owner(source) in owners else source) for target, source in pairs]

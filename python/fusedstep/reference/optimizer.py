@@ -162,11 +162,12 @@ class Optimizer:
         h = {key: self.at(key) for key in grads}
         S = {key: sum_of_squares(g) for key, g in grads.items()}
         with float_mode(np.float64):
-            G = reduced(np.array([S[key] * (h[key].grad_scale * h[key].grad_scale) for key in grads]))
-            N = math.sqrt(G) * abs(grad_scale)
-        measured = self.skip_nonfinite or any(
-            h[key].clip_norm is not None or h[key].clip_global_norm is not None for key in grads
-        )
+            largest = max((abs(h[key].grad_scale) for key in grads), default=0.0)
+            weights = {key: h[key].grad_scale / largest if largest else 1.0 for key in grads}
+            G = reduced(np.array([S[key] * (weights[key] * weights[key]) for key in grads]))
+            N = math.sqrt(G) * abs(largest * grad_scale)
+        limits = [limit for key in params for limit in (self.of(key).clip_norm, self.of(key).clip_global_norm)]
+        measured = self.skip_nonfinite or any(limit is not None for limit in limits)
         nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
         if not nonfinite:
             for key, g in grads.items():

@@ -9,17 +9,14 @@ alone is the C library's. The first argument is called `lr`, but may be any hype
 
 from .combined import product, sequential, warmup
 from .decays import cosine, cosine_restarts, exponential, inverse_time, multistep, piecewise, polynomial, step
-from .description import adopt, describe, rebuild
 from .plateau import plateau
 from .schedule import Schedule, constant
 
 __all__ = [
     "Schedule",
-    "adopt",
     "constant",
     "cosine",
     "cosine_restarts",
-    "describe",
     "exponential",
     "inverse_time",
     "multistep",
@@ -27,7 +24,6 @@ __all__ = [
     "plateau",
     "polynomial",
     "product",
-    "rebuild",
     "sequential",
     "step",
     "warmup",

@@ -7,111 +7,120 @@ from .combined import product
 from .plateau import dictionary, expect_keys, plateau
 from .schedule import Schedule, arguments, sequence
 
-__all__ = ["adopt", "describe", "rebuild"]
+__all__ = ["Plateaus", "describe", "rebuild", "remember"]
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in Schedule.__subclasses__()}
+Plateaus = dict[int, tuple[plateau, dict[str, Any]]]  # number -> the object, and the memory that it will have
 
 
-def describe(schedule: Schedule) -> dict[str, Any]:
+def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
     """
     Return a schedule as plain values that JSON can hold, with the memory of each `plateau` in it.
 
     Parameters
     ----------
-    schedule : Schedule
-        One of this module, whose parts are too.
+    schedule : callable
+        One of this module; of what is somebody else's, it is only noted that there is something.
+    seen : list of plateau
+        Those that have been described so far, to which this adds: one that stands in two places gets one number.
 
     Returns
     -------
     dict
         The name under "schedule", the arguments under theirs, schedules among them in the same way.
-
-    Raises
-    ------
-    TypeError
-        If it, or a part of it, is a function or class of somebody else.
     """
     cls = type(schedule)
     if CLASSES.get(cls.__name__) is not cls:
-        raise TypeError(f"schedule is {schedule!r}, expected one of fusedstep.schedules: others cannot be stored")
+        return {"schedule": None}
     description = {"schedule": cls.__name__}
-    description |= {name: _plain(getattr(schedule, name)) for name in arguments(cls)}
+    description |= {name: _plain(getattr(schedule, name), seen) for name in arguments(cls)}
     if isinstance(schedule, plateau):
-        description["memory"] = schedule._memory()
+        if not any(schedule is other for other in seen):
+            seen.append(schedule)
+        number = next(i for i, other in enumerate(seen) if schedule is other)
+        description |= {"number": number, "memory": schedule._memory()}
     return description
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, seen: list[plateau]) -> Any:
     if isinstance(value, tuple):
-        return [_plain(part) for part in value]
-    return value if isinstance(value, (float, int, str)) else describe(value)
+        return [_plain(part, seen) for part in value]
+    return value if isinstance(value, (float, int, str)) else describe(value, seen)
 
 
-def rebuild(description: Mapping[str, Any]) -> Schedule:
+def rebuild(description: Mapping[str, Any], present: Any, made: Plateaus) -> Any:
     """
-    Return the schedule that `describe` has described.
+    Return the schedule that `describe` has described; plateaus get their memory later, by `remember`.
 
     Parameters
     ----------
     description : mapping
         What `describe` returns, also after a way through JSON. It may come from anywhere: nothing but the schedules of
         this module is made of it.
+    present : Any
+        What stands in the same place now. If it is an equal schedule, it stays, and so do equal plateaus in it, so that
+        those that the caller holds go on working; a function of the caller's own stays in any case.
+    made : dict
+        The plateaus of this and of other descriptions by number, to which this adds.
 
     Returns
     -------
-    Schedule
-        An equal one, with equal memory.
+    callable
+        An equal schedule.
 
     Raises
     ------
     TypeError
         If the description, or something in it, has a wrong type.
     ValueError
-        If there is no such schedule, if it has other arguments, or if one is out of range.
+        If there is no such schedule, if it has other arguments, if one is out of range, or if the function is missing.
     """
     values = dictionary("description", description)
-    name = values.pop("schedule", None)
+    name = values.pop("schedule", "")
+    if name is None and not values:
+        if not callable(present):
+            raise ValueError("schedule was a function that cannot be saved, expected the same function to be there")
+        return present
     cls = CLASSES.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(f"schedule is {name!r}, expected one of {', '.join(CLASSES)}")
-    expect_keys(cls.__name__, values, [*arguments(cls), *(["memory"] if cls is plateau else [])])
-    memory = values.pop("memory", None)
-    values = {key: _schedules_in(value) for key, value in values.items()}
-    schedule: Schedule = product(*sequence("schedules", values["schedules"])) if cls is product else cls(**values)
-    if isinstance(schedule, plateau):
-        schedule._recall(memory)
-    return schedule
+    expect_keys(cls.__name__, values, [*arguments(cls), *(["number", "memory"] if cls is plateau else [])])
+    number, memory = values.pop("number", None), values.pop("memory", None)
+    parts = {key: getattr(present, key) if type(present) is cls else None for key in values}
+    values = {key: _rebuilt(value, parts[key], made) for key, value in values.items()}
+    new = product(*sequence("schedules", values["schedules"])) if cls is product else cls(**values)
+    if cls is plateau:
+        return _plateau(new, present, number, memory, made)
+    same = present == new and all(a is b for a, b in zip(_plateaus(present), _plateaus(new), strict=True))
+    return present if same else new
 
 
-def _schedules_in(value: Any) -> Any:
+def _rebuilt(value: Any, present: Any, made: Plateaus) -> Any:
     if isinstance(value, list):
-        return [_schedules_in(part) for part in value]
-    return rebuild(value) if isinstance(value, Mapping) else value
+        parts = list(present) if isinstance(present, tuple) else []
+        return [_rebuilt(v, parts[i] if i < len(parts) else None, made) for i, v in enumerate(value)]
+    return rebuild(value, present, made) if isinstance(value, Mapping) else value
 
 
-def adopt(present: Any, new: Any) -> Any:
-    """
-    Return `present` with the memory of `new` where the two are equal schedules, and otherwise `new`.
+def _plateau(new: Any, present: Any, number: Any, memory: Any, made: Plateaus) -> plateau:
+    """Return the plateau of this number: one that was made for it, the present one if it is equal, or the new one."""
+    new._recall(memory)
+    memory = new._memory()
+    if not isinstance(number, int):
+        raise TypeError(f"number is {number!r}, expected an integer")
+    if number not in made:
+        free = present == new and not any(present is other for other, _ in made.values())
+        made[number] = present if free else new, memory
+    found, known = made[number]
+    if found != new or known != memory:
+        raise ValueError(f"number is {number}, which is another plateau, expected equal ones")
+    return found
 
-    So a `plateau` that the caller holds goes on working after a checkpoint has been loaded.
 
-    Parameters
-    ----------
-    present : Any
-        The schedule or number in use; its memory is overwritten in place.
-    new : Any
-        The schedule or number that was loaded.
-
-    Returns
-    -------
-    Any
-        `present` or `new`.
-    """
-    if not isinstance(present, Schedule) or present != new:
-        return new
-    for mine, other in zip(_plateaus(present), _plateaus(new), strict=False):
-        mine._remember(**other._memory())
-    return present
+def remember(made: Plateaus) -> None:
+    """Give the plateaus the memory that was described."""
+    for schedule, memory in made.values():
+        schedule._remember(**memory)
 
 
 def _plateaus(schedule: Schedule) -> Iterator[plateau]:

@@ -1,0 +1,90 @@
+"""A run that was begun in torch goes on here, and the other way round."""
+
+import numpy as np
+import pytest
+
+import fusedstep
+
+torch = pytest.importorskip("torch")
+
+STEPS, SIZE, TOLERANCE = 10, 40, 1e-12
+
+# Our class and arguments, torch's class and arguments.
+CASES = [
+    ("SGD", {"lr": 1e-3}, "SGD", {}),
+    ("Momentum", {"dampening": 0.4}, "SGD", {"lr": 0.01, "momentum": 0.9, "dampening": 0.4}),
+    ("NAG", {"momentum": 0.8}, "SGD", {"lr": 0.01, "momentum": 0.8, "nesterov": True}),
+    ("Adagrad", {"initial_accumulator": 0.5}, "Adagrad", {"initial_accumulator_value": 0.5}),
+    ("RMSprop", {}, "RMSprop", {}),
+    ("RMSprop", {"momentum": 0.9, "centered": True}, "RMSprop", {"momentum": 0.9, "centered": True}),
+    ("Adadelta", {}, "Adadelta", {}),
+    ("Adam", {}, "Adam", {}),
+    ("Adam", {"beta2": 0.6, "amsgrad": True}, "Adam", {"betas": (0.9, 0.6), "amsgrad": True}),
+    ("AdamW", {"weight_decay": 0.3}, "AdamW", {"weight_decay": 0.3}),
+    ("Adamax", {}, "Adamax", {}),
+    ("Nadam", {"schedule_decay": 0.1}, "NAdam", {"momentum_decay": 0.1}),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{len(case[1])}")
+def pair(request):
+    """Our optimizer, and torch's with its tensors; torch keeps counts and Nadam's product in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    name, ours, other, theirs = request.param
+    rng = np.random.default_rng(6)
+    tensors = [torch.from_numpy(rng.normal(size=SIZE)), torch.from_numpy(rng.normal(size=(2, 3)))]
+    yield getattr(fusedstep, name)(**ours), getattr(torch.optim, other)(tensors, **theirs), tensors
+    torch.set_default_dtype(before)
+
+
+def train(steps, seed, tensors, torch_opt=None, params=None, opt=None):
+    rng = np.random.default_rng(seed)
+    for _ in range(steps):
+        grads = [rng.normal(size=x.shape) for x in tensors]
+        if torch_opt:
+            for tensor, g in zip(tensors, grads, strict=True):
+                tensor.grad = torch.from_numpy(g)
+            torch_opt.step()
+        if opt:
+            opt.step(params, grads)
+
+
+def assert_close(params, tensors):
+    for p, tensor in zip(params, tensors, strict=True):
+        np.testing.assert_allclose(p, tensor.numpy(), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_run_of_torch_goes_on_here(pair):
+    opt, torch_opt, tensors = pair
+    train(STEPS, 7, tensors, torch_opt)
+    params = [tensor.numpy().copy() for tensor in tensors]
+    opt.load_state_dict({"state": torch_opt.state_dict()["state"]}, names="torch")
+    train(STEPS, 8, tensors, torch_opt, params, opt)
+    assert_close(params, tensors)
+
+
+def test_a_run_from_here_goes_on_in_torch(pair):
+    opt, torch_opt, tensors = pair
+    params = [tensor.numpy().copy() for tensor in tensors]
+    train(STEPS, 7, params, None, params, opt)
+    for tensor, p in zip(tensors, params, strict=True):
+        tensor.copy_(torch.from_numpy(p))
+    saved = torch_opt.state_dict()
+    saved["state"] = {
+        key: {name: torch.as_tensor(value) for name, value in some.items()}
+        for key, some in opt.state_dict(names="torch")["state"].items()
+    }
+    torch_opt.load_state_dict(saved)
+    train(STEPS, 8, tensors, torch_opt, params, opt)
+    assert_close(params, tensors)
+
+
+def test_names_are_those_of_torch(pair):
+    opt, torch_opt, tensors = pair
+    train(2, 7, tensors, torch_opt, [tensor.numpy().copy() for tensor in tensors], opt)
+    theirs = torch_opt.state_dict()["state"]
+    for key, some in opt.state_dict(names="torch")["state"].items():
+        assert set(some) == {"step", *theirs.get(key, {})}
+        for name, value in theirs.get(key, {}).items():
+            np.testing.assert_allclose(some[name], np.asarray(value), rtol=TOLERANCE)
