@@ -44,6 +44,7 @@ class Result:
 
 
 _PLAIN = Result()
+_ONE = 1.0
 
 
 class _Layer:
@@ -195,7 +196,8 @@ class Optimizer:
         self._combinations: list[tuple[Hashable, ...]] = []  # of them
         self._layers: list[_Layer] = []  # one for each
         self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
-        self._changed, self._scheduled = True, False
+        # Whether something is to be handed to the plan, whether because it was set, and whether in every step.
+        self._stale, self._changed, self._scheduled = True, True, False
         self._current_rule()
         vars(self)["_ready"] = True
 
@@ -214,7 +216,8 @@ class Optimizer:
         except ValueError:
             object.__setattr__(self, name, before)
             raise
-        self._changed = True  # last, lest a step in another thread miss it
+        self._changed = True
+        self._stale = True  # last, lest a step in another thread miss it
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{name} cannot be deleted, expected a new value")
@@ -273,7 +276,7 @@ class Optimizer:
 
     # Steps.
 
-    def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
+    def step(self, params: Any, grads: Any, *, grad_scale: float = _ONE) -> Result:
         """
         Update parameters in place, once.
 
@@ -311,12 +314,12 @@ class Optimizer:
         -----
         Everything is checked before the first write: a refused step changes nothing.
         """
-        if type(grad_scale) is not float or grad_scale != 1.0:
+        if grad_scale is not _ONE:
             grad_scale = check("grad_scale", grad_scale)
         if not self._turn.acquire(False):
             raise RuntimeError("this optimizer is already in a step, expected one step at a time")
         try:
-            if self._changed or self._scheduled:
+            if self._stale:
                 self._refresh()
             plan = self._plan
             if plan is not None:
@@ -345,15 +348,16 @@ class Optimizer:
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
+        self._stale = False  # first: what is set meanwhile counts in the next step
         if self._changed:
-            self._changed = False  # first: what changes meanwhile counts in the next step
+            self._changed = False
             try:
                 self._match_overrides(plan.keys)
                 names = _cpu.rules[self._plan_rule][2]
                 self._layers = [_Layer(names, self._values_of(combination)) for combination in self._combinations]
                 self._scheduled = any(layer.scheduled for layer in self._layers)
             except BaseException:
-                self._changed = True
+                self._changed = self._stale = True
                 raise
         first = int(done[0]) if done.size else 0
         rows = [(i, first) for i in range(len(self._layers))]
@@ -361,6 +365,7 @@ class Optimizer:
         if self._scheduled and done.size > 1 and (done != first).any():
             pairs, row_of = np.unique(np.stack([self._layer_of, done], axis=1), axis=0, return_inverse=True)
             rows = [(int(i), int(t)) for i, t in pairs]
+        self._stale = self._stale or self._scheduled
         plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of.reshape(-1), self.skip_nonfinite)
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
@@ -460,7 +465,7 @@ class Optimizer:
         for name, value in other.__getstate__()["hyperparameters"].items():
             object.__setattr__(self, name, other.overrides if name == "overrides" else value)
         self._progress.become(progress)
-        vars(self).update(_plan=None, _changed=True)
+        vars(self).update(_plan=None, _changed=True, _stale=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
