@@ -199,7 +199,7 @@ class Optimizer:
         # Whether something is to be handed to the plan, whether because it was set, and whether in every step.
         self._stale, self._changed, self._scheduled = True, True, False
         self._current_rule()
-        vars(self)["_ready"] = True
+        self._ready = True  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -465,7 +465,7 @@ class Optimizer:
         for name, value in other.__getstate__()["hyperparameters"].items():
             object.__setattr__(self, name, other.overrides if name == "overrides" else value)
         self._progress.become(progress)
-        vars(self).update(_plan=None, _changed=True, _stale=True)
+        self._plan, self._changed, self._stale = None, True, True
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
