@@ -37,7 +37,7 @@ def rules() -> dict[str, tuple[type[fusedstep.Optimizer], dict[str, Any]]]:
     for cls in sorted(classes, key=lambda c: len(c.__mro__)):
         for options in ({}, {"amsgrad": True}, centered, momentum, centered | momentum):
             if options.keys() <= cls.__dataclass_fields__.keys():
-                found.setdefault(cls(**options)._current_rule(), (cls, options))
+                found.setdefault(cls(**options)._settle().rule, (cls, options))
     return {rule: found[rule] for rule in fusedstep._cpu.rules if rule in found}
 
 

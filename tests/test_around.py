@@ -658,9 +658,9 @@ def test_a_schedule_switches_nothing_off(name, at):
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
     """As another thread would set them, or a schedule."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
-    optimizer, numbers = fs.SGD(lr=1.0), fs.optimizer.numbers
+    optimizer, numbers = fs.SGD(lr=1.0), fs.hyperparameters.numbers
     with monkeypatch.context() as patch:
-        patch.setattr(fs.optimizer, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
+        patch.setattr(fs.hyperparameters, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
         optimizer.step(p, g)
     p["w"][:] = 0
     optimizer.step(p, g)

@@ -701,8 +701,10 @@ def test_parameters_without_updates_have_no_states(path):
     never = fs.Adam()
     fs.save(path, never)
     fs.load(path, fs.Adam())
-    with pytest.raises(ValueError, match="t has the keys"):
-        fs.load(path, other)
+    fs.load(path, other)  # back to the start
+    assert not other.t
+    assert not other.state
+    assert not other.ema
 
 
 def test_states_that_were_loaded_must_fit_the_parameters(path):
@@ -757,7 +759,7 @@ def test_during_a_step_everything_is_refused_and_afterwards_not(path):
         lambda: fs.save(path, opt, extra={1, 2}),
         lambda: fs.save(path.parent / "no" / path.name, opt),
         lambda: opt.load_state_dict({"t": 3}),
-        lambda: fs.load(path, opt, p),
+        lambda: fs.load(path, opt, np.ones(4)),
     ):
         with pytest.raises((TypeError, ValueError, OSError)):
             wrong()

@@ -394,3 +394,85 @@ def test_an_attribute_that_clashes_with_an_override_is_refused_when_it_is_set(cl
         setattr(optimizer, name, value)
     assert getattr(optimizer, name) == before
     pickle.loads(pickle.dumps(optimizer)).step({"w": ones()}, {"w": ones()})
+
+
+def test_overrides_that_clash_are_refused_again_and_again():
+    optimizer, params = fs.SGD(lr=1.0), {"w1": np.zeros(2), "b": np.zeros(2)}
+    grads = {key: np.full(2, 10.0) for key in params}
+    optimizer.step(params, grads)
+    optimizer.overrides = {"w*": {"clip_value": 1.0}, "*1": {"clip_norm": 5.0}}
+    for _ in range(3):
+        with pytest.raises(ValueError, match="clip_norm stands beside clip_value"):
+            optimizer.step(params, grads)
+    assert all((p == -10).all() for p in params.values())
+    optimizer.overrides = {"w*": {"clip_value": 1.0}}
+    optimizer.step(params, grads)
+    assert (params["w1"] == -11).all()
+    assert (params["b"] == -20).all()
+
+
+class Meddling(collections.UserDict):
+    """A mapping that sets an attribute of an optimizer when it is read."""
+
+    def __init__(self, items, optimizer, name, value):
+        super().__init__(items)
+        self.set = lambda: setattr(optimizer, name, value)
+
+    def __getitem__(self, key):
+        self.set()
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "has"),
+    [
+        (fs.RMSprop, "centered", True, lambda o: "m" in o.state["w"]),
+        (fs.RMSprop, "momentum", 0.9, lambda o: "b" in o.state["w"]),
+        (fs.Adam, "ema", 0.9, lambda o: "w" in o.ema),
+        (fs.Adam, "skip_nonfinite", True, lambda o: o.step({"w": ones()}, {"w": ones() * np.inf}).skipped),
+    ],
+)
+def test_what_is_set_while_a_step_reads_its_arguments_holds_in_the_next(cls, name, value, has, fresh):
+    optimizer, params, grads = cls(), {"w": ones()}, {"w": ones()}
+    if not fresh:
+        optimizer.step(params, grads)
+    optimizer.step(Meddling(params, optimizer, name, value), grads)
+    optimizer.step(params, grads)
+    assert has(optimizer)
+
+
+def test_a_copy_during_a_step_is_refused():
+    refused = []
+
+    def rate(done):
+        for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(RuntimeError, match="already in a step"):
+                copied(optimizer)
+            refused.append(done)
+        return 0.5
+
+    optimizer = fs.SGD(lr=rate)
+    optimizer.step(ones(), ones())
+    assert refused == [0, 0, 0]
+
+
+class Foreign:
+    """An array of another library."""
+
+    def __init__(self, array):
+        self.__dlpack__ = array.__dlpack__
+        self.__dlpack_device__ = array.__dlpack_device__
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda a: a, lambda a: a[:], Foreign, lambda a: a[::-1]], ids=["array", "view", "foreign", "reversed"]
+)
+def test_states_that_are_swapped_in_place(wrap):
+    optimizer, _ = trained(fs.Adam)
+    saved = optimizer.state_dict()
+    m, v = (optimizer.state["w"][name].copy() for name in "mv")
+    saved["state"]["w"] = {"m": wrap(optimizer.state["w"]["v"]), "v": wrap(optimizer.state["w"]["m"])}
+    reverse = -1 if isinstance(saved["state"]["w"]["m"], np.ndarray) and saved["state"]["w"]["m"].strides[0] < 0 else 1
+    optimizer.load_state_dict(saved)
+    assert verify.difference([optimizer.state["w"]["m"], optimizer.state["w"]["v"]], [v[::reverse], m[::reverse]]) == 0

@@ -301,16 +301,19 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     for (py::ssize_t i = 0; i < row_of.size(); ++i)
         if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
             throw py::index_error("set_hypers: no such row");
-    table_.clear();
+    std::vector<double> table;
+    for (py::handle row : rows)
+        for (py::handle number : py::cast<py::list>(row)) table.push_back(py::cast<double>(number));
+    if (table.size() != rows.size() * kernel.hyper_count)
+        throw py::value_error("set_hypers: wrong number of hyperparameters");
+    table_ = std::move(table);
     rows_.clear();
     measures_ = skip_nonfinite_ = skip_nonfinite;
-    for (py::handle row : rows) {
-        for (py::handle number : py::cast<py::list>(row)) table_.push_back(py::cast<double>(number));
-        if (table_.size() != (rows_.size() + 1) * kernel.hyper_count)
-            throw py::value_error("set_hypers: wrong number of hyperparameters");
-        auto* around = reinterpret_cast<const Around::Hyper*>(table_.data() + table_.size() - words(Around::hypers));
-        rows_.push_back({around->averages(), around->zero_grad != 0, Around::scale(*around, 1), nullptr});
-        measures_ = measures_ || around->measures();
+    for (size_t row = 0; row < rows.size(); ++row) {
+        const double* hypers = table_.data() + row * kernel.hyper_count;
+        const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + kernel.rule_hyper_count);
+        rows_.push_back({around.averages(), around.zero_grad != 0, Around::scale(around, 1), nullptr});
+        measures_ = measures_ || around.measures();
     }
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
@@ -376,7 +379,7 @@ py::object Plan::run(py::object params, py::object grads, double grad_scale) {
         result = found;
         if (!found[1].is_none()) {
             for (size_t i = 0; i < tensors_.size(); ++i)
-                if (rows_[tensors_[i].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
+                if (slots_[i].size && rows_[tensors_[i].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
             return result;
         }
     }

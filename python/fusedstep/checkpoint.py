@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .progress import Array, Restored, listed, number
+from .progress import Array, Restored, as_numpy, listed, number
 from .schedules.description import Plateaus, describe, rebuild, remember
 from .schedules.plateau import plateau
 
@@ -62,10 +62,7 @@ def state_dict(self: "Optimizer", names: Names = "fusedstep") -> dict[str, Any]:
     (['exp_avg', 'exp_avg_sq', 'step'], 1)
     """
     _check_names(names)
-    with self._alone():
-        known = _known(self)
-        known["state"] = {key: {n: a.copy() for n, a in some.items()} for key, some in known["state"].items()}
-        known["ema"] = {key: array.copy() for key, array in known["ema"].items()}
+    known = _described(self, self.__getstate__())
     return known if names == "fusedstep" else _to_torch(self, known)
 
 
@@ -138,7 +135,7 @@ def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None)
 
     _check_optimizer(opt)
     with opt._alone():
-        known = _known(opt)
+        known = _described(opt, opt._known())
         parameters = dict(_items(params))
         if params is not None:
             _check_like_states(parameters, known)
@@ -238,17 +235,16 @@ def _check_optimizer(opt: Any) -> None:
         raise TypeError(f"opt is of type {type(opt).__name__}, expected an optimizer")
 
 
-def _known(opt: "Optimizer") -> dict[str, Any]:
-    """Return the state dict with the arrays themselves."""
-    values = opt.__getstate__()
+def _described(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
+    """Return what an optimizer knows as a state dict."""
     seen: list[plateau] = []
 
     def plain(some: Mapping[str, Any]) -> dict[str, Any]:
         return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
 
-    hyperparameters = plain(values.pop("hyperparameters"))
-    hyperparameters["overrides"] = {key: plain(some) for key, some in opt.overrides.items()}
-    return {"optimizer": type(opt).__name__, "hyperparameters": hyperparameters, **values}
+    hyperparameters = plain(known["hyperparameters"])
+    hyperparameters["overrides"] = {key: plain(some) for key, some in hyperparameters["overrides"].items()}
+    return {"optimizer": type(opt).__name__, **known, "hyperparameters": hyperparameters}
 
 
 class _Prepared(NamedTuple):
@@ -275,7 +271,7 @@ def _prepared(opt: "Optimizer", saved: Mapping[str, Any], names: Names = "fuseds
     name = saved.get("optimizer", ours)
     if not isinstance(name, str) or name != ours:
         raise ValueError(f"optimizer is {name!r}, expected {ours!r}")
-    values = present = opt.__getstate__()["hyperparameters"]
+    values = present = opt._known()["hyperparameters"]
     plateaus: Plateaus = {}
     if "hyperparameters" in saved:
         try:
@@ -362,9 +358,7 @@ def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
     if not isinstance(params, (Mapping, Sequence)):
         raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
     for key, array in params.items() if isinstance(params, Mapping) else enumerate(params):
-        if isinstance(array, np.ma.MaskedArray) or not (isinstance(array, np.ndarray) or hasattr(array, "__dlpack__")):
-            raise TypeError(f"params[{key!r}] is of type {type(array).__name__}, expected an array")
-        yield key, array if isinstance(array, np.ndarray) else np.from_dlpack(array)
+        yield key, as_numpy(array, f"params[{key!r}]")
 
 
 def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:

@@ -2,13 +2,13 @@
 
 import decimal
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache
-from numbers import Real
+from numbers import Integral, Real
 from operator import le, lt
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
-__all__ = ["CLIPS", "Scheduled", "check", "check_clips", "declared", "numbers"]
+__all__ = ["CLIPS", "Layer", "Scheduled", "Settings", "at", "check", "check_clips", "declared", "integer", "numbers"]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 
@@ -92,6 +92,15 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
     return number
 
 
+def integer(name: str, value: Any, least: int) -> int:
+    """Return an integer of any kind as int, or refuse what is none or too low."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} is {value!r}, expected an integer >= {least}")
+    if value < least:
+        raise ValueError(f"{name} is {value!r}, expected an integer >= {least}")
+    return int(value)
+
+
 def check_clips(values: Mapping[str, Any], label: str = "") -> None:
     """Refuse more than one way of clipping."""
     if len(chosen := [name for name in CLIPS if values.get(name) is not None]) > 1:
@@ -127,3 +136,43 @@ def rational_power(x: float, y: float) -> float:
         return 0.0
     with decimal.localcontext(decimal.Context(prec=50)):
         return float((decimal.Decimal(y) * decimal.Decimal(x).ln()).exp())
+
+
+class Settings(NamedTuple):
+    """The hyperparameters as they were at one moment, which is that of a step."""
+
+    values: dict[str, Any]
+    overrides: Mapping[Hashable, Mapping[str, Any]]
+    rule: str
+
+    def of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
+        """Return them under some of the overrides, the strongest last."""
+        return self.values | {name: v for key in combination for name, v in self.overrides[key].items()}
+
+
+class Layer:
+    """The hyperparameters under a combination of overrides, as the numbers that their rule calls `names`."""
+
+    def __init__(self, settings: Settings, combination: tuple[Hashable, ...], names: tuple[str, ...]) -> None:
+        self.combination, self.values = combination, settings.of(combination)
+        check_clips(self.values, f"overrides {', '.join(map(repr, combination))}: ")
+        self._names = names
+        self.scheduled = {name: value for name, value in self.values.items() if callable(value)}
+        self._fixed = [] if self.scheduled else numbers(self._names, self.values)
+
+    def at(self, done: int) -> list[float]:
+        """Return the numbers of the update that follows `done` others."""
+        return self._fixed or numbers(self._names, self.values | at(self.scheduled, done))
+
+
+def at(values: Mapping[str, Any], done: int) -> dict[str, Any]:
+    """Return what functions say at the update that follows `done` others."""
+    found = {}
+    for name, value in values.items():
+        if callable(value):
+            label, value = f"{name}({done})", value(done)
+            if value is None:  # which would switch something off
+                raise TypeError(f"{label} is None, expected a number")
+            value = check(name, value, float, label)
+        found[name] = value
+    return found

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from .hyperparameters import integer
 
 __all__ = ["minibatches"]
 
@@ -77,7 +78,7 @@ class minibatches:
 
     def __post_init__(self) -> None:
         for name, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
-            setattr(self, name, _integer(name, getattr(self, name), least))
+            setattr(self, name, integer(name, getattr(self, name), least))
         for name in ("shuffle", "drop_last"):
             if not isinstance(value := getattr(self, name), bool):
                 raise TypeError(f"{name} is {value!r}, expected True or False")
@@ -88,7 +89,7 @@ class minibatches:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "done":
-            value = _integer(name, value, 0)
+            value = integer(name, value, 0)
         elif "done" in vars(self):  # __post_init__ is over
             raise AttributeError(f"{name} cannot be set, expected done, or a new minibatches")
         object.__setattr__(self, name, value)
@@ -96,11 +97,13 @@ class minibatches:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_cache": None}
 
+    __contains__ = None  # which would deal batches
+
     def __len__(self) -> int:
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)
 
     def __getitem__(self, i: int) -> Rows:
-        epoch, position = divmod(_integer("i", i, 0), len(self))
+        epoch, position = divmod(integer("i", i, 0), len(self))
         start = position * self.batch_size
         return self._order(epoch)[start : start + self.batch_size].copy()
 
@@ -123,11 +126,3 @@ class minibatches:
                 np.random.RandomState(bits).shuffle(cache[1])
             object.__setattr__(self, "_cache", cache)
         return cache[1]
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, expected an integer >= {least}")
-    if value < least:
-        raise ValueError(f"{name} is {value}, expected an integer >= {least}")
-    return int(value)

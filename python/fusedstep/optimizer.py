@@ -4,7 +4,7 @@ What all optimizers have in common: hyperparameters, and the step.
 It knows no formula, pointer or device: it hands arrays to the plan of an engine, and numbers to its rules.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, checkpoint
-from .hyperparameters import CLIPS, Scheduled, check, check_clips, declared, numbers
+from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
 from .progress import Array, Progress, listed
 
 __all__ = ["Averages", "Optimizer", "Result"]
@@ -45,32 +45,6 @@ class Result:
 
 _PLAIN = Result()
 _ONE = 1.0
-
-
-class _Layer:
-    """The hyperparameters of some parameters, as numbers of their rule."""
-
-    def __init__(self, names: tuple[str, ...], values: dict[str, Any]) -> None:
-        self.names, self.values = names, values
-        self.scheduled = {name: value for name, value in values.items() if callable(value)}
-        self._fixed = [] if self.scheduled else numbers(names, values)
-
-    def at(self, done: int) -> list[float]:
-        """Return the numbers of the update that follows `done` others."""
-        return self._fixed or numbers(self.names, self.values | _at(self.scheduled, done))
-
-
-def _at(values: Mapping[str, Any], done: int) -> dict[str, Any]:
-    """Return what functions say at the update that follows `done` others."""
-    found = {}
-    for name, value in values.items():
-        if callable(value):
-            label, value = f"{name}({done})", value(done)
-            if value is None:  # which would switch something off
-                raise TypeError(f"{label} is None, expected a number")
-            value = check(name, value, float, label)
-        found[name] = value
-    return found
 
 
 class Averages(Mapping[Hashable, Array]):
@@ -190,15 +164,12 @@ class Optimizer:
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
-        self._plan_rule = ""
-        self._matched: Mapping[Hashable, Mapping[str, Any]] = {}  # the overrides in use, for these keys
-        self._matched_keys: list[Hashable] = []
-        self._combinations: list[tuple[Hashable, ...]] = []  # of them
-        self._layers: list[_Layer] = []  # one for each
+        self._settings = self._settle()
+        self._matched: tuple[Any, Any] = None, None  # the overrides, and the keys of the plan, that were matched
+        self._layers: list[Layer] = []  # one for each combination of overrides in use
         self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
         # Whether something is to be handed to the plan, whether because it was set, and whether in every step.
         self._stale, self._changed, self._scheduled = True, True, False
-        self._current_rule()
         self._ready = True  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -208,14 +179,9 @@ class Optimizer:
         value = self._checked(name, value)
         if name in CLIPS:
             check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-        before = self._values().get(name) if self._ready else None
+        if self._ready and (self.overrides or name == "overrides"):
+            self._settle(**{name: value})  # refuses what clashes with an override
         object.__setattr__(self, name, value)
-        try:
-            if self._ready and self.overrides:
-                self._current_rule()  # refuses what clashes with an override
-        except ValueError:
-            object.__setattr__(self, name, before)
-            raise
         self._changed = True
         self._stale = True  # last, lest a step in another thread miss it
 
@@ -257,22 +223,22 @@ class Optimizer:
         del values
         return self.rule
 
-    def _values(self, combination: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
-        values = {f.name: getattr(self, f.name) for f in fields(self)} | {"ema": self._ema}
-        for some in combination:
-            values |= some
-        return values
+    def _values(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"ema": self._ema}
 
-    def _current_rule(self) -> str:
-        rule = self._rule(self._values())
-        for key, some in self.overrides.items():
-            values = self._values((some,))
-            check_clips(values, f"overrides[{key!r}]: ")
-            if (other := self._rule(values)) != rule:
+    def _settle(self, **changes: Any) -> Settings:
+        """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
+        values = self._values() | changes
+        settings = Settings(values, values["overrides"], self._rule(values))
+        for key in settings.overrides:
+            own = settings.of((key,))
+            check_clips(own, f"overrides[{key!r}]: ")
+            if (rule := self._rule(own)) != settings.rule:
                 raise ValueError(
-                    f"overrides[{key!r}] asks for the rule {other}, expected hyperparameters of {rule} like the others"
+                    f"overrides[{key!r}] asks for the rule {rule}, expected hyperparameters of {settings.rule} like "
+                    "the others"
                 )
-        return rule
+        return settings
 
     # Steps.
 
@@ -341,49 +307,77 @@ class Optimizer:
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        if self._changed and self._current_rule() != self._plan_rule:
-            self._plan = None
-        if self._plan is not None:
-            self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
-
-    def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
-        """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
         self._stale = False  # first: what is set meanwhile counts in the next step
         if self._changed:
             self._changed = False
             try:
-                self._match_overrides(plan.keys)
-                names = _cpu.rules[self._plan_rule][2]
-                self._layers = [_Layer(names, self._values_of(combination)) for combination in self._combinations]
-                self._scheduled = any(layer.scheduled for layer in self._layers)
+                before, self._settings = self._settings, self._settle()
+                if self._plan is not None and self._settings.rule == before.rule:
+                    self._match(self._plan.keys)
+                else:
+                    self._plan = None
             except BaseException:
                 self._changed = self._stale = True
                 raise
+        if self._plan is not None:
+            self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
+
+    def _match(self, keys: list[Hashable]) -> None:
+        """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
+        settings = self._settings
+        overrides, layer_of = settings.overrides, self._layer_of
+        combinations = [layer.combination for layer in self._layers]
+        if overrides is not self._matched[0] or keys is not self._matched[1]:
+            patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
+
+            def concerning(key: Hashable) -> tuple[Hashable, ...]:
+                matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
+                return (*matches, key) if key in overrides else tuple(matches)
+
+            found = [concerning(key) for key in keys]
+            used = {o for some in (*found, *map(concerning, self._progress.clock_of)) for o in some}
+            for key in overrides:
+                if key not in used:
+                    raise ValueError(
+                        f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
+                    )
+            number = {combination: i for i, combination in enumerate(dict.fromkeys(found))}
+            combinations, layer_of = list(number), np.array([number[some] for some in found], np.int64)
+        names = _cpu.rules[settings.rule][2]
+        layers = [Layer(settings, combination, names) for combination in combinations]
+        self._matched, self._layers, self._layer_of = (overrides, keys), layers, layer_of
+        self._scheduled = any(layer.scheduled for layer in layers)
+
+    def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
+        """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
+        if self._scheduled:
+            self._stale = True
         first = int(done[0]) if done.size else 0
         rows = [(i, first) for i in range(len(self._layers))]
         row_of = self._layer_of
         if self._scheduled and done.size > 1 and (done != first).any():
-            pairs, row_of = np.unique(np.stack([self._layer_of, done], axis=1), axis=0, return_inverse=True)
-            rows = [(int(i), int(t)) for i, t in pairs]
-        self._stale = self._stale or self._scheduled
-        plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of.reshape(-1), self.skip_nonfinite)
+            counts, count_of = np.unique(done, return_inverse=True)
+            pairs, row_of = np.unique(self._layer_of * counts.size + count_of, return_inverse=True)
+            rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
+        plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
-        self._changed, self._plan, self._plan_rule = True, None, self._current_rule()
-        number, names, _ = _cpu.rules[self._plan_rule]
+        self._plan = None
+        number, names, _ = _cpu.rules[self._settings.rule]
         plan = _cpu.Plan(number, params)
         seen = plan.check(params, grads)
         keys = plan.keys
-        self._match_overrides(keys)
+        self._match(keys)
 
         progress = self._progress.extended(keys)
+        counts = progress.t
         for key, look, i in zip(keys, seen, self._layer_of, strict=True):
             if look is not None:
-                values, start = self._values_of(self._combinations[i]), dict.fromkeys(names, 0.0)
+                values, start = self._layers[i].values, dict.fromkeys(names, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
-                    start[self.accumulator] = _at({name: values[name]}, progress.t[key])[name]
+                    start[self.accumulator] = at({name: values[name]}, counts[key])[name]
                 progress.make(key, *look, start, values["ema"] is not None)
         states = [progress.state.get(key, {}) for key in keys]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
@@ -404,33 +398,6 @@ class Optimizer:
             self._plan, self._clock_index = plan, clock_index
         return result
 
-    def _match_overrides(self, keys: list[Hashable]) -> None:
-        """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
-        overrides = self.overrides
-        if overrides is self._matched and keys is self._matched_keys:
-            return
-        patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
-
-        def concerning(key: Hashable) -> tuple[Hashable, ...]:
-            matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
-            return (*matches, key) if key in overrides else tuple(matches)
-
-        found = [concerning(key) for key in keys]
-        used = {o for some in (*found, *map(concerning, self._progress.clock_of)) for o in some}
-        for key in overrides:
-            if key not in used:
-                raise ValueError(
-                    f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
-                )
-        self._matched, self._matched_keys, self._combinations = overrides, keys, list(dict.fromkeys(found))
-        for combination in self._combinations:
-            check_clips(self._values_of(combination), f"overrides {', '.join(map(repr, combination))}: ")
-        number = {combination: i for i, combination in enumerate(self._combinations)}
-        self._layer_of = np.array([number[combination] for combination in found], np.int64)
-
-    def _values_of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
-        return self._values(self._matched[key] for key in combination)
-
     # What it remembers.
 
     @property
@@ -446,23 +413,31 @@ class Optimizer:
     state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
 
     def __getstate__(self) -> dict[str, Any]:
-        values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
-        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        return {"hyperparameters": values, **self._progress.export(self._state_names())}
+        with self._alone():
+            known = self._known()
+            known["state"] = {key: {n: a.copy() for n, a in some.items()} for key, some in known["state"].items()}
+            known["ema"] = {key: array.copy() for key, array in known["ema"].items()}
+        return known
 
-    def __setstate__(self, saved: dict[str, Any]) -> None:
-        type(self).__init__(self, **saved["hyperparameters"])
-        restored = self._progress.restored(saved, self._state_names(), self.torch_states)
+    def __setstate__(self, known: dict[str, Any]) -> None:
+        type(self).__init__(self, **known["hyperparameters"])
+        restored = self._progress.restored(known, self._state_names(), self.torch_states)
         for target, source in restored.copies:
             target[...] = source
         self._progress.become(restored.progress)
 
+    def _known(self) -> dict[str, Any]:
+        """Return all that it is, with the arrays themselves."""
+        values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
+        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
+        return {"hyperparameters": values, **self._progress.export(self._state_names())}
+
     def _state_names(self) -> tuple[str, ...]:
-        return _cpu.rules[self._current_rule()][1]
+        return _cpu.rules[self._settle().rule][1]
 
     def _become(self, other: "Optimizer", progress: Progress) -> None:
         """Take over hyperparameters that have been checked, and progress."""
-        for name, value in other.__getstate__()["hyperparameters"].items():
+        for name, value in other._known()["hyperparameters"].items():
             object.__setattr__(self, name, other.overrides if name == "overrides" else value)
         self._progress.become(progress)
         self._plan, self._changed, self._stale = None, True, True

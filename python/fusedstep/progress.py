@@ -1,5 +1,6 @@
 """What an optimizer remembers of each parameter, by key: step count, states and average."""
 
+from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Mapping
 from itertools import islice
 from numbers import Real
@@ -8,8 +9,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.array_utils import byte_bounds
 
-__all__ = ["Array", "Progress", "Restored", "listed", "number"]
+__all__ = ["Array", "Progress", "Restored", "as_numpy", "listed", "number"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -133,7 +135,7 @@ class Progress:
                 raise ValueError(f"{part} is missing, expected a state dict")
         parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "product", "state", "ema")}
         t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
-        if self.clock_of and self.clock_of.keys() != t.keys():
+        if t and self.clock_of and self.clock_of.keys() != t.keys():  # back to the start is always a way
             raise ValueError(f"t has the keys {listed(t)}, expected {listed(self.clock_of)} like this optimizer")
         for part in ("product", "state", "ema"):
             for key in parts[part]:
@@ -177,6 +179,16 @@ def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
     return value
 
 
+def as_numpy(value: Any, label: str) -> Array:
+    """Return a NumPy array, or a NumPy view of one of another library, or refuse it."""
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        return value
+    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
+        raise TypeError(f"{label} is of type {type(value).__name__}, expected an array")
+    array: Array = np.from_dlpack(value)
+    return array
+
+
 def number(value: Any, label: str) -> Any:
     """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
     if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
@@ -206,10 +218,7 @@ def _pairs(arrays: dict[str, tuple[Array | None, Any]]) -> list[tuple[Array, Arr
     like = next((target for target, _ in arrays.values() if target is not None), None)
     pairs = []
     for label, (target, source) in arrays.items():
-        if not isinstance(source, np.ndarray):
-            if not hasattr(source, "__dlpack__"):
-                raise TypeError(f"{label} is of type {type(source).__name__}, expected an array")
-            source = np.from_dlpack(source)
+        source = as_numpy(source, label)
         if source.dtype not in (np.float32, np.float64):
             raise TypeError(f"{label} is {source.dtype}, expected float32 or float64")
         like = source if like is None else like
@@ -226,10 +235,12 @@ def _pairs(arrays: dict[str, tuple[Array | None, Any]]) -> list[tuple[Array, Arr
 
 
 def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
-    """Return the same pairs; a source that lies in another target's memory is copied first."""
+    """Return the same pairs; a source that lies in the memory of a target is copied first."""
+    bounds = sorted(byte_bounds(target) for target, _ in pairs if target.size)  # they do not overlap
 
-    def owner(array: Array) -> int:
-        return id(array if array.base is None else array.base)
+    def is_in_a_target(source: Array) -> bool:
+        low, high = byte_bounds(source)
+        i = bisect_left(bounds, (high,))
+        return i > 0 and bounds[i - 1][1] > low
 
-    owners = {owner(target) for target, _ in pairs}
-    return [(target, source.copy() if owner(source) in owners else source) for target, source in pairs]
+    return [(target, source.copy() if is_in_a_target(source) else source) for target, source in pairs]

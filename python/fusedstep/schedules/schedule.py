@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fusedstep.hyperparameters import check
+from fusedstep.hyperparameters import check, integer
 
 __all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "number", "one_more", "real", "sequence"]
 
@@ -87,12 +87,7 @@ def number(name: str, value: Any) -> float:
 
 def count(name: str, value: Any) -> int:
     """Return an integer that is not too low, or refuse it."""
-    low = LOWEST.get(name, 0)
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} is {value!r}, expected an integer >= {low}")
-    if value < low:
-        raise ValueError(f"{name} is {value!r}, expected an integer >= {low}")
-    return int(value)
+    return integer(name, value, LOWEST.get(name, 0))
 
 
 def sequence(name: str, value: Any) -> tuple[Any, ...]:
