@@ -72,7 +72,7 @@ class _Safetensors:
 
     def __init__(self) -> None:
         try:
-            self.library = import_module("safetensors")
+            self.package = import_module("safetensors")
             self.save = import_module("safetensors.numpy").save_file
         except ImportError as error:
             message = 'safetensors is not installed: python -m pip install "fusedstep[checkpoint]", or use .npz'
@@ -81,7 +81,7 @@ class _Safetensors:
     def write(self, path: str, members: Mapping[str, np.ndarray], header: str) -> None:
         try:
             self.save(dict(members), path, {"checkpoint": header, "seal": _BLANK.decode()})
-        except self.library.SafetensorError as error:
+        except self.package.SafetensorError as error:
             raise OSError(str(error)) from error
 
     def find_seal(self, file: BinaryIO) -> int:
@@ -93,7 +93,7 @@ class _Safetensors:
 
     @contextmanager
     def open(self, file: BinaryIO) -> Iterator[tuple[str | bytes, Get]]:
-        with self.library.safe_open(file.name, framework="np") as archive:
+        with self.package.safe_open(file.name, framework="np") as archive:
             if not os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
                 raise _ReplacedError
             yield archive.metadata()["checkpoint"], archive.get_tensor

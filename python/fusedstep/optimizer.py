@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from . import _cpu, checkpoint
 from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
-from .progress import Array, Progress, listed
+from .progress import Array, Averages, Progress, listed
 
-__all__ = ["Averages", "Optimizer", "Result"]
+__all__ = ["Optimizer", "Result"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +45,6 @@ class Result:
 
 _PLAIN = Result()
 _ONE = 1.0
-
-
-class Averages(Mapping[Hashable, Array]):
-    """The averages of the parameters: key -> array. The arrays may be written to, not replaced."""
-
-    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
-        self._decay = decay
-        self._arrays = arrays
-
-    @property
-    def decay(self) -> Scheduled | None:
-        """The decay that was set; None where no average is made."""
-        return self._decay
-
-    def __getitem__(self, key: Hashable) -> Array:
-        return self._arrays[key]
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return repr(self.decay)
 
 
 class _Average:

@@ -1,7 +1,7 @@
 """What an optimizer remembers of each parameter, by key: step count, states and average."""
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import islice
 from numbers import Real
 from types import MappingProxyType
@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
 
-__all__ = ["Array", "Progress", "Restored", "as_numpy", "listed", "number"]
+from .hyperparameters import Scheduled
+
+__all__ = ["Array", "Averages", "Progress", "Restored", "as_numpy", "listed", "number"]
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -26,6 +28,31 @@ def _new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
     owner = np.zeros(size + _LINE, np.uint8)
     start = -owner.ctypes.data % _LINE
     return owner[start : start + size].view(dtype).reshape(shape)
+
+
+class Averages(Mapping[Hashable, Array]):
+    """The averages of the parameters: key -> array. The arrays may be written to, not replaced."""
+
+    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
+        self._decay = decay
+        self._arrays = arrays
+
+    @property
+    def decay(self) -> Scheduled | None:
+        """The decay that was set; None where no average is made."""
+        return self._decay
+
+    def __getitem__(self, key: Hashable) -> Array:
+        return self._arrays[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return repr(self.decay)
 
 
 class Restored(NamedTuple):

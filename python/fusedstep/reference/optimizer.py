@@ -101,7 +101,7 @@ def items(arrays: Any) -> dict[Hashable, Any]:
     return dict(enumerate(arrays)) if isinstance(arrays, (list, tuple)) else {0: arrays}
 
 
-def reduced(x: Any) -> Any:
+def reduced(x: Any) -> float:
     """Return the sum of a float64 array in the order that every engine keeps: blocks of 1024, 32 lanes, folds."""
     while True:
         blocks = -(-x.size // 1024)
@@ -121,7 +121,7 @@ def sum_of_squares(g: Any) -> float:
     """Return the sum of the squares of a gradient, in float64."""
     with float_mode(g.dtype):
         x = g.reshape(-1).astype(np.float64)
-        return float(reduced(x * x))
+        return reduced(x * x)
 
 
 @dataclass(frozen=True)
@@ -157,17 +157,13 @@ class Optimizer:
 
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
-        params = items(params)
-        grads = {key: items(grads)[key] for key in params if items(grads).get(key) is not None}
+        params, found = items(params), items(grads)
+        grads = {key: found[key] for key in params if found.get(key) is not None}
         h = {key: self.at(key) for key in grads}
-        S = {key: sum_of_squares(g) for key, g in grads.items()}
-        with float_mode(np.float64):
-            largest = max((abs(h[key].grad_scale) for key in grads), default=0.0)
-            weights = {key: h[key].grad_scale / largest if largest else 1.0 for key in grads}
-            G = reduced(np.array([S[key] * (weights[key] * weights[key]) for key in grads]))
-            N = math.sqrt(G) * abs(largest * grad_scale)
-        limits = [limit for key in params for limit in (self.of(key).clip_norm, self.of(key).clip_global_norm)]
-        measured = self.skip_nonfinite or any(limit is not None for limit in limits)
+        S, N = dict.fromkeys(grads, 0.0), None
+        if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
+            S = {key: sum_of_squares(g) for key, g in grads.items()}
+            N = self.norm(h, grad_scale, S)
         nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
         if not nonfinite:
             for key, g in grads.items():
@@ -175,16 +171,29 @@ class Optimizer:
         for key, g in grads.items():
             if h[key].zero_grad:
                 g[...] = 0
-        return Result(N if measured else None, bool(nonfinite), nonfinite[0] if nonfinite else None)
+        return Result(N, bool(nonfinite), nonfinite[0] if nonfinite else None)
+
+    def clips_by_norm(self) -> bool:
+        """Return whether the norm of a gradient, or of all, is limited."""
+        return self.clip_norm is not None or self.clip_global_norm is not None
 
     @staticmethod
-    def factor(h: Any, grad_scale: float, S: float, N: float) -> float:
+    def norm(h: dict[Hashable, Any], grad_scale: float, S: dict[Hashable, float]) -> float:
+        """Return the norm of all gradients; S are their sums of squares, in the order of the parameters."""
+        with float_mode(np.float64):
+            largest = max((abs(each.grad_scale) for each in h.values()), default=0.0)
+            weights = {key: each.grad_scale / largest if largest else 1.0 for key, each in h.items()}
+            G = reduced(np.array([S[key] * (weights[key] * weights[key]) for key in h]))
+            return math.sqrt(G) * float(abs(largest * grad_scale))
+
+    @staticmethod
+    def factor(h: Any, grad_scale: float, S: float, N: float | None) -> float:
         """Return what a gradient is multiplied by; N is the norm of all gradients, S the sum of squares of this one."""
         gs, coefficient = h.grad_scale * grad_scale, 1.0
         with float_mode(np.float64):
             if h.clip_norm is not None:
                 coefficient = h.clip_norm / float(larger(math.sqrt(S) * abs(gs), h.clip_norm))
-            if h.clip_global_norm is not None:
+            if h.clip_global_norm is not None and N is not None:
                 coefficient = h.clip_global_norm / max(N, h.clip_global_norm) if math.isfinite(N) else math.nan
             return float(gs * coefficient)
 
