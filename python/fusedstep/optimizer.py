@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,16 @@ class Result:
 
 _PLAIN = Result()
 _ONE = 1.0
+
+
+class _Matching(NamedTuple):
+    """The overrides, and the parameters that they concern."""
+
+    overrides: Mapping[Hashable, Mapping[str, Any]] | None
+    keys: list[Hashable]  # those of the plan
+    layers: list[Layer]  # one for each combination of overrides in use
+    layer_of: npt.NDArray[np.int64]  # of each key
+    is_scheduled: bool
 
 
 class _Average:
@@ -140,11 +150,9 @@ class Optimizer:
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._settings = self._settle()
-        self._matched: tuple[Any, Any] = None, None  # the overrides, and the keys of the plan, that were matched
-        self._layers: list[Layer] = []  # one for each combination of overrides in use
-        self._layer_of = self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
-        # Whether something is to be handed to the plan, whether because it was set, and whether in every step.
-        self._stale, self._changed, self._scheduled = True, True, False
+        self._matching = _Matching(None, [], [], np.zeros(0, np.int64), False)
+        self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
+        self._stale = self._changed = True  # whether something is to be handed to the plan; whether since it was set
         self._ready = True  # type: ignore[misc]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -299,10 +307,10 @@ class Optimizer:
 
     def _match(self, keys: list[Hashable]) -> None:
         """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
-        settings = self._settings
-        overrides, layer_of = settings.overrides, self._layer_of
-        combinations = [layer.combination for layer in self._layers]
-        if overrides is not self._matched[0] or keys is not self._matched[1]:
+        settings, before = self._settings, self._matching
+        overrides, layer_of = settings.overrides, before.layer_of
+        combinations = [layer.combination for layer in before.layers]
+        if overrides is not before.overrides or keys is not before.keys:
             patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
 
             def concerning(key: Hashable) -> tuple[Hashable, ...]:
@@ -320,21 +328,21 @@ class Optimizer:
             combinations, layer_of = list(number), np.array([number[some] for some in found], np.int64)
         names = _cpu.rules[settings.rule][2]
         layers = [Layer(settings, combination, names) for combination in combinations]
-        self._matched, self._layers, self._layer_of = (overrides, keys), layers, layer_of
-        self._scheduled = any(layer.scheduled for layer in layers)
+        self._matching = _Matching(overrides, keys, layers, layer_of, any(layer.scheduled for layer in layers))
 
     def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
-        if self._scheduled:
+        matching = self._matching
+        if matching.is_scheduled:
             self._stale = True
         first = int(done[0]) if done.size else 0
-        rows = [(i, first) for i in range(len(self._layers))]
-        row_of = self._layer_of
-        if self._scheduled and done.size > 1 and (done != first).any():
+        rows = [(i, first) for i in range(len(matching.layers))]
+        row_of = matching.layer_of
+        if matching.is_scheduled and done.size > 1 and (done != first).any():
             counts, count_of = np.unique(done, return_inverse=True)
-            pairs, row_of = np.unique(self._layer_of * counts.size + count_of, return_inverse=True)
+            pairs, row_of = np.unique(row_of * counts.size + count_of, return_inverse=True)
             rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
-        plan.set_hypers([self._layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
+        plan.set_hypers([matching.layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
 
     def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
@@ -347,9 +355,9 @@ class Optimizer:
 
         progress = self._progress.extended(keys)
         counts = progress.t
-        for key, look, i in zip(keys, seen, self._layer_of, strict=True):
+        for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
             if look is not None:
-                values, start = self._layers[i].values, dict.fromkeys(names, 0.0)
+                values, start = self._matching.layers[i].values, dict.fromkeys(names, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
                     start[self.accumulator] = at({name: values[name]}, counts[key])[name]
