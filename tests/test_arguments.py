@@ -210,6 +210,7 @@ def test_overlap_that_appears_in_a_later_step():
     optimizer.step([*reversed(params)], grads)
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # it still is possible
 def test_the_plan_notices_every_change():
     """What was seen once is only recognised later: so it must not be fooled."""
     optimizer, p, g = fs.Adam(), ones(), ones()
@@ -660,6 +661,7 @@ def test_empty_and_scalar_arrays():
         fs.Adam().step([empty], [np.zeros((3, 0), F32)])
 
 
+@pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # it still is possible
 def test_dtypes_that_are_equal_but_not_the_same_object():
     p, optimizer = np.ones(8, np.dtype("f4", metadata={"unit": "m"})), fs.SGD(lr=1.0)
     for _ in range(2):
