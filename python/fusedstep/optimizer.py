@@ -207,7 +207,10 @@ class Optimizer:
         return self.rule
 
     def _values(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"ema": self._ema}
+        names = declared(type(self))
+        return {name: getattr(self, "_ema" if name == "ema" else name) for name in names} | {
+            "overrides": self.overrides
+        }
 
     def _settle(self, **changes: Any) -> Settings:
         """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
@@ -411,7 +414,8 @@ class Optimizer:
 
     def _known(self) -> dict[str, Any]:
         """Return all that it is, with the arrays themselves."""
-        values = {f.name: self._values()[f.name] for f in fields(self) if f.init}
+        now = self._values()
+        values = {f.name: now[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
         return {"hyperparameters": values, **self._progress.export(self._state_names())}
 
