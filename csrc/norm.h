@@ -16,18 +16,20 @@ inline int64_t blocks_of(int64_t size) {
     return (size + kBlock - 1) / kBlock;
 }
 
-// One block of n <= kBlock elements: of their squares, or of themselves where they are sums.
-template <bool kSquare, class X>
-RULE double block_sum(const X* x, int64_t n) {
+// One block of n <= kBlock elements: of their squares, or of themselves where they are sums. row(i, count) gives the
+// elements [i, i + count), at most kLanes of them.
+template <bool kSquare, class Row>
+RULE double block_sum(int64_t n, Row row) {
     double lane[kLanes] = {};
-    auto add = [&](int64_t i, int64_t k) {
-        double value = x[i + k];
-        lane[k] = lane[k] + (kSquare ? value * value : value);
+    auto add = [&](auto x, int64_t count) {
+        for (int64_t k = 0; k < count; ++k) {
+            double value = x[k];
+            lane[k] = lane[k] + (kSquare ? value * value : value);
+        }
     };
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes)
-        for (int64_t k = 0; k < kLanes; ++k) add(i, k);
-    for (int64_t k = 0; i + k < n; ++k) add(i, k);
+    for (; i + kLanes <= n; i += kLanes) add(row(i, kLanes), kLanes);
+    if (i < n) add(row(i, n - i), n - i);
     for (int64_t half = kLanes / 2; half; half /= 2)
         for (int64_t k = 0; k < half; ++k) lane[k] = lane[k] + lane[k + half];
     return lane[0];
@@ -38,7 +40,8 @@ inline double total(double* sums, int64_t n) {
     for (; n > 1; n = blocks_of(n))
         for (int64_t b = 0; b < blocks_of(n); ++b) {
             int64_t rest = n - b * kBlock;
-            sums[b] = block_sum<false>(sums + b * kBlock, rest < kBlock ? rest : kBlock);
+            const double* block = sums + b * kBlock;
+            sums[b] = block_sum<false>(rest < kBlock ? rest : kBlock, [=](int64_t i, int64_t) { return block + i; });
         }
     return n ? sums[0] : 0;
 }

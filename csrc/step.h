@@ -7,13 +7,34 @@
 
 namespace fusedstep {
 
-enum Type : int32_t { kFloat32, kFloat64, kTypes };
+enum Type : int8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kUInt16, kTypes };
+
+constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 2, 2, 2, 0};
+
+// The types of the arrays of a tensor. The average has that of the states; kTypes: there is no master.
+struct Types {
+    Type param, grad, state, master = kTypes;
+
+    bool operator==(const Types&) const = default;
+};
+
+// The loops of their own that a rule has; all else is decided, vector by vector, by the mixed one.
+constexpr Types kCompiled[] = {{kFloat32, kFloat32, kFloat32},    {kFloat64, kFloat64, kFloat64},
+                               {kBFloat16, kBFloat16, kBFloat16}, {kBFloat16, kBFloat16, kFloat32},
+                               {kFloat16, kFloat16, kFloat16},    {kFloat16, kFloat16, kFloat32}};
+constexpr int kPure = 2;  // so many of them convert nothing
+constexpr int kMixed = sizeof(kCompiled) / sizeof(Types);
+
+constexpr int loop_of(const Types& types) {
+    int loop = 0;
+    while (loop < kMixed && !(kCompiled[loop] == types)) ++loop;
+    return loop;
+}
 
 constexpr int kMaxStates = 3;
-constexpr int kMaxHypers = 18;  // the rule's, then those around it
+constexpr int kMaxHypers = 20;  // the rule's, then those around it
 constexpr int kMaxRuleScalars = 8;
 constexpr int kMaxScalars = 20;  // the rule's, then those around it
-constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 0};
 
 // Which loop: the rule alone; with a factor on the gradient and decay; with all that surrounds it; with the average of
 // the parameters too. The cheaper ones matter in the cache only.
@@ -24,11 +45,22 @@ struct Slot {
     void* param;
     void* grad;
     void* average;
+    void* master;
     void* states[kMaxStates];
     int64_t size;
-    Type type;
     int32_t group;
-    double scale;  // the factor on the gradient
+    Types types;
+    int8_t loop;
+    int8_t traffic;  // the bytes that an update of an element reads and writes
+    double scale;    // the factor on the gradient
+    uint64_t noise;  // the key of the random bits, where rounding is stochastic
+
+    void become(const Types& found, int state_count) {
+        types = found;
+        loop = static_cast<int8_t>(loop_of(types));
+        traffic = static_cast<int8_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
+                                      2 * state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+    }
 };
 
 // How far a tensor is. `product` is Nadam's product of its momenta so far; `averaged` is 1 once its average has begun.
@@ -46,6 +78,8 @@ struct Group {
     float float32[kMaxScalars];
     Variant variant;      // the least that it needs
     bool zero_grad;       // whether gradients are set to +0
+    bool stochastic;      // whether halves are rounded by chance
+    uint64_t seed;        // of that
     Clock before, after;  // of the tensors that this update concerns
 
     const double* scalars(double) const { return float64; }
@@ -63,10 +97,7 @@ struct Kernel {
     // Advance the clock by one update and derive its scalars.
     void (*derive)(const double* hyper, Clock& clock, Group& group);
     // Update the elements [begin, end) of a slot.
-    void (*update[kTypes][kVariants])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
-
-    // The bytes that an update of `size` elements reads and writes.
-    int64_t traffic(int64_t size, Type type) const { return size * kItemSize[type] * (3 + 2 * state_count); }
+    void (*update[kMixed + 1][kVariants])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
 };
 
 struct Kernels {

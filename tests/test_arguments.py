@@ -4,6 +4,7 @@ import array
 import collections
 import contextlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -55,14 +56,17 @@ BAD_PARAM = [
     (3, TypeError, "params is of type int"),
     (np.float32(1), TypeError, "params is of type numpy.float32"),
     ((x for x in ()), TypeError, "params is of type generator"),
-    (ones(dtype=np.float16), TypeError, "param is float16, expected float32 or float64"),
-    (ones(dtype=np.int64), TypeError, "param is int64, expected float32 or float64"),
-    (ones(dtype=np.complex64), TypeError, "param is complex64, expected float32 or float64"),
     (ones(dtype=np.longdouble), TypeError, "param is "),
-    (ones(dtype=object), TypeError, "param is object, expected float32 or float64"),
-    (np.zeros(8, "V2"), TypeError, "param is |V2, expected float32 or float64"),
-    (np.zeros(8, [("x", "f4")]), TypeError, "param is [('x', '<f4')], expected float32 or float64"),
-    (ones(dtype=">f4"), TypeError, "param is >f4, expected float32 or float64 in native byte order"),
+    (ones(dtype=np.uint16), TypeError, "param is uint16, expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=ml_dtypes.float8_e5m2), TypeError, "param is float8_e5m2, expected float32"),
+    (ones(dtype=">f2"), TypeError, "param is >f2, expected float32, float64, float16 or bfloat16 in native byte order"),
+    (np.zeros(8, [("x", ml_dtypes.bfloat16)]), TypeError, "param is [('x', "),
+    (ones(dtype=np.int64), TypeError, "param is int64, expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=np.complex64), TypeError, "param is complex64, expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=object), TypeError, "param is object, expected float32, float64, float16 or bfloat16"),
+    (np.zeros(8, "V2"), TypeError, "param is |V2, expected float32, float64, float16 or bfloat16"),
+    (np.zeros(8, [("x", "f4")]), TypeError, "param is [('x', '<f4')], expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=">f4"), TypeError, "param is >f4, expected float32, float64, float16 or bfloat16 in native byte order"),
     (np.ma.ones(8, F32), TypeError, "param is a masked array, expected a plain one"),
     (read_only(), ValueError, "param is read-only, expected a writable array"),
     (np.ones((4, 4), F32).T[:, :2], ValueError, "param is not C-contiguous"),
@@ -275,7 +279,7 @@ def test_functional_refuses_by_name(name, own_state):
         return states
 
     call(ones(), ones())
-    with pytest.raises(TypeError, match=r"^p is int64, expected float32 or float64"):
+    with pytest.raises(TypeError, match=r"^p is int64, expected float32, float64, float16 or bfloat16"):
         call(ones(dtype=np.int64), ones())
     with pytest.raises(ValueError, match=r"^g has shape \(3,\), expected \(8,\) like p$"):
         call(ones(), ones(3))
@@ -672,24 +676,27 @@ def test_dtypes_that_are_equal_but_not_the_same_object():
         optimizer.step(p, ones())
 
 
-ANY = st.sampled_from([np.float32, np.float64, np.float16, np.int32, ">f4", ">f8"])
+BF16 = np.dtype(ml_dtypes.bfloat16)
+ANY = st.sampled_from([np.float32, np.float64, np.float16, BF16, np.int32, ">f4", ">f8", ">f2"])
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
     shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
-    p = data.draw(hnp.arrays(data.draw(ANY), data.draw(shapes), elements=st.integers(-4, 4)), "p")
-    g = data.draw(hnp.arrays(data.draw(ANY), data.draw(shapes | st.just(p.shape)), elements=st.integers(1, 4)), "g")
+    p = data.draw(hnp.arrays(np.int8, data.draw(shapes), elements=st.integers(-4, 4)), "p").astype(data.draw(ANY))
+    same = shapes | st.just(p.shape)
+    g = data.draw(hnp.arrays(np.int8, data.draw(same), elements=st.integers(1, 4)), "g").astype(data.draw(ANY))
     if data.draw(st.booleans(), "transposed"):
         p, g = p.T, g.T
     if data.draw(st.booleans(), "strided") and p.ndim and g.ndim:
         p, g = p[::2], g[::2]
     p.flags.writeable = data.draw(st.booleans(), "writable")
-    native = (np.dtype(np.float32), np.dtype(np.float64))
+    halves = (np.dtype(np.float16), BF16)
+    mixed = {p.dtype, g.dtype}
     fine = (
-        p.dtype in native
-        and g.dtype == p.dtype
+        p.dtype in (np.float32, np.float64, *halves)
+        and (g.dtype == p.dtype or (np.dtype(np.float32) in mixed and mixed & {*halves}))
         and p.dtype.isnative
         and g.dtype.isnative
         and p.shape == g.shape
@@ -700,7 +707,7 @@ def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
     before = p.copy()
     if fine:
         fs.SGD(lr=1.0).step(p, g)
-        assert (p == before - g).all()
+        assert (p == (before - g).astype(p.dtype)).all()
     else:
         with pytest.raises((TypeError, ValueError), match=r"^(param|grad) "):
             fs.SGD(lr=1.0).step(p, g)

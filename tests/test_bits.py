@@ -14,9 +14,24 @@ GRID = [(cls, tuple(options.items())) for cls in CLASSES for options in verify.d
 IDS = [f"{cls.__name__}-{'-'.join(f'{name}={value}' for name, value in options)}" for cls, options in GRID]
 
 
+HALVES = [(cls, tuple(options.items()), *dtypes) for cls in CLASSES for options, *dtypes in verify.halves(cls)]
+THREADED = [
+    (),
+    (("state_dtype", "same"), ("clip_global_norm", 20.0)),
+    (("state_dtype", "same"), ("rounding", "stochastic"), ("ema", 0.9)),
+    (("master_weights", True), ("zero_grad", True)),
+]
+
+
+def name_of(half):
+    cls, options, *dtypes = half
+    names = "-".join(np.dtype(dtype).name for dtype in dtypes)
+    return f"{cls.__name__}-{names}-{'-'.join(f'{name}={value}' for name, value in options)}"
+
+
 @cache
-def expected(cls, options, dtype, sizes):
-    return verify.outcome(getattr(reference, cls.__name__)(**dict(options)), dtype, sizes)
+def expected(cls, options, dtype, sizes, grad_dtype=None):
+    return verify.outcome(getattr(reference, cls.__name__)(**dict(options)), dtype, sizes, grad_dtype)
 
 
 @pytest.mark.parametrize("dtype", verify.DTYPES)
@@ -24,6 +39,22 @@ def expected(cls, options, dtype, sizes):
 def test_every_dialect_has_the_bits_of_the_reference(cls, options, dtype, isa):
     found = verify.outcome(cls(**dict(options)), dtype, verify.SMALL)
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL)) == 0
+
+
+@pytest.mark.parametrize(("cls", "options", "dtype", "grad_dtype"), HALVES, ids=map(name_of, HALVES))
+def test_halves_have_the_bits_of_the_reference(cls, options, dtype, grad_dtype, isa):
+    found = verify.outcome(cls(**dict(options)), dtype, verify.SMALL, grad_dtype)
+    assert verify.difference(found, expected(cls, options, dtype, verify.SMALL, grad_dtype)) == 0
+
+
+@pytest.mark.parametrize("threads", verify.THREADS)
+@pytest.mark.parametrize("options", THREADED, ids=str)
+@pytest.mark.parametrize("cls", [fs.SGD, fs.Momentum, fs.AdamW])
+def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
+    fs.set_num_threads(threads)
+    for half in verify.HALVES:
+        found = verify.outcome(cls(**dict(options)), half, verify.LARGE)
+        assert verify.difference(found, expected(cls, options, half, verify.LARGE)) == 0
 
 
 @pytest.mark.parametrize("threads", verify.THREADS)

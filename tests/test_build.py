@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import tomllib
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ CROSS = "aarch64-linux-gnu-"
 PACKED = {
     "x86": re.compile(r"v?(add|sub|mul|div|sqrt)p([sd])"),
     "arm": re.compile(r"f(add|sub|mul|div|sqrt)\tv\d+\.(4s|2d)"),
+}
+SINGLE = {  # arithmetic on one number
+    "x86": re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]"),
+    "arm": re.compile(r"f(add|sub|mul|div|sqrt)\t[sd]\d"),
 }
 FUSED = re.compile(r"v?fn?m(add|sub|la|ls)|vfm|vfnm")
 
@@ -38,6 +43,7 @@ def compiled(compiler, isa, flags, folder):
     return target
 
 
+@cache
 def instructions(target, tools=""):
     """Return the instructions of each function of an object file."""
     command = [tools + "objdump", "-d", "-C", "--no-show-raw-insn", target]
@@ -63,26 +69,43 @@ def rules():
 
 
 def check_vectorised(functions, machine):
-    expected = {f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in "fd"}
+    expected = {
+        f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in ("float", "double")
+    }
+    expected |= {f"update_halves<{rule}, {variant}, {loop}>" for rule in rules() for variant in "01" for loop in "2345"}
+    expected |= {f"update_mixed<{rule}>" for rule in rules()}
     found = {}
     for name, code in functions.items():
-        if match := re.search(r"update<(\w+), \(fusedstep::Variant\)(\d), (f|d)\w+>", name):
-            found["update<{}, {}, {}>".format(*match.groups())] = code
-    assert expected <= found.keys()
+        if match := re.search(r"(update\w*<.+?>)\(", name.replace("(fusedstep::Variant)", "")):
+            found[match[1]] = code
+    assert expected == found.keys()
     for name, code in found.items():
         operations = Counter(m[1] for line in code if (m := PACKED[machine].match(line)))
         assert operations["sub"] > 0, f"{name} is not vectorised"
+        if not name.startswith("update<"):
+            single = [line for line in code if SINGLE[machine].match(line)]
+            assert not single, f"{name} computes one by one"
         scalar = Counter(m[1] for line in code if (m := re.match(r"v?(div|sqrt)s[sd]", line)))
         assert not scalar.keys() - operations.keys(), f"{name} divides or takes roots one by one only"
 
 
 def test_sums_of_squares_are_vectorised(kernels):
     found = [code for name, code in instructions(kernels).items() if re.match(r"void square<", name)]
-    assert len(found) == 2
+    found += [code for name, code in instructions(kernels).items() if re.match(r"void square_halves<", name)]
+    assert len(found) == 4
     for code in found:
         operations = Counter(m[1] for line in code for machine in PACKED.values() if (m := machine.match(line)))
         assert operations["mul"] > 0
         assert operations["add"] > 0
+
+
+def test_float16_is_converted_by_the_instructions_for_it(kernels):
+    if kernels.stem not in ("avx2", "avx512"):
+        pytest.skip("has none")
+    for name, code in instructions(kernels).items():
+        if re.search(r"update_halves<\w+, .*, [45]>|update_mixed", name):
+            assert any(line.startswith("vcvtph2ps") for line in code), name
+            assert any(line.startswith("vcvtps2ph") and line.split()[1].startswith("$0x0,") for line in code), name
 
 
 def test_every_loop_of_every_rule_is_vectorised(kernels):

@@ -10,6 +10,10 @@
 #include "float_mode.h"
 #include "pool.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace fusedstep {
 
 #if defined(__x86_64__)
@@ -27,6 +31,13 @@ constexpr int64_t kZeroChunk = 2048;  // elements: a gradient is zeroed while it
 
 std::atomic<const Kernels*> current{nullptr};
 std::atomic<int> threads{1};
+
+#if defined(__x86_64__)
+bool has_f16c() {  // of which __builtin_cpu_supports knows nothing in Clang 14
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 void set_mode(FloatMode& mode, Type type) {
     type == kFloat64 ? mode.ieee() : mode.flush();
@@ -58,8 +69,8 @@ struct Job {
     // Cuts lie on cache lines of the parameter, so that no two threads write to one.
     int64_t element(const Slot& slot, int64_t start, int64_t cut) const {
         if (cut <= start) return 0;
-        int64_t width = kItemSize[slot.type];
-        int64_t index = (cut - start) / kernel->traffic(1, slot.type);
+        int64_t width = kItemSize[slot.types.param];
+        int64_t index = (cut - start) / slot.traffic;
         if (index >= slot.size) return slot.size;
         int64_t past_line = (reinterpret_cast<intptr_t>(slot.param) + index * width) % kLine;
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
@@ -68,17 +79,17 @@ struct Job {
     void run(int part) const {
         int64_t from = bytes * part / parts, to = bytes * (part + 1) / parts;
         FloatMode mode;
-        Type type = kTypes;
+        Type type = kTypes;  // of the computation
         int64_t start = 0;
         for (size_t i = 0; i < count && start < to; ++i) {
             const Slot& slot = slots[i];
-            int64_t end = start + kernel->traffic(slot.size, slot.type);
+            int64_t end = start + slot.size * slot.traffic;
             if (end > from) {
                 int64_t first = part == 0 ? 0 : element(slot, start, from);
                 int64_t last = part == parts - 1 ? slot.size : element(slot, start, to);
                 if (first < last) {
-                    if (slot.type != type) {
-                        type = slot.type;
+                    if (slot.types.param != type) {
+                        type = slot.types.param;
                         set_mode(mode, type);
                     }
                     update(slot, first, last);
@@ -91,7 +102,8 @@ struct Job {
     void update(const Slot& slot, int64_t first, int64_t last) const {
         const Group& group = groups[slot.group];
         Variant variant = group.variant == kPlain && slot.scale != 1 ? kDecayed : group.variant;
-        auto run = kernel->update[slot.type][variant];
+        int loop = group.stochastic && slot.loop >= kPure ? kMixed : slot.loop;
+        auto run = kernel->update[loop][variant];
         if (!group.zero_grad) return run(slot, group, first, last);
         for (int64_t next; first < last; first = next) {
             next = std::min(first + kZeroChunk, last);
@@ -119,8 +131,8 @@ struct NormJob {
             int64_t end = start + blocks_of(slot.size);
             int64_t first = std::max(from, start), last = std::min(to, end);
             if (first < last) {
-                set_mode(mode, slot.type);
-                kernels->square[slot.type](slot.grad, slot.size, first - start, last - start, sums + start);
+                set_mode(mode, slot.types.grad);
+                kernels->square[slot.types.grad](slot.grad, slot.size, first - start, last - start, sums + start);
             }
             start = end;
         }
@@ -134,7 +146,7 @@ const std::vector<const Kernels*>& runnable_kernels() {
         std::vector<const Kernels*> list;
 #if defined(__x86_64__)
         list.push_back(&kernels_baseline);
-        if (__builtin_cpu_supports("avx2")) {
+        if (__builtin_cpu_supports("avx2") && has_f16c()) {
             list.push_back(&kernels_avx2);
             if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
@@ -172,7 +184,7 @@ void sum_squares(const Slot* slots, size_t count, double* sums) {
     int64_t blocks = 0, bytes = 0;
     for (size_t i = 0; i < count; ++i) {
         blocks += blocks_of(slots[i].size);
-        bytes += slots[i].size * kItemSize[slots[i].type];
+        bytes += slots[i].size * kItemSize[slots[i].types.grad];
     }
     std::vector<double> block_sums(blocks);
     run(NormJob{&current_kernels(), slots, count, block_sums.data(), blocks, parts_of(bytes)});
@@ -192,13 +204,13 @@ double add_up(double* sums, size_t count) {
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {
-    int64_t width = kItemSize[slot.type];
+    int64_t width = kItemSize[slot.types.grad];
     memset(static_cast<char*>(slot.grad) + begin * width, 0, (end - begin) * width);
 }
 
 bool is_finite(const Slot& slot, double sum) {
     if (std::isfinite(sum)) return true;
-    if (slot.type != kFloat64) return false;
+    if (slot.types.grad != kFloat64) return false;
     auto* g = static_cast<const double*>(slot.grad);  // whose squares may overflow
     return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
 }

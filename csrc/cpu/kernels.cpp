@@ -1,14 +1,20 @@
 // The loop of every rule on a CPU, compiled once per instruction set (-DFUSEDSTEP_ISA=...) and vectorised by the
 // compiler. Nothing here may leave a weak symbol behind: the linker could hand code for a newer CPU to an older one.
+#include <string.h>
+
 #include "../around.h"
 #include "../norm.h"
+#include "../philox.h"
 #include "../rules/all.h"
 #include "../step.h"
+#include "../storage.h"
 
 #ifdef __clang__
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define ONE_VECTOR INDEPENDENT
 #else
 #define INDEPENDENT _Pragma("GCC ivdep")
+#define ONE_VECTOR INDEPENDENT _Pragma("GCC unroll 1")  // or it would be unrolled, and put together again with effort
 #endif
 #define STRING(x) #x
 #define QUOTE(x) STRING(x)
@@ -19,25 +25,38 @@ namespace {
 
 using namespace fusedstep;
 
-// The elements of an update are independent: arrays that overlap have been refused.
+// The scalars of an update, as the loops use them.
+template <class Rule, class T>
+struct Scalars {
+    const typename Rule::template Scalars<T> rule;
+    const Around::Scalars<T> around;
+    const T scale;
+
+    RULE Scalars(const Slot& slot, const Group& group)
+        : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(group.scalars(T()))),
+          around(*reinterpret_cast<const Around::Scalars<T>*>(group.scalars(T()) + kMaxRuleScalars)),
+          scale(static_cast<T>(slot.scale)) {}
+
+    // The new parameter; the states become new ones.
+    template <Variant kVariant, class... State>
+    RULE T parameter(T p, T g, State&... s) const {
+        if constexpr (kVariant == kPlain) return p - Rule::update(rule, g, s...);
+        T u = Rule::update(rule, Around::gradient<kVariant>(around, scale, p, g), s...);
+        return Around::parameter(around, p, u);
+    }
+};
+
+// Arrays of the compute type. The elements of an update are independent: arrays that overlap have been refused.
 template <class Rule, Variant kVariant, class T, class... State>
 RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, State* __restrict... s) {
-    const T* scalars = group.scalars(T());
-    const auto k = *reinterpret_cast<const typename Rule::template Scalars<T>*>(scalars);
-    const auto around = *reinterpret_cast<const Around::Scalars<T>*>(scalars + kMaxRuleScalars);
-    const T scale = static_cast<T>(slot.scale);
+    const Scalars<Rule, T> k(slot, group);
     T* __restrict p = static_cast<T*>(slot.param) + begin;
     const T* __restrict g = static_cast<const T*>(slot.grad) + begin;
     T* __restrict e = kVariant == kAveraged ? static_cast<T*>(slot.average) + begin : nullptr;
     INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
-        if constexpr (kVariant == kPlain) {
-            p[i] = p[i] - Rule::update(k, g[i], s[i]...);
-        } else {
-            T u = Rule::update(k, Around::gradient<kVariant>(around, scale, p[i], g[i]), s[i]...);
-            p[i] = Around::parameter(around, p[i], u);
-            if constexpr (kVariant == kAveraged) e[i] = Around::average(around, e[i], p[i]);
-        }
+        p[i] = k.template parameter<kVariant>(p[i], g[i], s[i]...);
+        if constexpr (kVariant == kAveraged) e[i] = Around::average(k.around, e[i], p[i]);
     }
 }
 
@@ -53,12 +72,151 @@ void update(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
     if constexpr (kStates == 3) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1), state(2));
 }
 
+// A vector's length of each array of a tensor.
+struct Place {
+    char *param, *grad, *average, *master, *states[kMaxStates];
+
+    // Call f(pointer, bytes per element, whether it is written) for each array.
+    template <int kStates, class F>
+    RULE void each(const Types& types, F f) {
+        f(param, kItemSize[types.param], true);
+        f(grad, kItemSize[types.grad], false);
+        for (int j = 0; j < kStates; ++j) f(states[j], kItemSize[types.state], true);
+        if (average) f(average, kItemSize[types.state], true);
+        if (types.master != kTypes) f(master, kItemSize[types.master], true);
+    }
+};
+
+// The random bits of the elements of a tile, for each array that is rounded: parameter, states, average.
+using Noise = uint16_t[2 + kMaxStates][kTile];
+
+// A vector as the array that the compiler makes a vector of again.
+struct Vector {
+    union {
+        Floats whole;
+        float each[kWidth];
+    };
+
+    RULE float& operator[](int j) { return each[j]; }
+};
+
+// Widen a vector, update it and narrow it, all in registers.
+template <class Rule, Variant kVariant>
+RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place& at, const Noise* noise, int64_t i) {
+    constexpr int kStates = words(Rule::states);
+    auto chance = [=](int array) { return kVariant == kAveraged && noise ? (*noise)[array] + i : nullptr; };
+    Vector p, g, s0, s1, s2, e;
+    p.whole = load(types, at.param, at.master);
+    g.whole = load(types.grad, at.grad);
+    if constexpr (kStates > 0) s0.whole = load(types.state, at.states[0]);
+    if constexpr (kStates > 1) s1.whole = load(types.state, at.states[1]);
+    if constexpr (kStates > 2) s2.whole = load(types.state, at.states[2]);
+    ONE_VECTOR
+    for (int j = 0; j < kWidth; ++j) {
+        if constexpr (kStates == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
+        if constexpr (kStates == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
+        if constexpr (kStates == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
+        if constexpr (kStates == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
+    }
+    if constexpr (kStates > 0) store(types.state, s0.whole, at.states[0], chance(1));
+    if constexpr (kStates > 1) store(types.state, s1.whole, at.states[1], chance(2));
+    if constexpr (kStates > 2) store(types.state, s2.whole, at.states[2], chance(3));
+    store(types, p.whole, at.param, at.master, chance(0));
+    if (kVariant == kAveraged && at.average) {
+        e.whole = load(types.state, at.average);
+        ONE_VECTOR
+        for (int j = 0; j < kWidth; ++j) e[j] = Around::average(k.around, e[j], p[j]);
+        store(types.state, e.whole, at.average, chance(1 + kMaxStates));
+    }
+}
+
+// Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
+template <class Rule, Variant kVariant>
+RULE void convert(const Types& types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+    constexpr int kStates = words(Rule::states);
+    const Scalars<Rule, float> k(slot, group);
+    const bool averages = kVariant == kAveraged && group.variant == kAveraged;
+    const bool stochastic = kVariant == kAveraged && group.stochastic;
+    Place at{static_cast<char*>(slot.param),
+             static_cast<char*>(slot.grad),
+             averages ? static_cast<char*>(slot.average) : nullptr,
+             static_cast<char*>(slot.master),
+             {}};
+    for (int j = 0; j < kStates; ++j) at.states[j] = static_cast<char*>(slot.states[j]);
+    at.each<kStates>(types, [&](char*& array, int64_t width, bool) { array += begin * width; });
+    Noise noise;
+    for (int64_t i = begin; i < end;) {
+        int64_t first = 0, stop = end;
+        if (stochastic) {
+            int64_t tile = i / kTile;
+            first = tile * kTile;
+            stop = first + kTile < end ? first + kTile : end;
+            if (types.master == kTypes && types.param != kFloat32) fill_noise(slot.noise, 0, tile, noise[0]);
+            for (int j = 0; types.state != kFloat32 && j < kStates; ++j)
+                fill_noise(slot.noise, 1 + j, tile, noise[1 + j]);
+            if (types.state != kFloat32 && averages)
+                fill_noise(slot.noise, 1 + kMaxStates, tile, noise[1 + kMaxStates]);
+        }
+        const bool whole = stop - i >= kWidth;
+        const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
+        alignas(64) char copies[4 + kMaxStates][kWidth * sizeof(float)];
+        Place here = at;
+        if (!whole) {
+            memset(copies, 0, sizeof(copies));
+            int count = 0;
+            here.each<kStates>(types, [&](char*& array, int64_t width, bool) {
+                memcpy(copies[count], array, n * width);
+                array = copies[count++];
+            });
+        }
+        for (int64_t j = 0; j < n; j += kWidth) {
+            convert<Rule, kVariant>(k, types, here, stochastic ? &noise : nullptr, i + j - first);
+            here.each<kStates>(types, [](char*& array, int64_t width, bool) { array += kWidth * width; });
+        }
+        int count = 0;
+        at.each<kStates>(types, [&](char*& array, int64_t width, bool written) {
+            if (!whole && written) memcpy(array, copies[count], n * width);
+            ++count;
+            array += n * width;
+        });
+        i += n;
+    }
+}
+
+template <class Rule, Variant kVariant, int kLoop>
+void update_halves(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+    convert<Rule, kVariant>(kCompiled[kLoop], slot, group, begin, end);
+}
+
+template <class Rule>
+void update_mixed(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+    convert<Rule, kAveraged>(slot.types, slot, group, begin, end);
+}
+
 template <class T>
 void square(const void* array, int64_t size, int64_t begin, int64_t end, double* sums) {
     const T* x = static_cast<const T*>(array);
     for (int64_t b = begin; b < end; ++b) {
         int64_t rest = size - b * kBlock;
-        sums[b] = block_sum<true>(x + b * kBlock, rest < kBlock ? rest : kBlock);
+        const T* block = x + b * kBlock;
+        sums[b] = block_sum<true>(rest < kBlock ? rest : kBlock, [=](int64_t i, int64_t) { return block + i; });
+    }
+}
+
+template <Type kHalf>
+void square_halves(const void* array, int64_t size, int64_t begin, int64_t end, double* sums) {
+    auto x = static_cast<const uint16_t*>(array);
+    for (int64_t b = begin; b < end; ++b) {
+        int64_t rest = size - b * kBlock;
+        const uint16_t* block = x + b * kBlock;
+        float row[kLanes];
+        sums[b] = block_sum<true>(rest < kBlock ? rest : kBlock, [&](int64_t i, int64_t count) {
+            uint16_t copy[kLanes] = {};
+            const uint16_t* from = block + i;
+            if (count < kLanes) from = static_cast<uint16_t*>(memcpy(copy, from, count * sizeof(uint16_t)));
+            for (int64_t k = 0; k < kLanes; k += kWidth) put(load(kHalf, from + k), row + k);
+            return static_cast<const float*>(row);
+        });
     }
 }
 
@@ -84,16 +242,26 @@ void derive(const double* hyper, Clock& clock, Group& group) {
     if (a.averages()) clock.averaged = 1;
     group.variant = Around::variant(a);
     group.zero_grad = a.zero_grad != 0;
+    group.stochastic = a.rounding_stochastic != 0;
+    group.seed = static_cast<uint64_t>(a.seed);
     for (int i = 0; i < kMaxScalars; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
 }
 
-#define VARIANTS(Rule, T) \
+#define PURE(Rule, T) \
     {update<Rule, kPlain, T>, update<Rule, kDecayed, T>, update<Rule, kGeneral, T>, update<Rule, kAveraged, T>}
-#define KERNEL(Rule)                                                   \
-    {Rule::name,          Rule::states,                                \
-     Rule::hypers,        words(Rule::states),                         \
-     words(Rule::hypers), words(Rule::hypers) + words(Around::hypers), \
-     derive<Rule>,        {VARIANTS(Rule, float), VARIANTS(Rule, double)}},
+#define HALVES(Rule, loop) \
+    {update_halves<Rule, kPlain, loop>, update_halves<Rule, kDecayed, loop>, update_mixed<Rule>, update_mixed<Rule>}
+#define MIXED(Rule) {update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>}
+#define KERNEL(Rule)                                                                                             \
+    {Rule::name,                                                                                                 \
+     Rule::states,                                                                                               \
+     Rule::hypers,                                                                                               \
+     words(Rule::states),                                                                                        \
+     words(Rule::hypers),                                                                                        \
+     words(Rule::hypers) + words(Around::hypers),                                                                \
+     derive<Rule>,                                                                                               \
+     {PURE(Rule, float), PURE(Rule, double), HALVES(Rule, 2), HALVES(Rule, 3), HALVES(Rule, 4), HALVES(Rule, 5), \
+      MIXED(Rule)}},
 
 constexpr Kernel kKernels[] = {FUSEDSTEP_RULES(KERNEL) FUSEDSTEP_LIMITS(KERNEL)};
 
@@ -103,6 +271,9 @@ namespace fusedstep {
 
 extern const Kernels KERNELS(FUSEDSTEP_ISA);
 const Kernels KERNELS(FUSEDSTEP_ISA) = {
-    QUOTE(FUSEDSTEP_ISA), kKernels, kKernels + sizeof(kKernels) / sizeof(Kernel), {square<float>, square<double>}};
+    QUOTE(FUSEDSTEP_ISA),
+    kKernels,
+    kKernels + sizeof(kKernels) / sizeof(Kernel),
+    {square<float>, square<double>, square_halves<kFloat16>, square_halves<kBFloat16>}};
 
 }  // namespace fusedstep

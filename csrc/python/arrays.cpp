@@ -6,7 +6,10 @@
 namespace fusedstep {
 namespace {
 
-constexpr const char* kTypeNames[kTypes] = {"float32", "float64"};
+constexpr const char* kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16", "uint16"};
+constexpr int kNumbers[kTypes] = {py::detail::npy_api::NPY_FLOAT_, py::detail::npy_api::NPY_DOUBLE_, 23, -1,
+                                  py::detail::npy_api::NPY_USHORT_};  // of NumPy's; 23 is that of float16
+constexpr int kFirstForeign = 256;                                    // where the numbers of other libraries begin
 
 std::string shape_text(Shape shape) {
     py::tuple tuple(shape.size());
@@ -19,14 +22,33 @@ bool offers(py::handle object, const char* method) {
     return PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), method) == 1;
 }
 
+// The bfloat16 of ml_dtypes, and nothing else that has two bytes. Where that is not imported, there is none.
+bool is_bfloat16(const py::dtype& dtype) {
+    if (dtype.num() < kFirstForeign) return false;
+    PyObject*& known = native_dtypes[kBFloat16];
+    if (!known) {
+        auto name = py::str("ml_dtypes");
+        auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
+        if (!module) return false;
+        try {
+            auto found = py::dtype::from_args(module.attr("bfloat16"));
+            if (found.num() < kFirstForeign || found.itemsize() != kItemSize[kBFloat16]) return false;
+            known = found.release().ptr();
+        } catch (py::error_already_set&) {
+            return false;
+        }
+    }
+    return dtype.num() == py::reinterpret_borrow<py::dtype>(known).num();
+}
+
 Type type_of(PyObject* descr) {
-    if (descr == native_dtype(kFloat32)) return kFloat32;
-    if (descr == native_dtype(kFloat64)) return kFloat64;
+    for (int type = 0; type < kTypes; ++type)
+        if (descr == native_dtypes[type]) return static_cast<Type>(type);
     auto dtype = py::reinterpret_borrow<py::dtype>(descr);
     if (dtype.byteorder() != '=') return kTypes;
-    if (dtype.num() == py::detail::npy_api::NPY_FLOAT_) return kFloat32;
-    if (dtype.num() == py::detail::npy_api::NPY_DOUBLE_) return kFloat64;
-    return kTypes;
+    for (int type = 0; type < kTypes; ++type)
+        if (dtype.num() == kNumbers[type]) return static_cast<Type>(type);
+    return is_bfloat16(dtype) ? kBFloat16 : kTypes;
 }
 
 // By its type alone: isinstance would run code of the array's class in the middle of the checks.
@@ -41,6 +63,19 @@ bool is_masked(const py::object& array) {
 }
 
 }  // namespace
+
+PyObject* native_dtypes[kTypes + 1];
+
+void find_dtypes() {
+    for (int type = 0; type < kTypes; ++type)
+        if (kNumbers[type] >= 0) native_dtypes[type] = py::dtype(kNumbers[type]).release().ptr();
+}
+
+Among beside(Type type) {
+    if (type == kFloat32) return among(kFloat32, kFloat16, kBFloat16);
+    if (type == kFloat16 || type == kBFloat16) return among(type, kFloat32);
+    return among(type);
+}
 
 std::string type_name(py::handle object) {
     PyTypeObject* type = Py_TYPE(object.ptr());
@@ -88,7 +123,9 @@ py::object as_numpy(py::object source, const Name& name) {
                 py::raise_from(error, PyExc_BufferError, what.c_str());
             } else if (error.matches(PyExc_RuntimeError) || error.matches(PyExc_ValueError) ||
                        error.matches(PyExc_TypeError)) {
-                what += ", which NumPy cannot view, expected float32 or float64 in host memory";
+                what +=
+                    ", which NumPy cannot view, expected float32, float64 or float16 in host memory, or bfloat16 of "
+                    "ml_dtypes";
                 py::raise_from(error, PyExc_TypeError, what.c_str());
             } else {
                 throw;
@@ -112,17 +149,17 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     View view{a.data, type_of(a.descr), 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
 
-    if (view.type == kTypes || (like && view.type != like->view.type)) {
+    if (!((like ? like->types : kFloats) & among(view.type))) {
         std::string like_what = like ? " like " + like->name.text() : "";
-        std::string expected = like ? kTypeNames[like->view.type] : "float32 or float64";
+        std::string expected = like ? kTypeNames[like->type] : "float32, float64, float16 or bfloat16";
         auto dtype = py::reinterpret_borrow<py::dtype>(a.descr);
         bool swapped = dtype.byteorder() == '>' || dtype.byteorder() == '<';
         throw py::type_error(name.text() + " is " + std::string(py::str(dtype)) + ", expected " + expected +
                              (swapped ? " in native byte order" : "") + like_what);
     }
-    if (like && !std::ranges::equal(view.shape, like->view.shape))
+    if (like && !std::ranges::equal(view.shape, like->shape))
         throw py::value_error(name.text() + " has shape " + shape_text(view.shape) + ", expected " +
-                              shape_text(like->view.shape) + " like " + like->name.text());
+                              shape_text(like->shape) + " like " + like->name.text());
     if (!(a.flags & kContiguous))
         throw py::value_error(name.text() + " is not C-contiguous, expected contiguous memory in row-major order");
     if (view.size && reinterpret_cast<uintptr_t>(a.data) % static_cast<uintptr_t>(kItemSize[view.type]))

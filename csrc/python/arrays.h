@@ -20,13 +20,10 @@ inline PyTypeObject* ndarray_type() {
     return type;
 }
 
-// NumPy's own object for a type. An equal one may live elsewhere, but an address can be recognised only of one that
-// never dies.
-inline PyObject* native_dtype(Type type) {
-    static PyObject* const dtypes[] = {py::dtype::of<float>().release().ptr(), py::dtype::of<double>().release().ptr(),
-                                       nullptr};
-    return dtypes[type];
-}
+// NumPy's own object for a type, or that of ml_dtypes, once it has been seen. An equal one may live elsewhere, but an
+// address can be recognised only of one that never dies.
+extern PyObject* native_dtypes[kTypes + 1];
+void find_dtypes();
 
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
@@ -57,7 +54,7 @@ struct View {
     bool is_still(const py::object& array, int flags) const {
         if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
         const auto& a = *py::detail::array_proxy(array.ptr());
-        if (a.data != data || a.descr != native_dtype(type) || (a.flags & flags) != flags) return false;
+        if (a.data != data || a.descr != native_dtypes[type] || (a.flags & flags) != flags) return false;
         if (static_cast<size_t>(a.nd) != shape.size()) return false;
         for (size_t i = 0; i < shape.size(); ++i)
             if (a.dimensions[i] != shape[i]) return false;
@@ -65,9 +62,21 @@ struct View {
     }
 };
 
-// What an array must match: a type and a shape, those of the array named.
+// A set of types.
+using Among = unsigned;
+template <class... T>
+constexpr Among among(T... types) {
+    return ((1u << types) | ...);
+}
+constexpr Among kFloats = among(kFloat32, kFloat64, kFloat16, kBFloat16);
+// What gradients and states may be beside a parameter, and a parameter beside states: its type, or float32 with a half.
+Among beside(Type type);
+
+// What an array must match: a shape, that of the array named, and one of some types; `type` is the one to recommend.
 struct Like {
-    const View& view;
+    Shape shape;
+    Type type;
+    Among types;
     Name name;
 };
 
@@ -77,7 +86,8 @@ std::string type_name(py::handle object);
 // `source` itself if it is a NumPy array, else a NumPy view of it, where it offers one.
 py::object as_numpy(py::object source, const Name& name);
 
-// Look at a NumPy array from all sides. Raises TypeError or ValueError, the array's name first.
+// Look at a NumPy array from all sides; without `like`, it may be of any type of float. Raises TypeError or ValueError,
+// the array's name first.
 View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr);
 
 // Whether `object` counts as one array rather than as a container of arrays.

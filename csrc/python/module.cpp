@@ -46,6 +46,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     if (!__builtin_cpu_supports("sse4.2"))
         throw py::import_error("fusedstep needs an x86-64 processor with SSE 4.2 (x86-64-v2)");
 #endif
+    find_dtypes();
     m.doc() = "The CPU engine of fusedstep.";
     m.attr("version") = FUSEDSTEP_VERSION;
     m.attr("rules") = list_rules();

@@ -7,13 +7,16 @@
 #include "../around.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
+#include "../philox.h"
 #include "update.h"
 
 namespace fusedstep {
 namespace {
 
-constexpr size_t kAverage = 2 + kMaxStates;  // how the arrays of a tensor are numbered: param, grad, states, average
-constexpr size_t kRoles = kAverage + 1;
+// How the arrays of a tensor are numbered: parameter, gradient, states, average, master.
+constexpr size_t kAverage = 2 + kMaxStates;
+constexpr size_t kMaster = kAverage + 1;
+constexpr size_t kRoles = kMaster + 1;
 
 const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
 
@@ -79,9 +82,19 @@ Plan::Plan(int rule, py::object params) : rule_(rule) {
     slots_.resize(keys_.size());
 }
 
-// The states first, then the average.
-size_t Plan::role_of_kept(size_t j) const {
-    return j < static_cast<size_t>(kernel_of(rule_).state_count) ? 2 + j : kAverage;
+size_t Plan::role_of_kept(const Tensor& tensor, size_t j) const {
+    size_t states = kernel_of(rule_).state_count;
+    if (j < states) return 2 + j;
+    return j == states && tensor.has_average ? kAverage : kMaster;
+}
+
+// Which loop updates a tensor follows from the types of its arrays.
+void Plan::settle_types(size_t i) {
+    const Tensor& tensor = tensors_[i];
+    const size_t others = tensor.kept.size() - tensor.has_master;
+    Types types{tensor.param.type, tensor.grad.type, others ? tensor.kept[0].type : tensor.param.type};
+    if (tensor.has_master) types.master = tensor.kept.back().type;
+    slots_[i].become(types, kernel_of(rule_).state_count);
 }
 
 Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
@@ -94,6 +107,8 @@ Name Plan::span_name(size_t id) const {
     if (role == 0) return param_name(i);
     if (role == 1) return grad_name(i);
     if (role == kAverage) return {"ema", keys_[i].ptr()};
+    if (role == kMaster)
+        return {"state", keys_[i].ptr(), tensors_[i].kept.back().type == kUInt16 ? "remainder" : "master"};
     return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - 2)};
 }
 
@@ -178,6 +193,21 @@ bool Plan::fetch(py::object params, py::object grads) {
     return true;
 }
 
+// What states and master make of a parameter: its shape, and which types it may have.
+View Plan::look_at_param(size_t i) {
+    const Tensor& tensor = tensors_[i];
+    if (tensor.kept.empty()) return look(params_[i], param_name(i), true);
+    const View& first = tensor.kept[0];
+    Among types = kFloats;
+    for (size_t j = 0; j < tensor.kept.size(); ++j) {
+        bool is_master = tensor.has_master && j == tensor.kept.size() - 1;
+        types &= is_master ? among(kFloat16, kBFloat16) : beside(tensor.kept[j].type);
+        if (tensor.kept[j].type == kUInt16) types &= among(kBFloat16);
+    }
+    Like like{first.shape, tensor.param.type, types, span_name(i * kRoles + role_of_kept(tensor, 0))};
+    return look(params_[i], param_name(i), true, &like);
+}
+
 // Everything about every array, before the first write. What was seen last time is only recognised. False if a tensor
 // lacks what its step needs.
 bool Plan::check_arrays() {
@@ -185,9 +215,7 @@ bool Plan::check_arrays() {
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
         if (!tensor.param.is_still(params_[i], kWritable)) {
-            const bool fresh = tensor.kept.empty();
-            Like like{fresh ? tensor.param : tensor.kept[0], span_name(i * kRoles + role_of_kept(0))};
-            View param = look(params_[i], param_name(i), true, fresh ? nullptr : &like);
+            View param = look_at_param(i);
             if (param.data != tensor.param.data || param.bytes() != tensor.param.bytes())
                 disjoint_ = owned_sorted_ = false;
             tensor.shape.assign(param.shape.begin(), param.shape.end());
@@ -195,7 +223,6 @@ bool Plan::check_arrays() {
             tensor.param.shape = tensor.shape;
             tensor.grad = {};
             slots_[i].param = param.data;
-            slots_[i].type = param.type;
         }
         slots_[i].size = 0;
         if (grads_[i].is_none()) {
@@ -204,11 +231,12 @@ bool Plan::check_arrays() {
         }
         const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
         if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
-            Like like{tensor.param, param_name(i)};
+            Like like{tensor.shape, tensor.param.type, beside(tensor.param.type), param_name(i)};
             tensor.grad = {};
             disjoint_ = false;
             tensor.grad = look(grads_[i], grad_name(i), zeroed, &like);
             tensor.grad.shape = tensor.shape;
+            settle_types(i);
         }
         slots_[i].grad = tensor.grad.data;
         slots_[i].size = tensor.param.size;
@@ -224,7 +252,7 @@ void Plan::check_overlap() {
         for (size_t i = 0; i < tensors_.size(); ++i) {
             add_span(owned_spans_, tensors_[i].param, i * kRoles);
             for (size_t j = 0; j < tensors_[i].kept.size(); ++j)
-                add_span(owned_spans_, tensors_[i].kept[j], i * kRoles + role_of_kept(j));
+                add_span(owned_spans_, tensors_[i].kept[j], i * kRoles + role_of_kept(tensors_[i], j));
         }
         sort(owned_spans_);
         owned_sorted_ = true;
@@ -252,13 +280,14 @@ py::list Plan::check(py::object params, py::object grads) {
     return seen;
 }
 
-void Plan::bind(py::list states, py::list averages, py::array clocks,
-                py::array_t<int64_t, py::array::c_style> clock_of) {
+void Plan::bind(py::list states, py::list averages, py::list masters, py::array clocks,
+                py::array_t<int64_t, py::array::c_style> clock_of, py::array_t<uint64_t, py::array::c_style> numbers) {
     Turn turn(*this);
     size_t n = tensors_.size();
-    if (states.size() != n || averages.size() != n || static_cast<size_t>(clock_of.size()) != n ||
+    if (states.size() != n || averages.size() != n || masters.size() != n ||
+        static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(numbers.size()) != n ||
         clocks.itemsize() != sizeof(Clock))
-        throw py::value_error("bind: expected states, an average and a clock for each tensor");
+        throw py::value_error("bind: expected states, an average, a master, a clock and a number for each tensor");
     for (const Tensor& tensor : tensors_)
         if (tensor.param.type == kTypes) throw py::value_error("bind: expected a check first");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
@@ -269,26 +298,37 @@ void Plan::bind(py::list states, py::list averages, py::array clocks,
         int64_t at = clock_of.at(i);
         if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
         tensor.clock = clock + at;
+        tensor.number = numbers.at(i);
         tensor.bound = !states[i].is_none();
-        tensor.has_average = !averages[i].is_none();
+        tensor.has_average = tensor.bound && !averages[i].is_none();
+        tensor.has_master = tensor.bound && !masters[i].is_none();
         tensor.kept.clear();
-        Like like{tensor.param, param_name(i)};
-        auto take = [&](py::object source) {
-            Name name = span_name(i * kRoles + role_of_kept(tensor.kept.size()));
+        if (!tensor.bound) continue;
+        py::tuple arrays = states[i];
+        if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
+            throw py::value_error("bind: wrong number of states");
+        Like like{tensor.shape, tensor.param.type, beside(tensor.param.type), param_name(i)};
+        auto take = [&](py::object source, Name name) {
             py::object array = as_numpy(std::move(source), name);
             View& view = tensor.kept.emplace_back(look(array, name, true, &like));
             view.shape = tensor.shape;
+            like.type = view.type;
+            like.types = among(view.type);
             // The owner of the memory too: NumPy does not resize what somebody else refers to.
             held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
             return view.data;
         };
-        if (!tensor.bound) continue;
-        py::tuple arrays = states[i];
-        if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
-            throw py::value_error("bind: wrong number of states");
-        for (size_t j = 0; j < arrays.size(); ++j) slots_[i].states[j] = take(arrays[j]);
-        if (tensor.has_average) slots_[i].average = take(averages[i]);
+        for (size_t j = 0; j < arrays.size(); ++j) slots_[i].states[j] = take(arrays[j], span_name(i * kRoles + 2 + j));
+        if (tensor.has_average) slots_[i].average = take(averages[i], span_name(i * kRoles + kAverage));
+        if (tensor.has_master) {
+            like.types = tensor.param.type == kBFloat16  ? among(kFloat32, kUInt16)
+                         : tensor.param.type == kFloat16 ? among(kFloat32)
+                                                         : 0;
+            like.type = kFloat32;
+            slots_[i].master = take(masters[i], {"state", keys_[i].ptr(), "master"});
+        }
+        settle_types(i);
     }
 }
 
@@ -365,6 +405,7 @@ void Plan::derive(double grad_scale) {
         }
         clock = row.group->after;
         slots_[i].group = static_cast<int32_t>(row.group - groups_.data());
+        if (row.group->stochastic) slots_[i].noise = noise_key(row.group->seed, clock.t, tensors_[i].number);
         if (!measures_) slots_[i].scale = row.scale * grad_scale;
     }
 }

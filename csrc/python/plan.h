@@ -25,9 +25,10 @@ public:
     // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype) if it has a gradient, else None.
     py::list check(py::object params, py::object grads);
 
-    // Take over the states of each tensor (a tuple of arrays, or None), its average (an array, or None), and the
-    // clocks that hold its step number.
-    void bind(py::list states, py::list averages, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of);
+    // Take over the states of each tensor (a tuple of arrays, or None), its average and its master (an array, or None),
+    // the clocks that hold its step number, and the number by which its noise differs from that of others.
+    void bind(py::list states, py::list averages, py::list masters, py::array clocks,
+              py::array_t<int64_t, py::array::c_style> clock_of, py::array_t<uint64_t, py::array::c_style> numbers);
 
     // Set rows of hyperparameters, the row that each tensor uses, and whether a step with a gradient that is not finite
     // is skipped.
@@ -42,8 +43,9 @@ private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
         View param, grad;        // grad.data is null while there is none
-        std::vector<View> kept;  // the states, then the average, as far as they have been made
-        bool bound = false, has_average = false, ready = false;
+        std::vector<View> kept;  // the states, then the average, then the master, as far as they have been made
+        bool bound = false, has_average = false, has_master = false, ready = false;
+        uint64_t number = 0;
         Clock* clock = nullptr;
         int64_t row = 0;
     };
@@ -59,11 +61,13 @@ private:
     Name param_name(size_t i) const { return name("params", "param", i); }
     Name grad_name(size_t i) const { return name("grads", "grad", i); }
     Name span_name(size_t id) const;
-    size_t role_of_kept(size_t j) const;
+    size_t role_of_kept(const Tensor& tensor, size_t j) const;
+    void settle_types(size_t i);
 
     bool fetch(py::object params, py::object grads);
     bool fetch_params(const Container& params);
     void fetch_grads(const Container& grads);
+    View look_at_param(size_t i);
     bool check_arrays();
     void check_overlap();
     py::tuple examine(double grad_scale);

@@ -5,6 +5,7 @@
 #include "../around.h"
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
+#include "../philox.h"
 
 namespace fusedstep {
 namespace {
@@ -31,7 +32,7 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
         return *reinterpret_cast<const Around::Hyper*>(hypers[i] + kernel.rule_hyper_count);
     };
     int64_t bytes = 0;
-    for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.type];
+    for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.types.grad];
     std::vector<double> sums(slots.size()), shares(slots.size());
     without_gil(bytes, [&] { sum_squares(slots.data(), slots.size(), sums.data()); });
 
@@ -50,9 +51,8 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
 }
 
 void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups) {
-    const Kernel& kernel = kernel_of(rule);
     int64_t bytes = 0;
-    for (const Slot& slot : slots) bytes += kernel.traffic(slot.size, slot.type);
+    for (const Slot& slot : slots) bytes += slot.size * slot.traffic;
     without_gil(bytes, [&] { run_step(rule, slots.data(), slots.size(), groups, bytes); });
 }
 
@@ -102,18 +102,27 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
-        Like like{p, name(i * roles)};
-        slot = {p.data, nullptr, nullptr, {}, p.size, p.type, 0, Around::scale(around, grad_scale)};
+        Like like{p.shape, p.type, beside(p.type), name(i * roles)};
+        slot.param = p.data;
+        slot.size = p.size;
+        slot.scale = Around::scale(around, grad_scale);
         add_span(spans, p, i * roles);
+        Types types{p.type, p.type, p.type};
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
             View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like);
-            if (role == 1)
+            if (role == 1) {
                 slot.grad = view.data;
-            else
+                types.grad = view.type;
+            } else {
                 slot.states[role - 2] = view.data;
+                like.type = types.state = view.type;  // that of the others too
+                like.types = among(view.type);
+            }
             add_span(spans, view, id);
         }
+        slot.become(types, kernel.state_count);
+        if (around.rounding_stochastic != 0) slot.noise = noise_key(static_cast<uint64_t>(around.seed), number, i);
     }
     sort(spans);
     auto [a, b] = find_overlap(spans, {});

@@ -26,8 +26,10 @@ class Plan:
         self,
         arg0: list[tuple[NDArray[Any], ...] | None],
         arg1: list[NDArray[Any] | None],
-        arg2: NDArray[Any],
+        arg2: list[NDArray[Any] | None],
         arg3: NDArray[Any],
+        arg4: NDArray[Any],
+        arg5: NDArray[Any],
         /,
     ) -> None: ...
     def set_hypers(self, arg0: list[list[float]], arg1: NDArray[Any], arg2: bool, /) -> None: ...

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .progress import Array, Restored, as_numpy, listed, number
+from .progress import MASTERS, Array, Restored, as_numpy, fits, listed, number
 from .schedules.description import Plateaus, describe, rebuild, remember
 from .schedules.plateau import plateau
 
@@ -312,7 +312,7 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label:
 
 
 def _to_torch(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
-    theirs = dict(opt.torch_states)
+    theirs = dict(opt.torch_states) | {name: name for name in MASTERS.values()}
     counts, products = known.pop("t"), known.pop("product")
     state = {}
     for key, t in counts.items():
@@ -322,7 +322,7 @@ def _to_torch(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_torch(opt: "Optimizer", saved: Mapping[str, Any]) -> dict[str, Any]:
-    ours = {theirs: name for name, theirs in opt.torch_states}
+    ours = {theirs: name for name, theirs in opt.torch_states} | {name: name for name in MASTERS.values()}
     t, product, state = {}, {}, {}
     if not isinstance(saved.get("state"), Mapping):
         raise TypeError(f"state is {saved.get('state')!r}, expected a mapping by key")
@@ -365,12 +365,14 @@ def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any
     if missing := [key for key in known["t"] if key not in params]:
         raise ValueError(f"params lacks {listed(missing)}, expected all parameters of the optimizer")
     for key in known["t"]:
-        array, ema = params[key], known["ema"].get(key)
-        for state in (*known["state"].get(key, {}).values(), *(() if ema is None else (ema,))):
-            if (array.shape, array.dtype) != (state.shape, state.dtype):
+        array, arrays = params[key], dict(known["state"].get(key, {}))
+        if key in known["ema"]:
+            arrays["ema"] = known["ema"][key]
+        for name, state in arrays.items():
+            if array.shape != state.shape or not fits(array.dtype, name, state.dtype):
                 raise ValueError(
-                    f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected {state.dtype} of shape "
-                    f"{state.shape} like its states"
+                    f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected one that fits to {name}, "
+                    f"{state.dtype} of shape {state.shape}"
                 )
 
 

@@ -56,6 +56,8 @@ class LionOptions(TypedDict, total=False):
     l1: float
     weight_decay: float
     zero_grad: bool
+    rounding: Literal["nearest", "stochastic"]
+    seed: int
 
 
 class Options(LionOptions, total=False):

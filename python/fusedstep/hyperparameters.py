@@ -39,19 +39,19 @@ _OPTIONAL = {*CLIPS, "ema"}  # None switches them off
 
 
 def _declared(owner: Any) -> dict[str, Any]:
-    """Return the type of each hyperparameter of a class or function: float, bool or a Literal of choices."""
+    """Return the type of each hyperparameter of a class or function: float, int, bool or a Literal of choices."""
     hints = get_type_hints(owner)
     return {
         name: float if name in RANGES else hint
         for name, hint in hints.items()
-        if name in RANGES or hint is bool or _choices(hint)
+        if name in RANGES or hint is bool or name == "seed" or _choices(hint)
     }
 
 
 declared: Callable[[Any], dict[str, Any]] = lru_cache(_declared)
 
 
-def _choices(hint: Any) -> tuple[str, ...]:
+def _choices(hint: Any) -> tuple[str | bool, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
@@ -62,7 +62,7 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
     Raises
     ------
     TypeError
-        If it is not a number, not a bool, or not a string, where `hint` asks for one.
+        If it is not a number, an integer, a bool or a string, where `hint` asks for one.
     ValueError
         If it is out of range, or not one of the choices.
     """
@@ -71,8 +71,12 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
         if not isinstance(value, bool):
             raise TypeError(f"{label} is {value!r}, expected True or False")
         return value
+    if hint is int:
+        if integer(label, value, 0) >= 2**53:
+            raise ValueError(f"{label} is {value!r}, expected an integer below 2**53")
+        return int(value)
     if choices := _choices(hint):
-        if not isinstance(value, str):
+        if not isinstance(value, tuple({type(choice) for choice in choices})):
             raise TypeError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
         if value not in choices:
             raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
@@ -144,6 +148,11 @@ class Settings(NamedTuple):
     values: dict[str, Any]
     overrides: Mapping[Hashable, Mapping[str, Any]]
     rule: str
+
+    @property
+    def masters(self) -> list[Any]:
+        """Return what says which parameters have a master."""
+        return [some.get("master_weights") for some in (self.values, *self.overrides.values())]
 
     def of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
         """Return them under some of the overrides, the strongest last."""

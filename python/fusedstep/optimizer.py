@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import _cpu, checkpoint
 from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
-from .progress import Array, Averages, Progress, listed
+from .progress import MASTERS, Array, Averages, Progress, listed, noise_number
 
 __all__ = ["Optimizer", "Result"]
 
@@ -106,6 +106,21 @@ class Optimizer:
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
         they are. It reads the gradients once more, as a norm does.
+    state_dtype : {"float32", "same"}
+        The dtype of the states and averages of float16 and bfloat16 parameters: float32, or that of the parameter.
+        Those that have been made keep theirs.
+    master_weights : {False, True, "split"}
+        Whether half-precision parameters have a float32 master, which collects the updates and is rounded to be the
+        parameter: ``state[key]["master"]``. Where "split", it is kept as the bfloat16 parameter, which in a tie is
+        rounded away from zero, and the 16 bits that it lacks, uint16: ``state[key]["remainder"]``. What the caller
+        writes into a parameter counts: there, the master begins anew.
+    rounding : {"nearest", "stochastic"}
+        How what is computed in float32 becomes float16 or bfloat16: to nearest, or up or down by chance, so that the
+        mean is kept and small updates are not lost (Gupta et al. 2015, "Deep learning with limited numerical
+        precision"). A parameter with a master is its nearest number in any case.
+    seed : int
+        From 0 to below 2**53: the random bits are a function of it, of the number of the update, of the parameter's
+        key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
     overrides : mapping
         Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
         patterns win over earlier ones, and exact keys over patterns.
@@ -136,6 +151,10 @@ class Optimizer:
     ema: _Average = _Average()
     zero_grad: bool = False
     skip_nonfinite: bool = False
+    state_dtype: Literal["float32", "same"] = "float32"
+    master_weights: Literal[False, True, "split"] = False
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
     rule: ClassVar[str]
@@ -235,9 +254,11 @@ class Optimizer:
         Parameters
         ----------
         params : array, sequence or mapping of arrays
-            The parameters, float32 or float64, of any shape, C-contiguous, writable. Updated in place.
+            The parameters, float32, float64, float16 or bfloat16 (of `ml_dtypes`), of any shape, C-contiguous,
+            writable. Updated in place.
         grads : like `params`
-            Their gradients, each of the dtype and shape of its parameter. A gradient that is None, or missing from a
+            Their gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
+            half precision for a float32 one. A gradient that is None, or missing from a
             mapping, leaves its parameter, states and step count alone. Gradients are only read, unless `zero_grad`.
         grad_scale : float
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
@@ -298,7 +319,8 @@ class Optimizer:
             self._changed = False
             try:
                 before, self._settings = self._settings, self._settle()
-                if self._plan is not None and self._settings.rule == before.rule:
+                same = self._settings.rule == before.rule and self._settings.masters == before.masters
+                if self._plan is not None and same:
                     self._match(self._plan.keys)
                 else:
                     self._plan = None
@@ -364,14 +386,19 @@ class Optimizer:
                 if self.accumulator:
                     name = "initial_accumulator"
                     start[self.accumulator] = at({name: values[name]}, counts[key])[name]
-                progress.make(key, *look, start, values["ema"] is not None)
+                progress.make(
+                    key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
+                )
         states = [progress.state.get(key, {}) for key in keys]
+        masters = [MASTERS.get(self._matching.layers[i].values["master_weights"]) for i in self._matching.layer_of]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
         plan.bind(
             [tuple(s[n] for n in names) if s.keys() >= set(names) else None for s in states],
             [progress.ema.get(key) for key in keys],
+            [s.get(master) if master else None for s, master in zip(states, masters, strict=True)],
             progress.clocks,
             clock_index,
+            np.array([noise_number(key) for key in keys], np.uint64),
         )
         self._hand_over(plan, progress.clocks["t"][clock_index])
 

@@ -2,8 +2,9 @@
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
+from hashlib import blake2b
 from itertools import islice
-from numbers import Real
+from numbers import Number, Real
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
@@ -13,13 +14,46 @@ from numpy.lib.array_utils import byte_bounds
 
 from .hyperparameters import Scheduled
 
-__all__ = ["Array", "Averages", "Progress", "Restored", "as_numpy", "listed", "number"]
+__all__ = [
+    "MASTERS",
+    "Array",
+    "Averages",
+    "Progress",
+    "Restored",
+    "as_numpy",
+    "fits",
+    "is_bfloat16",
+    "listed",
+    "noise_number",
+    "number",
+]
 
 Array: TypeAlias = npt.NDArray[Any]
 
 # As the engine reads and advances it; `averaged` is 1 once the average has begun.
 _CLOCK = np.dtype([("t", np.int64), ("product", np.float64), ("averaged", np.int64)])
 _LINE = 64
+# What the master of a parameter is called, and its dtype.
+MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
+_MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
+
+
+def is_half(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is float16, or the bfloat16 of `ml_dtypes`."""
+    return dtype == np.float16 or is_bfloat16(dtype)
+
+
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be there."""
+    return dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
+
+
+def noise_number(key: Hashable) -> int:
+    """Return the number of a parameter in its random bits: its key, or that of the key's text; equal for equal keys."""
+    if isinstance(key, Number):
+        return hash(key) % 2**64
+    text = key if isinstance(key, str) else repr(key)
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
@@ -88,19 +122,37 @@ class Progress:
         return other
 
     def make(
-        self, key: Hashable, shape: tuple[int, ...], dtype: npt.DTypeLike, starts: Mapping[str, float], averaged: bool
+        self,
+        key: Hashable,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        starts: Mapping[str, float],
+        state_dtype: str,
+        averaged: bool,
+        master: bool | str,
     ) -> None:
-        """Make the states that a parameter still lacks, where they start, and its average."""
+        """Make what a parameter still lacks: states, where they start, its average, and its master."""
         states = dict(self.state.get(key, {}))
+        made = [array for name, array in states.items() if name not in _MASTER_DTYPES] + [self.ema.get(key)]
+        like = next((array for array in made if array is not None), None)
+        wanted: np.dtype[Any] = np.dtype(np.float32) if is_half(dtype) and state_dtype == "float32" else dtype
+        if like is not None:
+            wanted = like.dtype
         for name, start in starts.items():
             if name not in states:
-                states[name] = _new_array(shape, dtype)
+                states[name] = _new_array(shape, wanted)
                 if start:
-                    with np.errstate(over="ignore"):
-                        states[name][...] = start
-        self.state[key] = MappingProxyType(states)
+                    with np.errstate(over="ignore"):  # by way of the compute type, as every scalar
+                        states[name][...] = start if wanted == np.float64 else np.float32(start)
         if averaged and key not in self.ema:
-            self.ema[key] = _new_array(shape, dtype)
+            self.ema[key] = _new_array(shape, wanted)
+        if master and is_half(dtype):
+            name = MASTERS[master]
+            if name == "remainder" and not is_bfloat16(dtype):
+                raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
+            if name not in states:  # at 0, which no other parameter rounds to: it begins where the parameter is
+                states[name] = _new_array(shape, _MASTER_DTYPES[name])
+        self.state[key] = MappingProxyType(states)
 
     @property
     def t(self) -> dict[Hashable, int]:
@@ -120,9 +172,8 @@ class Progress:
         products = self.clocks["product"].tolist()
         state = {}
         for key, states in self.state.items():
-            later = {
-                name: np.zeros_like(next(iter(states.values()))) for name in names if states and name not in states
-            }
+            made = [array for name, array in states.items() if name not in _MASTER_DTYPES]
+            later = {name: np.zeros_like(made[0]) for name in names if made and name not in states}
             state[key] = dict(states) | later
         return {
             "t": self.t,
@@ -156,7 +207,7 @@ class Progress:
         TypeError, ValueError
             If it cannot be restored.
         """
-        may_have = [name for name, _ in known]
+        may_have = [*(name for name, _ in known), *_MASTER_DTYPES]
         for part in ("t", "state", *(("ema",) if self.ema else ())):
             if part not in saved:
                 raise ValueError(f"{part} is missing, expected a state dict")
@@ -177,9 +228,9 @@ class Progress:
             if strange := [name for name in states if name not in may_have or name == "product"]:
                 raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(names)}")
             mine = self.state.get(key, {})
-            arrays = {f"state[{key!r}][{name!r}]": (mine.get(name), array) for name, array in states.items()}
+            arrays = {f"state[{key!r}][{name!r}]": (name, mine.get(name), array) for name, array in states.items()}
             if key in parts["ema"]:
-                arrays[f"ema[{key!r}]"] = self.ema.get(key), parts["ema"][key]
+                arrays[f"ema[{key!r}]"] = "", self.ema.get(key), parts["ema"][key]
             pairs = _pairs(arrays)
             copies += pairs
             if key in parts["state"]:
@@ -240,19 +291,32 @@ def _product(value: Any, label: str, begun: bool) -> float:
     return float(found)
 
 
-def _pairs(arrays: dict[str, tuple[Array | None, Any]]) -> list[tuple[Array, Array]]:
-    """Return targets and sources of one parameter; its arrays are all of one shape and dtype."""
-    like = next((target for target, _ in arrays.values() if target is not None), None)
+def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
+    """Return whether a state called `name`, or an average, may belong to a parameter of a dtype."""
+    if name in _MASTER_DTYPES:
+        return is_half(param) and state == _MASTER_DTYPES[name] and (name == "master" or is_bfloat16(param))
+    return param == state or (is_half(param) and state == np.float32)
+
+
+def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
+    """Return targets and sources of one parameter; all are of one shape, and all but a master of one dtype."""
+    shape, dtype = None, None
+    for name, target, _ in arrays.values():
+        if target is not None:
+            shape, dtype = target.shape, dtype if name in _MASTER_DTYPES else target.dtype
     pairs = []
-    for label, (target, source) in arrays.items():
+    for label, (name, target, source) in arrays.items():
         source = as_numpy(source, label)
-        if source.dtype not in (np.float32, np.float64):
-            raise TypeError(f"{label} is {source.dtype}, expected float32 or float64")
-        like = source if like is None else like
-        if source.dtype != like.dtype:
-            raise TypeError(f"{label} is {source.dtype}, expected {like.dtype} like the rest of its parameter")
-        if source.shape != like.shape:
-            raise ValueError(f"{label} has shape {source.shape}, expected {like.shape} like the rest of its parameter")
+        wanted = _MASTER_DTYPES.get(name, dtype)
+        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_half(source.dtype):
+            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
+        if wanted is not None and source.dtype != wanted:
+            like = "" if name in _MASTER_DTYPES else " like the rest of its parameter"
+            raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
+        dtype = dtype if name in _MASTER_DTYPES else source.dtype
+        shape = source.shape if shape is None else shape
+        if source.shape != shape:
+            raise ValueError(f"{label} has shape {source.shape}, expected {shape} like the rest of its parameter")
         if target is None:
             target = _new_array(source.shape, source.dtype)
         if not target.flags.writeable:

@@ -1,8 +1,8 @@
 """
 The promise of equal bits, checked on this machine: `python -m fusedstep verify`.
 
-Every optimizer in every dialect, in both dtypes, on every instruction set, with several numbers of threads, over
-awkward sizes, alignments and values, against the NumPy reference. Bits are equal, or both are NaN.
+Every optimizer in every dialect, in float32, float64 and half precision, on every instruction set, with several numbers
+of threads, over awkward sizes, alignments and values, against the NumPy reference. Bits are equal, or both are NaN.
 """
 
 import argparse
@@ -10,7 +10,9 @@ import inspect
 import itertools
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, get_args
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -18,11 +20,12 @@ from . import _cpu, optimizers, reference
 from .hyperparameters import declared
 from .settings import set_num_threads, use_isa
 
-__all__ = ["Guarded", "classes", "dialects", "difference", "main", "outcome"]
+__all__ = ["Case", "Guarded", "cases", "classes", "dialects", "difference", "halves", "main", "outcome"]
 
 Array = Any
 Options = dict[str, Any]
 DTYPES = (np.float32, np.float64)
+HALVES = (np.float16, *([import_module("ml_dtypes").bfloat16] if find_spec("ml_dtypes") else []))
 # Around the lengths of vectors of 4, 8 and 16 elements; the large ones are cut among threads.
 SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 129)
 LARGE = (100_003, 1, 65_537, 0, 70_001)
@@ -43,6 +46,13 @@ def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
     First every combination of its own options, a number that is 0 by default also as 0.3; then combinations of these
     and of what surrounds every rule, in which each choice meets each other one.
     """
+    own, around = _choices(cls)
+    yield from (_merged(combination) for combination in itertools.product(*own))
+    yield from _pairwise(own + around)
+
+
+def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]], list[tuple[Options, ...]]]:
+    """Return the choices of each option of a class, and of what surrounds every rule."""
     own, around = [], []
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = declared(cls).get(name)
@@ -54,7 +64,6 @@ def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
             around += [choices] if name in ("maximize", "l1", "zero_grad") else []
         elif choices:
             own.append(choices)
-    yield from (_merged(combination) for combination in itertools.product(*own))
     around += [
         ({}, {"grad_scale": 0.3}),
         ({}, {"clip_value": 0.5}, {"clip_norm": 3.0}, {"clip_global_norm": 20.0}),
@@ -63,7 +72,40 @@ def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
     ]
     if not cls.always_decoupled:
         around[-1] += ({"weight_decay": 0.3, "decoupled": True},)
-    yield from _pairwise(own + around)
+    return own, around
+
+
+class Case(NamedTuple):
+    """What to try: options, the dtype of parameters, and that of gradients."""
+
+    options: Options
+    dtype: Any
+    grad_dtype: Any
+
+
+def halves(cls: type[optimizers.Optimizer]) -> Iterator[Case]:
+    """Yield combinations of half-precision arrays and all options, in which each choice meets each other one."""
+    own, around = _choices(cls)
+    factors = [
+        tuple({"types": (half, half)} for half in HALVES)
+        + tuple({"types": (half, np.float32)} for half in HALVES)
+        + tuple({"types": (np.float32, half)} for half in HALVES),
+        ({"state_dtype": "float32"}, {"state_dtype": "same"}),
+        ({"master_weights": False}, {"master_weights": True}, {"master_weights": "split"}),
+        ({"rounding": "nearest"}, {"rounding": "stochastic", "seed": 2**53 - 1}),
+    ]
+    for options in _pairwise(factors + own + around):
+        dtype, grad_dtype = options.pop("types")
+        if options["master_weights"] == "split" and dtype == np.float16:
+            options["master_weights"] = True  # of which alone there is no other half
+        yield Case(options, dtype, grad_dtype)
+
+
+def cases(cls: type[optimizers.Optimizer]) -> dict[str, list[Case]]:
+    """Return all that a class is to be tried with, by what it is called in the table."""
+    chosen = list(dialects(cls))
+    pure = {np.dtype(dtype).name: [Case(options, dtype, dtype) for options in chosen] for dtype in DTYPES}
+    return pure | {"halves": list(halves(cls))}
 
 
 def _merged(options: Iterable[Options]) -> Options:
@@ -106,15 +148,19 @@ class Guarded:
 
 def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
     """Return numbers of ordinary size and of all sizes, with subnormals, infinities, NaN and both zeros among them."""
-    info = np.finfo(dtype)
+    dtype = np.dtype(dtype)
+    if dtype == np.uint16:
+        return rng.integers(0, 2**16, n).astype(dtype)
+    info = np.finfo(dtype if dtype.kind == "f" else np.float32)  # bfloat16 has its range
     exponents = rng.uniform(np.log2(float(info.smallest_subnormal)), info.maxexp - 1, n)
     numbers = np.where(rng.random(n) < 0.6, rng.standard_normal(n), rng.choice([-1, 1], n) * np.exp2(exponents))
     tiny = float(info.smallest_normal)
     specials = [np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -tiny, tiny / 2, float(info.smallest_subnormal), 1.0, -1.0]
-    return np.where(rng.random(n) < 0.15, rng.choice(specials, n), numbers).astype(dtype)
+    with np.errstate(all="ignore"):
+        return np.where(rng.random(n) < 0.15, rng.choice(specials, n), numbers).astype(dtype)
 
 
-def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...]) -> list[Array]:
+def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...], grad_dtype: Any = None) -> list[Array]:
     """
     Return all that five steps change, for arrays of these sizes.
 
@@ -123,12 +169,15 @@ def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...]) -> list[Array]:
     the last step: otherwise they would all end as 0 or NaN.
     """
     rng = np.random.default_rng(sum(sizes))
+    grad_dtype = grad_dtype or dtype
     params = Guarded([values(rng, n, dtype) for n in sizes])
     clips = optimizer.clip_norm is not None or optimizer.clip_global_norm is not None
     seen = []
     for step in range(STEPS):
         tame = clips and step < STEPS - 1
-        grads = Guarded([rng.standard_normal(n).astype(dtype) if tame else values(rng, n, dtype) for n in sizes])
+        grads = Guarded(
+            [rng.standard_normal(n).astype(grad_dtype) if tame else values(rng, n, grad_dtype) for n in sizes]
+        )
         result = optimizer.step(params.arrays, grads.arrays, grad_scale=1.0 + step % 2)
         seen += [array.copy() for array in params.arrays + grads.arrays]
         seen.append(np.array([result.grad_norm or 0.0]))
@@ -136,7 +185,7 @@ def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...]) -> list[Array]:
             for i, n in enumerate(sizes):
                 for name, state in sorted(optimizer.state.get(i, {}).items()):
                     if name != "P":
-                        state[...] = np.where(rng.random(n) < 0.2, values(rng, n, dtype), state)
+                        state[...] = np.where(rng.random(n) < 0.2, values(rng, n, state.dtype), state)
         if not (params.intact() and grads.intact()):
             raise AssertionError("an element outside the arrays was written")
     states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
@@ -150,6 +199,8 @@ def difference(found: list[Array], expected: list[Array]) -> int:
         raise AssertionError(f"{len(found)} arrays, expected {len(expected)}")
     count = 0
     for a, b in zip(found, expected, strict=True):
+        if a.dtype != b.dtype:
+            raise AssertionError(f"{a.dtype}, expected {b.dtype}")
         integer = f"u{a.itemsize}"
         same = (a.view(integer) == b.view(integer)) | (np.isnan(a) & np.isnan(b))
         count += int(same.size - same.sum())
@@ -164,26 +215,27 @@ def main(argv: list[str]) -> int:
     begin = time.perf_counter()
     total = 0
     print(f"instruction sets {', '.join(_cpu.isas)}; threads {', '.join(map(str, THREADS))}; sizes {SMALL + LARGE}")
-    print(f"{'optimizer':<12}{'dtype':<9}{'dialects':>9}{'runs':>7}{'elements':>13}{'different':>11}")
+    print(f"{'optimizer':<12}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
     try:
-        for cls, dtype in itertools.product(classes(), DTYPES):
-            different = elements = runs = 0
-            options = list(dialects(cls))
-            for chosen in options:
-                small = (SMALL, (1,))
-                # One dialect without and one with what surrounds the rule is enough for the threads.
-                large = (LARGE, THREADS) if chosen in (options[0], options[-1]) else None
-                for sizes, counts in filter(None, (small, large)):
-                    expected = outcome(getattr(reference, cls.__name__)(**chosen), dtype, sizes)
-                    for name, count in itertools.product(_cpu.isas, counts):
-                        use_isa(name)
-                        set_num_threads(count)
-                        different += difference(outcome(cls(**chosen), dtype, sizes), expected)
-                        elements += sum(a.size for a in expected)
-                        runs += 1
-            total += different
-            label = np.dtype(dtype).name
-            print(f"{cls.__name__:<12}{label:<9}{len(options):>9}{runs:>7}{elements:>13,}{different:>11,}", flush=True)
+        for cls in classes():
+            for label, chosen in cases(cls).items():
+                different = elements = runs = 0
+                for case in chosen:
+                    small = (SMALL, (1,))
+                    # One case without and one with what surrounds the rule is enough for the threads.
+                    large = (LARGE, THREADS) if case in (chosen[0], chosen[-1]) else None
+                    options, *dtypes = case
+                    for sizes, counts in filter(None, (small, large)):
+                        expected = outcome(getattr(reference, cls.__name__)(**options), dtypes[0], sizes, dtypes[1])
+                        for name, count in itertools.product(_cpu.isas, counts):
+                            use_isa(name)
+                            set_num_threads(count)
+                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1]), expected)
+                            elements += sum(a.size for a in expected)
+                            runs += 1
+                total += different
+                row = f"{cls.__name__:<12}{label:<9}{len(chosen):>9}{runs:>7}{elements:>13,}{different:>11,}"
+                print(row, flush=True)
     finally:
         use_isa(isa)
         set_num_threads(threads)

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from .storage import Noise, joined, rounded, split, widened
+
 __all__ = [
     "Optimizer",
     "Result",
@@ -43,14 +45,14 @@ _MODE = {
 
 @contextmanager
 def float_mode(dtype: Any) -> Iterator[None]:
-    """Compute as the kernels do for this dtype: float32 flushes subnormals, float64 does not."""
+    """Compute as the kernels do for this dtype: float32, and what is widened to it, flushes subnormals."""
     offset, bits = _MODE[platform.system(), platform.machine()]
     libm = ctypes.CDLL(None)
     before = (ctypes.c_char * 64)()
     libm.fegetenv(before)
     during = (ctypes.c_char * 64).from_buffer_copy(before)
     word = ctypes.c_uint32.from_buffer(during, offset)
-    word.value = word.value | bits if np.dtype(dtype) == np.float32 else word.value & ~bits
+    word.value = word.value & ~bits if np.dtype(dtype) == np.float64 else word.value | bits
     libm.fesetenv(during)
     try:
         with np.errstate(all="ignore"):
@@ -120,7 +122,7 @@ def reduced(x: Any) -> float:
 def sum_of_squares(g: Any) -> float:
     """Return the sum of the squares of a gradient, in float64."""
     with float_mode(g.dtype):
-        x = g.reshape(-1).astype(np.float64)
+        x = widened(g.reshape(-1)).astype(np.float64)
         return reduced(x * x)
 
 
@@ -148,6 +150,10 @@ class Optimizer:
     ema: Any = None  # the averages, once made; the decay is kept as ema_decay
     zero_grad: bool = False
     skip_nonfinite: bool = False
+    state_dtype: str = "float32"
+    master_weights: Any = False
+    rounding: str = "nearest"
+    seed: int = 0
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -199,19 +205,34 @@ class Optimizer:
 
     def step_one(self, key: Hashable, p: Any, g: Any, h: Any, gs: float) -> None:
         """Update one parameter."""
-        T = p.dtype.type
+        T: Any = np.float64 if p.dtype == np.float64 else np.float32
+        half = p.dtype.itemsize == 2
+        D = np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
         s = self.state.setdefault(key, {})
         for name in h.names:
             with np.errstate(over="ignore"):
-                s.setdefault(name, np.full(p.shape, h.initial(name), p.dtype))
+                s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
+        master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
+        if master:
+            s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
         self.t[key] = t = self.t.get(key, 0) + 1
+        noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
+
+        def stored(x: Any, dtype: Any, array: int) -> Any:
+            return rounded(x, dtype, noise and noise.bits(array, x.shape))
 
         with float_mode(np.float64):
             k = SimpleNamespace(**{name: T(value) for name, value in h.host(h.lr, t, s).items()})
             gs, wd, l1, dec = T(gs), T(h.weight_decay), T(h.l1), T(h.lr * h.weight_decay)
             decays = h.weight_decay != 0
 
-        with float_mode(p.dtype):
+        with float_mode(T):
+            x, g, wide = widened(p), widened(g), {name: widened(s[name]) for name in h.names}
+            if master == "master":  # except where somebody has changed the parameter
+                same = rounded(s[master], p.dtype).view(np.uint16) == p.view(np.uint16)
+                x = np.where(same, s[master], x)
+            if master == "remainder":
+                x = joined(p, s[master])
             if gs != 1:
                 g = g * gs
             if h.maximize:
@@ -220,16 +241,25 @@ class Optimizer:
                 cv = T(h.clip_value)
                 g = smaller(larger(g, -cv), cv)
             if decays and not h.decoupled:
-                g = g + wd * p
+                g = g + wd * x
             if h.l1 != 0:
-                g = g + with_sign_of(p, l1)
-            u = h.elem(k, g, **{name: s[name] for name in h.names})
+                g = g + with_sign_of(x, l1)
+            u = h.elem(k, g, **wide)
             if decays and h.decoupled:
-                u = u + dec * p
-            p[...] = p - u
+                u = u + dec * x
+            x = x - u
+            for i, name in enumerate(h.names):
+                s[name][...] = stored(wide[name], s[name].dtype, 1 + i)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
-                self.ema[key] = d * self.ema[key] + d1 * p if key in self.ema else p.copy()
+                e = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
+                self.ema[key] = stored(e, D, 4)
+            if master == "remainder":
+                p[...], s[master][...] = split(x, p.dtype)
+            elif master:
+                p[...], s[master][...] = rounded(x, p.dtype), x
+            else:
+                p[...] = stored(x, p.dtype, 0)
 
     def at(self, key: Hashable) -> Any:
         """Return the hyperparameters of one parameter in this update."""

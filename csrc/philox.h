@@ -1,0 +1,62 @@
+// Philox 4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), and the random bits
+// of stochastic rounding that are made of it: they depend on seed, step, tensor, array and number of the element alone.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+// Four words of random bits from a counter of four words: the lower halves of x, which is a number or a vector of them.
+template <class X>
+RULE constexpr void philox(X (&x)[4], uint64_t key) {
+    uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
+    for (int round = 0; round < 10; ++round) {
+        X a = product(x[0], 0xD2511F53), b = product(x[2], 0xCD9E8D57);
+        x[0] = (b >> 32) ^ x[1] ^ k0;
+        x[1] = b;
+        x[2] = (a >> 32) ^ x[3] ^ k1;
+        x[3] = a;
+        k0 += 0x9E3779B9;
+        k1 += 0xBB67AE85;
+    }
+}
+
+// The test vectors of its authors.
+constexpr bool philox_gives(uint64_t low, uint64_t high, uint64_t key, uint64_t first, uint64_t second) {
+    uint64_t x[4] = {low >> 32, low, high >> 32, high};
+    philox(x, key << 32 | key >> 32);
+    auto joined = [](uint64_t a, uint64_t b) { return a << 32 | (b & 0xffffffff); };
+    return joined(x[0], x[1]) == first && joined(x[2], x[3]) == second;
+}
+static_assert(philox_gives(0, 0, 0, 0x6627e8d5'e169c58d, 0xbc57ac4c'9b00dbd8));
+static_assert(philox_gives(~0ull, ~0ull, ~0ull, 0x408f276d'41c83b0e, 0xa20bc7c6'6d5451fd));
+static_assert(philox_gives(0x243f6a88'85a308d3, 0x13198a2e'03707344, 0xa4093822'299f31d0, 0xd16cfe09'94fdcceb,
+                           0x5001e420'24126ea1));
+
+// The key of the random bits of a tensor in its update number t.
+RULE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
+    uint64_t x[4] = {t, t >> 32, tensor, tensor >> 32};
+    philox(x, seed);
+    return (x[0] & 0xffffffff) | x[1] << 32;
+}
+
+// 16 random bits for each of the elements [kTile tile, kTile (tile + 1)) of array number `array` of a tensor. A tile
+// has 32 counters in a row; it begins with the first words of all of them. A word serves two elements, its lower half
+// first.
+constexpr int64_t kTile = 256;
+
+inline void fill_noise(uint64_t key, uint32_t array, int64_t tile, uint16_t* noise) {
+    constexpr int kCounters = kTile / 8;
+    Longs counter = {};
+    for (int i = 0; i < kWidth / 2; ++i) counter[i] = i;
+    counter += static_cast<uint64_t>(tile) * kCounters;
+    for (int first = 0; first < kCounters; first += kWidth / 2, counter += kWidth / 2) {
+        Longs x[4] = {counter, counter >> 32, Longs() + array, Longs()};
+        philox(x, key);
+        for (int word = 0; word < 4; ++word)
+            *reinterpret_cast<FewWords*>(noise + 2 * (word * kCounters + first)) =
+                __builtin_convertvector(x[word], FewWords);
+    }
+}
+
+}  // namespace

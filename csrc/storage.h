@@ -1,0 +1,215 @@
+// How float16 and bfloat16 are loaded into float and stored from it: to nearest, ties to even, or up or down by chance.
+// Subnormals of float16 are kept, those of bfloat16 are float's; what is too large becomes infinite, NaN stays NaN.
+// Each conversion is one text, for a number (B is uint32_t) and for a vector of them (B is Words); a half is a B below
+// 2^16. Where an instruction set converts float16 itself, its instructions stand beside the text.
+#pragma once
+
+#include "step.h"
+#include "vector.h"
+
+namespace {
+
+using namespace fusedstep;
+
+RULE uint32_t bits_of(float x) {
+    return __builtin_bit_cast(uint32_t, x);
+}
+RULE Words bits_of(Floats x) {
+    return (Words)x;
+}
+RULE float float_of(uint32_t bits) {
+    return __builtin_bit_cast(float, bits);
+}
+RULE Floats float_of(Words bits) {
+    return (Floats)bits;
+}
+
+// Numbers below 2^31 as floats, and the other way, towards zero.
+RULE float value_of(uint32_t x) {
+    return static_cast<float>(static_cast<int32_t>(x));
+}
+RULE Floats value_of(Words x) {
+    return __builtin_convertvector((Ints)x, Floats);
+}
+RULE uint32_t integer_of(float x) {
+    return static_cast<uint32_t>(static_cast<int32_t>(x));
+}
+RULE Words integer_of(Floats x) {
+    return (Words) __builtin_convertvector(x, Ints);
+}
+
+// All bits, or none.
+RULE uint32_t is_nan(float x) {
+    return x != x ? ~0u : 0;
+}
+RULE Words is_nan(Floats x) {
+    return (Words)(x != x);
+}
+
+struct BFloat16 {
+    template <class B>
+    RULE static auto widened(B h) {
+        return float_of(h << 16);
+    }
+
+    template <class F>
+    RULE static auto nearest(F x) {
+        return rounded(x, 0x7fff + (bits_of(x) >> 16 & 1));
+    }
+
+    // Up with the probability that leaves the mean where it was, exactly; `noise` has 16 random bits.
+    template <class F, class B>
+    RULE static B by_chance(F x, B noise) {
+        return rounded(x, noise);
+    }
+
+    template <class F, class B>
+    RULE static B rounded(F x, B up) {
+        return (is_nan(x) | (bits_of(x) + up)) >> 16;
+    }
+};
+
+struct Float16 {
+    static constexpr uint32_t kNormal = 0x38800000;    // 2^-14, the smallest normal number
+    static constexpr uint32_t kRebias = 0x38000000;    // from the exponents of float16 to those of float
+    static constexpr uint32_t kTooLarge = 0x47800000;  // 2^16
+
+    template <class B>
+    RULE static auto widened(B h) {
+        B magnitude = h & 0x7fff;
+        B normal = (magnitude << 13) + (magnitude < 0x7c00 ? B() + kRebias : B() + 2 * kRebias);
+        B subnormal = bits_of(value_of(magnitude) * 0x1p-24f);
+        return float_of((magnitude < 0x400 ? subnormal : normal) | (h & 0x8000) << 16);
+    }
+
+    template <class F>
+    RULE static auto nearest(F x) {
+        auto magnitude = bits_of(x) & 0x7fffffff;
+        // The last bit of 0.5 is the unit of subnormals: to add it is to round.
+        auto subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
+        return rounded(x, 0xfff + (magnitude >> 13 & 1), subnormal);
+    }
+
+    // As for bfloat16; below 2^-14, where more bits are lost than there are random ones, exact to 2^-16 of a unit.
+    template <class F, class B>
+    RULE static B by_chance(F x, B noise) {
+        B magnitude = bits_of(x) & 0x7fffffff;
+        B units = integer_of(float_of(magnitude < kNormal ? magnitude : B()) * 0x1p40f);
+        return rounded(x, noise >> 3, (units + noise) >> 16);
+    }
+
+    template <class F, class B>
+    RULE static B rounded(F x, B up, B subnormal) {
+        B bits = bits_of(x), magnitude = bits & 0x7fffffff;
+        B normal = (magnitude + up - kRebias) >> 13;
+        B h = magnitude < kNormal ? subnormal : normal;
+        h = magnitude >= kTooLarge ? B() + 0x7c00 : h;
+        return h | (bits >> 16 & 0x8000) | is_nan(x) >> 16;
+    }
+};
+
+// A bfloat16 parameter and the 16 bits that it lacks are a float, exactly. The parameter is the nearest bfloat16, away
+// from zero in a tie: of the floats that rounding to even would make one number, there are one too many for 16 bits.
+struct Split {
+    template <class F>
+    RULE static auto high(F x) {
+        auto bits = bits_of(x);
+        return BFloat16::rounded(x, bits - bits + 0x8000);
+    }
+
+    template <class F>
+    RULE static auto low(F x) {
+        auto bits = bits_of(x);
+        return x != x ? bits - bits : bits & 0xffff;
+    }
+
+    template <class B>
+    RULE static auto joined(B high, B low) {
+        B bits = (high - (low >> 15)) << 16 | low;
+        bits = (high & 0x7fff) == 0 ? high << 16 | (low & 0x7fff) : bits;  // a 0 that somebody else has set
+        return float_of(bits);
+    }
+};
+
+#if defined(__AVX512F__)
+RULE Floats from_float16(Halves h) {
+    return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+}
+RULE Halves to_float16(Floats x) {
+    return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__F16C__) && defined(__AVX2__)
+RULE Floats from_float16(Halves h) {
+    return (Floats)_mm256_cvtph_ps((__m128i)h);
+}
+RULE Halves to_float16(Floats x) {
+    return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+RULE Floats from_float16(Halves h) {
+    return Float16::widened(widened(h));
+}
+RULE Halves to_float16(Floats x) {
+    return narrowed(Float16::nearest(x));
+}
+#endif
+
+// Vectors in memory. A type that is no half is float32.
+
+RULE Floats floats(Type type, Halves h) {
+    return type == kBFloat16 ? BFloat16::widened(widened(h)) : from_float16(h);
+}
+RULE Halves halves(Type type, Floats x) {
+    return type == kBFloat16 ? narrowed(BFloat16::nearest(x)) : to_float16(x);
+}
+RULE Halves halves(Type type, Floats x, Halves noise) {
+    Words n = widened(noise);
+    return narrowed(type == kBFloat16 ? BFloat16::by_chance(x, n) : Float16::by_chance(x, n));
+}
+
+RULE Floats floats_at(const void* memory) {
+    return *static_cast<const Floats*>(memory);
+}
+RULE Halves halves_at(const void* memory) {
+    return *static_cast<const Halves*>(memory);
+}
+RULE void put(Floats x, void* memory) {
+    *static_cast<Floats*>(memory) = x;
+}
+RULE void put(Halves h, void* memory) {
+    *static_cast<Halves*>(memory) = h;
+}
+
+RULE Floats load(Type type, const void* from) {
+    return type == kFloat32 ? floats_at(from) : floats(type, halves_at(from));
+}
+
+// To nearest without noise.
+RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
+    if (type == kFloat32)
+        put(x, to);
+    else
+        put(noise ? halves(type, x, halves_at(noise)) : halves(type, x), to);
+}
+
+// A parameter and its master: the master, but the parameter where somebody has changed it since.
+RULE Floats load(const Types& types, const void* param, const void* master) {
+    if (types.master == kTypes) return load(types.param, param);
+    Halves half = halves_at(param);
+    if (types.master == kUInt16) return Split::joined(widened(half), widened(halves_at(master)));
+    Floats exact = floats_at(master);
+    return widened(halves(types.param, exact)) == widened(half) ? exact : floats(types.param, half);
+}
+
+RULE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
+    if (types.master == kTypes) return store(types.param, x, param, noise);
+    if (types.master == kUInt16) {
+        put(narrowed(Split::high(x)), param);
+        put(narrowed(Split::low(x)), master);
+    } else {
+        put(halves(types.param, x), param);
+        put(x, master);
+    }
+}
+
+}  // namespace

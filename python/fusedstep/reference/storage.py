@@ -1,0 +1,95 @@
+"""How numbers computed in float32 are kept in 16 bits: rounding, by chance too, and masters."""
+
+from collections.abc import Hashable
+from hashlib import blake2b
+from numbers import Number
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Noise", "joined", "philox", "rounded", "split", "widened"]
+
+
+def philox(counter: Any, key: Any) -> Any:
+    """
+    Return the four words of Philox 4x32-10 for each counter.
+
+    Parameters
+    ----------
+    counter : array of uint32, shape (4, n)
+        The counters.
+    key : array of uint32, shape (2,)
+        The key of all of them.
+
+    References
+    ----------
+    Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    c0, c1, c2, c3 = np.asarray(counter, np.uint64)
+    k0, k1 = (int(word) for word in key)
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c0, np.uint64(0xCD9E8D57) * c2
+        c0, c1, c2, c3 = b >> 32 ^ c1 ^ np.uint64(k0), b & low, a >> 32 ^ c3 ^ np.uint64(k1), a & low
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return np.array([c0, c1, c2, c3]).astype(np.uint32)
+
+
+class Noise:
+    """The random bits of one parameter in update number t."""
+
+    def __init__(self, seed: float, t: int, key: Hashable) -> None:
+        if isinstance(key, Number):
+            number = hash(key) % 2**64  # 0, 1, ... are themselves
+        else:
+            text = key if isinstance(key, str) else repr(key)
+            number = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        seed = int(seed)  # as every hyperparameter, it may come as a float
+        words = [t % 2**32, t >> 32, number % 2**32, number >> 32]
+        self.key = philox(np.array(words).reshape(4, 1), [seed % 2**32, seed >> 32])[:2, 0]
+
+    def bits(self, array: int, shape: tuple[int, ...]) -> Any:
+        """Return 16 random bits for each element of array number 0 (parameter), 1 to 3 (states) or 4 (average)."""
+        size = int(np.prod(shape))
+        counters = np.arange(-(-size // 256) * 32)
+        zeros = np.zeros_like(counters)
+        words = philox([counters, zeros, zeros + array, zeros], self.key)
+        tiles = words.reshape(4, -1, 32).transpose(1, 0, 2)  # 32 first words, 32 second ones, ...
+        halves = np.stack([tiles & 0xFFFF, tiles >> 16], axis=-1)  # the lower half of each word first
+        return halves.reshape(-1)[:size].reshape(shape)
+
+
+def widened(x: Any) -> Any:
+    """Return a copy in the dtype of the arithmetic."""
+    return x.astype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def rounded(x: Any, dtype: Any, noise: Any = None) -> Any:
+    """Return float32 numbers as a dtype: to nearest, ties to even; or, with noise, up where the rest exceeds it."""
+    if noise is None or dtype.itemsize > 2:
+        return x.astype(dtype)
+    bits = x.view(np.uint32)
+    sign, magnitude = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
+    if dtype == np.float16:
+        tiny = magnitude < 0x38800000  # below 2^-14 a unit is 2^-24
+        units = (np.where(tiny, abs(x), 0) * np.float32(2.0**40)).astype(np.int64)
+        h = np.where(tiny, units + noise >> 16, magnitude.astype(np.int64) + (noise >> 3) - 0x38000000 >> 13)
+        h = np.where(magnitude >= 0x47800000, 0x7C00, h)  # from 2^16 on
+    else:
+        h = magnitude + noise >> 16
+    h = np.where(np.isnan(x), 0x7FFF, h)
+    return (h | sign).astype(np.uint16).view(dtype)
+
+
+def split(x: Any, dtype: Any) -> tuple[Any, Any]:
+    """Return the nearest bfloat16 of float32 numbers, away from zero in a tie, and the 16 bits that it lacks."""
+    bits = np.where(np.isnan(x), np.uint32(0x7FC00000), x.view(np.uint32))
+    return (bits + np.uint32(0x8000) >> 16).astype(np.uint16).view(dtype), bits.astype(np.uint16)
+
+
+def joined(p: Any, remainder: Any) -> Any:
+    """Return the float32 numbers that were split."""
+    high, low = p.view(np.uint16).astype(np.uint32), remainder.astype(np.uint32)
+    bits = (high - (low >> 15) << 16) | low
+    zero = (high & 0x7FFF == 0) & (low >= 0x8000)  # which was not split, but set by somebody
+    return np.where(zero, high << 16, bits).astype(np.uint32).view(np.float32)

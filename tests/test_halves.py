@@ -1,0 +1,564 @@
+"""Half precision: what is stored, how it is rounded, and what masters and noise are worth."""
+
+import itertools
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from fusedstep import functional, reference, verify
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
+HALVES = pytest.mark.parametrize("half", [F16, BF16], ids=str)
+PATTERNS = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    """Infinities and signaling NaN are cast all the time."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def same(found, expected):
+    assert verify.difference([found], [expected]) == 0
+
+
+def flushed(x):
+    """Return float32 numbers as arithmetic sees them."""
+    return np.where(abs(x) < np.float32(2.0**-126), np.copysign(np.float32(0), x), x)
+
+
+def minus(x):
+    """Return 0 - x, as a step makes it of an update."""
+    return flushed(np.float32(0) - flushed(x))
+
+
+# Conversions: a step of SGD with a rate of 0 or 1 widens, computes p - u, and narrows.
+
+
+@HALVES
+def test_every_pattern_survives_loading_and_storing(half, isa):
+    p = PATTERNS.view(half).copy()
+    functional.sgd(p, np.zeros(p.size, half), lr=0.0)
+    wide = flushed(PATTERNS.view(half).astype(np.float32))
+    same(p, wide.astype(half))
+    finite = np.isfinite(wide)
+    assert (p.view(np.uint16) == PATTERNS)[finite & (wide != 0)].all()  # subnormals of float16 among them
+
+
+@HALVES
+@pytest.mark.parametrize("param", [F32, None], ids=["float32", "half"])
+def test_every_pattern_as_a_gradient(half, param, isa):
+    g = PATTERNS.view(half)
+    p, q = (np.zeros(g.size, param or half) for _ in range(2))
+    functional.sgd(p, g.copy(), lr=0.75)
+    reference.SGD(lr=0.75).step(q, g)
+    same(p, q)
+    same(p, minus(np.float32(0.75) * flushed(g.astype(np.float32))).astype(p.dtype))
+
+
+@HALVES
+def test_every_pattern_as_a_state(half, isa):
+    b = PATTERNS.view(half).copy()
+    p = np.zeros(b.size, half)
+    functional.momentum(p, np.zeros(b.size, half), b, t=2, lr=1.0, momentum=0.5)
+    halved = flushed(np.float32(0.5) * flushed(PATTERNS.view(half).astype(np.float32)))
+    same(b, (halved + np.float32(0)).astype(half))
+
+
+def around_each_number(half):
+    """Return the float32 numbers on both sides of every point where rounding to a half may change."""
+    numbers = np.unique(abs(PATTERNS.view(half).astype(np.float64)))
+    numbers = numbers[np.isfinite(numbers)]
+    ends = np.append(numbers, 2 * numbers[-1] - numbers[-2])  # and where it overflows
+    points = np.concatenate([ends, (ends[1:] + ends[:-1]) / 2]).astype(np.float32)
+    near = np.concatenate([np.nextafter(points, F32.type(0)), points, np.nextafter(points, F32.type(np.inf))])
+    return np.concatenate([near, -near, F32.type([np.inf, -np.inf, np.nan, 3e38, 1e-45, 1e-40])])
+
+
+@HALVES
+def test_rounding_is_to_nearest_even_everywhere(half, isa):
+    x = around_each_number(half)
+    p = np.zeros(x.size, half)
+    functional.sgd(p, -x, lr=1.0)
+    same(p, minus(-x).astype(half))
+    assert np.isinf(p[abs(x) == np.float32(3e38)].astype(np.float32)).all() == (half == F16)
+    assert np.isnan(p[np.isnan(x)].astype(np.float32)).all()
+
+
+def test_conversions_are_those_of_numpy_and_ml_dtypes():
+    x = around_each_number(F16)
+    ours = reference.storage.rounded(x, F16)
+    assert (ours[x == 65519] == 65504).all()
+    assert np.isinf(ours[x == 65520]).all()
+    assert reference.storage.rounded(F32.type([2.0**-24 * 1.5, 2.0**-24 * 2.5, 2.0**-25]), F16).tolist() == [
+        2.0**-23,
+        2.0**-23,
+        0.0,
+    ]
+    assert reference.storage.rounded(F32.type([1 + 2**-8, 1 + 3 * 2**-8]), BF16).tolist() == [1.0, 1 + 2**-6]
+
+
+# Noise.
+
+
+def test_philox_has_the_published_vectors():
+    vectors = [
+        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            [0xA4093822, 0x299F31D0],
+            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+        ),
+    ]
+    for counter, key, words in vectors:
+        assert reference.storage.philox(np.array(counter).reshape(4, 1), key)[:, 0].tolist() == words
+
+
+def noise(n, half, seed=0, steps=1, key=0, value=None):
+    """Return, for each element, whether a number in the middle between two halves went up by chance."""
+    unit = {F16: 2.0**-10, BF16: 2.0**-7}[half]
+    value = 1 + unit / 2 if value is None else value
+    opt = fs.SGD(lr=1.0, rounding="stochastic", seed=seed)
+    for _ in range(steps):
+        p = np.zeros(n, half)
+        opt.step({key: p}, {key: np.full(n, -value, np.float32)})
+    return (p.astype(np.float64) > np.floor(value / unit) * unit).astype(float)
+
+
+@HALVES
+@pytest.mark.parametrize("share", [1 / 64, 0.25, 0.5, 0.9])
+def test_stochastic_rounding_keeps_the_mean(half, share, isa):
+    unit = {F16: 2.0**-10, BF16: 2.0**-7}[half]
+    n = 400_000
+    for low, scale in ((1.0, 1.0), (1.5, -(2.0**-10)), (1.0, 2.0**12)):
+        value = scale * (low + share * unit)
+        p = np.zeros(n, half)
+        functional.sgd(p, np.full(n, -value, np.float32), lr=1.0, rounding="stochastic", seed=3)
+        up = p.astype(np.float64) != scale * low
+        assert set(np.unique(p.astype(np.float64)) / scale) == {low, low + unit}
+        assert abs(up.mean() - share) < 5 * np.sqrt(share * (1 - share) / n)
+
+
+@pytest.mark.parametrize("share", [1 / 512, 0.3, 0.5, 0.99])
+def test_stochastic_rounding_keeps_the_mean_of_subnormals(share, isa):
+    n, unit = 400_000, 2.0**-24
+    for low in (0, 1, 5, 1023):
+        p = np.zeros(n, F16)
+        functional.sgd(p, np.full(n, -(low + share) * unit, np.float32), lr=1.0, rounding="stochastic")
+        assert set(np.unique(p.astype(np.float64)) / unit) == {low, low + 1}
+        assert abs((p.astype(np.float64) / unit - low).mean() - share) < 5 * np.sqrt(share * (1 - share) / n)
+
+
+@HALVES
+def test_what_a_half_can_hold_is_never_moved_by_chance(half, isa):
+    wide = PATTERNS.view(half).astype(np.float32)
+    finite = np.isfinite(wide) & (wide == flushed(wide))
+    for seed in range(5):
+        p = np.zeros(2**16, half)
+        functional.sgd(p, -wide, lr=1.0, rounding="stochastic", seed=seed)
+        assert (p.view(np.uint16) & 0x7FFF == PATTERNS & 0x7FFF)[finite].all()
+        assert np.isinf(p.astype(np.float32))[np.isinf(wide)].all()
+        assert np.isnan(p.astype(np.float32))[np.isnan(wide)].all()
+
+
+@HALVES
+def test_stochastic_rounding_of_every_border_has_the_bits_of_the_reference(half, isa):
+    x = around_each_number(half)
+    p, q = np.zeros(x.size, half), np.zeros(x.size, half)
+    functional.sgd(p, x.copy(), lr=1.0, rounding="stochastic", seed=11)
+    reference.SGD(lr=1.0, rounding="stochastic", seed=11).step(q, x)
+    same(p, q)
+
+
+@HALVES
+def test_noise_is_random_in_every_direction(half):
+    n = 100_000
+    base = noise(n, half)
+    others = [noise(n, half, seed=1), noise(n, half, steps=2), noise(n, half, key=1), noise(n, half, key="w")]
+    others += [np.roll(base, shift) for shift in (1, 2, 31, 32, 64, 128, 256)]  # the element
+    for other in others:
+        assert abs(np.corrcoef(base, other)[0, 1]) < 5 / np.sqrt(n)
+    assert (noise(n, half) == base).all()
+
+
+def test_each_array_has_noise_of_its_own():
+    n, share = 100_000, 0.5
+    opt = fs.Adam(lr=1.0, beta1=0.0, beta2=0.0, eps=0.0, rounding="stochastic", state_dtype="same", ema=0.0)
+    p = np.full(n, 1 + 2.0**-7, BF16)
+    g = np.full(n, 1 + share * 2.0**-7, np.float32)
+    opt.step(p, g)
+    opt.step(p, g)
+    state = opt.state[0]
+    seen = [a.astype(np.float32) > np.median(np.unique(a.astype(np.float32))) for a in (state["m"], state["v"])]
+    assert 0.4 < seen[0].mean() < 0.6
+    assert abs(np.corrcoef(*seen)[0, 1]) < 5 / np.sqrt(n)
+
+
+def test_order_and_company_change_no_noise():
+    def run(keys):
+        params = {key: np.ones(1000, BF16) for key in keys}
+        opt = fs.Adam(rounding="stochastic", seed=4)
+        for _ in range(3):
+            opt.step(params, {key: np.full(1000, 0.1, BF16) for key in keys})
+        return params
+
+    a, b, c = run("xyz"), run("zx"), run("y")
+    for key, other in (("x", b), ("z", b), ("y", c)):
+        same(a[key], other[key])
+    assert verify.difference([a["x"]], [a["y"]]) > 100
+
+
+def test_keys_that_are_equal_have_equal_noise():
+    def run(key, module=fs):
+        p = np.ones(1000, BF16)
+        module.SGD(lr=1e-3, rounding="stochastic").step({key: p}, {key: p.copy()})
+        return p
+
+    for key in (True, np.int64(1), 1.0):
+        same(run(key), run(1))
+    same(run(np.str_("w")), run("w"))
+    for key in (("block", 3, "w"), -1, 2**70, None, 1.5, "\udc80"):
+        same(run(key), run(key, reference))
+
+
+def test_large_step_numbers_and_far_elements_have_noise():
+    opt, ref = fs.SGD(lr=1e-3, rounding="stochastic"), reference.SGD(lr=1e-3, rounding="stochastic")
+    p = np.ones(500, BF16)
+    q = p.copy()
+    opt.load_state_dict({"t": {0: 2**40}, "state": {}})
+    ref.t[0], ref.state[0] = 2**40, {}
+    for _ in range(2):
+        opt.step(p, p.copy())
+        ref.step(q, q.copy())
+        same(p, q)
+
+
+def test_small_updates_are_lost_to_nearest_and_kept_by_chance_or_a_master():
+    g = np.ones(10_000, BF16)
+    ends = {}
+    for name, options in {
+        "nearest": {},
+        "stochastic": {"rounding": "stochastic"},
+        "master": {"master_weights": True},
+        "split": {"master_weights": "split"},
+    }.items():
+        p = np.ones(10_000, BF16)
+        opt = fs.SGD(lr=1e-4, **options)
+        for _ in range(1000):
+            opt.step(p, g)
+        ends[name] = float(p.astype(np.float64).mean())
+    assert ends["nearest"] == 1
+    assert abs(ends["stochastic"] - 0.9) < 2e-3
+    assert abs(ends["master"] - 0.9) < 2e-3
+    assert ends["master"] == ends["split"]
+
+
+# Masters.
+
+
+@HALVES
+@pytest.mark.parametrize("cls", verify.classes())
+def test_a_master_is_the_float32_run(cls, half):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(700).astype(half)
+    p, wide = start.copy(), start.astype(np.float32)
+    opt, twin = cls(lr=0.01, master_weights=True), cls(lr=0.01)
+    for _ in range(10):
+        g = rng.standard_normal(700).astype(half)
+        opt.step(p, g)
+        twin.step(wide, g.astype(np.float32))
+        same(opt.state[0]["master"], wide)
+        same(p, wide.astype(half))
+
+
+@pytest.mark.parametrize("cls", verify.classes())
+def test_parameter_and_remainder_are_the_float32_run(cls):
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(700).astype(BF16)
+    p, wide = start.copy(), start.astype(np.float32)
+    opt, twin = cls(lr=0.01, master_weights="split"), cls(lr=0.01)
+    for _ in range(10):
+        g = rng.standard_normal(700).astype(BF16)
+        opt.step(p, g)
+        twin.step(wide, g.astype(np.float32))
+        same(reference.storage.joined(p, opt.state[0]["remainder"]), wide)
+        near = wide.astype(BF16)
+        assert (p == near)[wide.view(np.uint32) & 0xFFFF != 0x8000].all()
+
+
+def test_a_split_loses_nothing(isa):
+    """Every pattern of upper and lower bits near a border, and the parameter is the nearest number, away in a tie."""
+    high = PATTERNS.astype(np.uint32) << 16
+    for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        x = (high | np.uint32(low)).view(np.float32)
+        p, r = np.zeros(x.size, BF16), np.zeros(x.size, np.uint16)
+        opt = fs.SGD(lr=1.0, master_weights="split")
+        opt.step(p, -x)
+        r = opt.state[0]["remainder"]
+        x = minus(-x)
+        same(reference.storage.joined(p, r), x)
+        usual = x.astype(BF16)
+        tie = (low == 0x8000) & (x != 0)
+        assert ((p == usual) | np.isnan(x) | tie).all()
+        opt.step(p, np.zeros(x.size, np.float32))
+        same(reference.storage.joined(p, r), x)  # read back by the kernel, and written again
+
+
+def test_what_a_caller_writes_into_a_parameter_counts(isa):
+    for options in ({"master_weights": True}, {"master_weights": "split"}):
+        p, g = np.ones(100, BF16), np.full(100, 1e-3, BF16)
+        opt = fs.SGD(lr=1.0, **options)
+        opt.step(p, g)
+        p[:50] = 5
+        p[50:60] = 0
+        p[60:70] = -0.0
+        opt.step(p, np.zeros(100, BF16))
+        assert (p[:50] == 5).all()
+        assert (p[50:70] == 0).all()
+        master = opt.state[0].get("master")
+        if master is None:
+            master = reference.storage.joined(p, opt.state[0]["remainder"])
+        assert (abs(master[:50] - 5) <= 5 * 2.0**-8).all()
+        assert (abs(master[50:70]) < 1e-38).all()
+        assert (master[70:] == np.float32(1) - np.float32(g[0])).all()
+
+
+def test_masters_come_and_go():
+    p, g = np.ones(64, BF16), np.full(64, 0.3, BF16)
+    q = p.copy()
+    opt, ref = fs.Adam(), reference.Adam()
+    for masters in (False, True, "split", True, False, "split", "split"):
+        for some, array in ((opt, p), (ref, q)):
+            some.master_weights = masters
+            some.step(array, g)
+        same(p, q)
+    opt.overrides = {0: {"master_weights": False}}
+    ref.master_weights = False
+    opt.step(p, g)
+    ref.step(q, g)
+    same(p, q)
+
+
+def test_only_half_precision_has_masters():
+    for dtype in (np.float32, np.float64):
+        opt = fs.Adam(master_weights=True)
+        opt.step(np.ones(5, dtype), np.ones(5, dtype))
+        assert opt.state[0].keys() == {"m", "v"}
+    opt = fs.Adam(master_weights="split")
+    p = np.ones(5, F16)
+    with pytest.raises(TypeError, match=r"^params\[0\] is float16, expected bfloat16 with master_weights='split'"):
+        opt.step(p, p.copy())
+    assert (p == 1).all()
+    assert not opt.t
+
+
+# Dtypes of states and averages.
+
+
+@HALVES
+@pytest.mark.parametrize("cls", verify.classes())
+def test_state_dtypes(cls, half):
+    for choice, expected in (("float32", F32), ("same", half)):
+        opt = cls(state_dtype=choice, ema=0.9)
+        opt.step(np.ones(5, half), np.ones(5, half))
+        assert {a.dtype for a in (*opt.state[0].values(), opt.ema[0])} == {expected}
+        for dtype in (F32, np.dtype(np.float64)):
+            opt = cls(state_dtype=choice)
+            opt.step(np.ones(5, dtype), np.ones(5, dtype))
+            assert {a.dtype for a in opt.state[0].values()} <= {dtype}
+
+
+def test_states_that_are_there_keep_their_dtype():
+    p = np.ones(5, BF16)
+    opt = fs.Adam(state_dtype="same")
+    opt.step(p, p.copy())
+    opt.state_dtype, opt.amsgrad, opt.ema = "float32", True, 0.9
+    opt.step(p, p.copy())
+    assert {a.dtype for a in (*opt.state[0].values(), opt.ema[0])} == {BF16}
+
+
+def test_accumulators_start_as_float32_does():
+    for start in (0.1, 1e-9, 1e30):
+        opt = fs.Adagrad(initial_accumulator=start, state_dtype="same")
+        opt.step(np.ones(1, F16), np.zeros(1, F16))
+        assert opt.state[0]["a"][0] == F16.type(np.float32(start))
+
+
+def test_eps_never_vanishes():
+    """1e-8 is 0 in float16; scalars are float32, so a gradient of 0 divides nothing by 0."""
+    for cls in verify.classes():
+        for half in (F16, BF16):
+            p = np.ones(20, half)
+            opt = cls(state_dtype="same")
+            for _ in range(3):
+                opt.step(p, np.zeros(20, half))
+            assert np.isfinite(p.astype(np.float32)).all()
+            assert all(np.isfinite(a.astype(np.float32)).all() for a in opt.state[0].values())
+
+
+def test_step_numbers_beyond_what_bfloat16_counts():
+    p, q = np.ones(40, BF16), np.ones(40, BF16)
+    m, v = np.full(40, 0.1, BF16), np.full(40, 0.2, BF16)
+    for t in (256, 257, 2**24 + 1):
+        ref = reference.Adam(lr=0.1, state_dtype="same")
+        ref.t[0], ref.state[0] = t - 1, {"m": m.copy(), "v": v.copy()}
+        g = np.linspace(-1, 1, 40).astype(BF16)
+        ref.step(q, g)
+        functional.adam(p, g, m, v, t=t, lr=0.1)
+        same(p, q)
+        same(m, ref.state[0]["m"])
+
+
+def test_a_list_of_all_dtypes_in_one_step():
+    rng = np.random.default_rng(1)
+    pairs = [pair for pair in itertools.product((F32, F16, BF16), repeat=2) if F32 in pair or len(set(pair)) == 1]
+    pairs.append((np.dtype(np.float64),) * 2)
+    found = [verify.values(rng, 70, p) for p, _ in pairs]
+    wanted = [p.copy() for p in found]
+    opt, ref = (module.Adam(rounding="stochastic", clip_global_norm=1.0) for module in (fs, reference))
+    for _ in range(3):
+        grads = [rng.standard_normal(70).astype(g) for _, g in pairs]
+        assert opt.step(found, grads).grad_norm == ref.step(wanted, grads).grad_norm
+    assert verify.difference(found, wanted) == 0
+
+
+@pytest.mark.parametrize("half", [F16, BF16], ids=str)
+def test_norms_of_halves(half, isa):
+    for n in (0, 1, 31, 32, 33, 1023, 1024, 1025, 40_000):
+        g = verify.values(np.random.default_rng(n), n, half)
+        g[~np.isfinite(g.astype(np.float32))] = 1
+        opt, ref = (module.SGD(clip_global_norm=1.0) for module in (fs, reference))
+        norms = [some.step(np.ones(n, half), g).grad_norm for some in (opt, ref)]
+        assert norms[0] == norms[1]
+
+
+def test_functions_take_halves():
+    rng = np.random.default_rng(2)
+    for states in (F32, BF16):
+        p, q = np.ones(300, BF16), np.ones(300, BF16)
+        m, v = np.zeros(300, states), np.zeros(300, states)
+        ref = reference.Adam(state_dtype="same" if states == BF16 else "float32", rounding="stochastic", seed=9)
+        for t in (1, 2, 3):
+            g = rng.standard_normal(300).astype(BF16)
+            functional.adam(p, g, m, v, t=t, lr=1e-3, rounding="stochastic", seed=9)
+            ref.step(q, g)
+        assert verify.difference([p, m, v], [q, ref.state[0]["m"], ref.state[0]["v"]]) == 0
+
+
+# Refusals.
+
+
+@pytest.mark.parametrize(
+    ("param", "grad", "message"),
+    [
+        (F32, np.float64, "grad is float64, expected float32 like param"),
+        (np.float64, F32, "grad is float32, expected float64 like param"),
+        (np.float64, BF16, "grad is bfloat16, expected float64 like param"),
+        (F16, BF16, "grad is bfloat16, expected float16 like param"),
+        (BF16, F16, "grad is float16, expected bfloat16 like param"),
+        (BF16, np.uint16, "grad is uint16, expected bfloat16 like param"),
+        (BF16, "V2", "grad is |V2, expected bfloat16 like param"),
+        (BF16, ml_dtypes.float8_e4m3fn, "grad is float8_e4m3fn, expected bfloat16 like param"),
+    ],
+)
+def test_dtypes_that_do_not_belong_together(param, grad, message):
+    p = np.ones(8, param)
+    opt = fs.Adam()
+    with pytest.raises(TypeError) as caught:
+        opt.step(p, np.zeros(8, grad))
+    assert str(caught.value).startswith(message)
+    assert (p == np.ones(8, param)).all()
+    assert not opt.state
+
+
+def test_functions_refuse_states_of_mixed_dtypes():
+    p, g = np.ones(8, BF16), np.ones(8, BF16)
+    with pytest.raises(TypeError, match=r"^v is float32, expected bfloat16 like p"):
+        functional.adam(p, g, np.zeros(8, BF16), np.zeros(8, np.float32), t=1, lr=0.1)
+    with pytest.raises(TypeError, match=r"^m is float16, expected bfloat16 like p"):
+        functional.adam(p, g, np.zeros(8, F16), np.zeros(8, F16), t=1, lr=0.1)
+    assert (p == 1).all()
+
+
+def test_a_parameter_may_not_change_to_a_dtype_that_its_states_do_not_fit():
+    for before, after, options in (
+        (BF16, F16, {"state_dtype": "same"}),
+        (BF16, np.float64, {}),
+        (BF16, F32, {"master_weights": True}),
+        (BF16, F16, {"master_weights": "split"}),
+    ):
+        opt = fs.Adam(**options)
+        opt.step(np.ones(8, before), np.ones(8, before))
+        kept = {name: a.copy() for name, a in opt.state[0].items()}
+        p = np.ones(8, after)
+        with pytest.raises(TypeError, match=r"^param is .*, expected bfloat16 like state"):
+            opt.step(p, p.copy())
+        assert (p == 1).all()
+        assert opt.t[0] == 1
+        assert all((opt.state[0][name] == a).all() for name, a in kept.items())
+
+
+def test_a_parameter_may_change_to_a_dtype_that_its_states_fit():
+    opt, ref = fs.Adam(), reference.Adam()
+    for dtype in (BF16, F32, F16, BF16):
+        p, q = np.ones(8, dtype), np.ones(8, dtype)
+        opt.step(p, p.copy())
+        ref.step(q, q.copy())
+        same(p, q)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"state_dtype": "bfloat16"}, ValueError, "state_dtype is 'bfloat16', expected one of 'float32', 'same'"),
+        ({"state_dtype": np.float32}, TypeError, "state_dtype is <class 'numpy.float32'>, expected one of"),
+        ({"master_weights": "yes"}, ValueError, "master_weights is 'yes', expected one of False, True, 'split'"),
+        ({"master_weights": 1}, TypeError, "master_weights is 1, expected one of False, True, 'split'"),
+        ({"master_weights": None}, TypeError, "master_weights is None, expected one of False, True, 'split'"),
+        ({"rounding": "up"}, ValueError, "rounding is 'up', expected one of 'nearest', 'stochastic'"),
+        ({"seed": -1}, ValueError, "seed is -1, expected an integer >= 0"),
+        ({"seed": 0.5}, TypeError, "seed is 0.5, expected an integer >= 0"),
+        ({"seed": True}, TypeError, "seed is True, expected an integer >= 0"),
+        ({"seed": 2**53}, ValueError, f"seed is {2**53}, expected an integer below 2**53"),
+        ({"seed": lambda done: 1}, TypeError, "seed is <function"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error) as caught:
+        fs.Adam(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_false_bfloat16_is_refused_and_halves_work_without_ml_dtypes():
+    code = """
+import sys, types
+import numpy as np, fusedstep as fs
+assert "ml_dtypes" not in sys.modules
+p = np.ones(5, np.float16)
+fs.Adam(master_weights=True, rounding="stochastic").step(p, p.copy())
+assert "ml_dtypes" not in sys.modules
+for false in (np.uint16, np.dtype("V2"), "float8", None, 7):
+    sys.modules["ml_dtypes"] = types.SimpleNamespace(bfloat16=false)
+    for dtype in ("V2", np.uint16, np.int16):
+        try:
+            fs.SGD().step(np.zeros(4, dtype), np.zeros(4, dtype))
+        except TypeError as error:
+            assert "expected float32" in str(error)
+        else:
+            raise AssertionError(dtype)
+del sys.modules["ml_dtypes"]
+import ml_dtypes
+p = np.ones(5, ml_dtypes.bfloat16)
+fs.SGD(lr=1.0).step(p, p.copy())
+assert (p == 0).all()
+fs.SGD(lr=1.0).step(p, np.ones(5, np.dtype(ml_dtypes.bfloat16, metadata={"a": 1})))
+assert (p == -1).all()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
