@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -25,6 +26,8 @@ ENDINGS = [
     ".npz",
     pytest.param(".safetensors", marks=pytest.mark.skipif(not find_spec("safetensors"), reason="not installed")),
 ]
+BFLOAT16 = import_module("ml_dtypes").bfloat16 if find_spec("ml_dtypes") else None
+needs_bfloat16 = pytest.mark.skipif(not BFLOAT16, reason="not installed")
 DAMAGED = "is damaged or no checkpoint, expected a file as it was saved"
 
 
@@ -45,8 +48,8 @@ def assert_same(found, expected):
         assert found[name].flags.aligned
 
 
-def save(path, k=3, n=3):
-    arrays = {"params/w": np.full(n, k, np.float32), "state/w/m": np.full(n, -k, np.float64)}
+def save(path, k=3, n=3, dtype=np.float32):
+    arrays = {"params/w": np.full(n, k, dtype), "state/w/m": np.full(n, -k, np.float64)}
     archive.write(path, arrays, {"t": k})
     return arrays
 
@@ -78,6 +81,74 @@ def test_every_kind_of_array(path):
     assert_same(arrays, ARRAYS)
     assert meta == META
     assert os.listdir(path.parent) == [path.name]
+
+
+@needs_bfloat16
+def test_every_kind_of_bfloat16(path):
+    grid = np.arange(24).astype(BFLOAT16).reshape(2, 3, 4)
+    arrays = {
+        "all": np.arange(2**16, dtype=np.uint16).view(BFLOAT16),  # every payload of NaN among them
+        "scalar": np.array(3.5, BFLOAT16),
+        "empty": np.zeros(0, BFLOAT16),
+        "nothing": np.zeros((3, 0, 2), BFLOAT16),
+        "fortran": np.asfortranarray(grid),
+        "strided": grid[:, ::2, 1:],
+        "reversed": grid[::-1],
+        "broadcast": np.broadcast_to(grid[0, 0], (3, 4)),
+        "unaligned": np.arange(17, dtype=np.uint8)[1:].view(BFLOAT16),
+        "metadata": np.ones(2, np.dtype(BFLOAT16, metadata={"unit": "m"})),
+        "subclass": np.ones(3, BFLOAT16).view(type("Named", (np.ndarray,), {})),
+        "words": np.arange(5, dtype=np.uint16),
+        "large": np.tile(grid, (1, 1, 10_000)),
+    }
+    archive.write(path, arrays, {})
+    found, _ = archive.read(path)
+    assert_same(found, arrays)
+    assert {array.dtype.type for name, array in found.items() if name != "words"} == {BFLOAT16}
+
+
+@needs_bfloat16
+def test_bfloat16_as_other_readers_see_it(path):
+    expected = save(path, dtype=BFLOAT16)["params/w"]
+    if path.suffix == ".npz":
+        with np.load(path) as found:
+            assert_same({"w": found["params/w"]}, {"w": expected.view(np.uint16)})
+    else:
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        assert header["params/w"]["dtype"] == "BF16"
+        begin, end = header["params/w"]["data_offsets"]
+        assert data[len(data) - 6 - 24 :][begin:end] == expected.tobytes()
+
+
+@needs_bfloat16
+def test_bfloat16_where_nobody_has_imported_it(path):
+    save(path, dtype=BFLOAT16)
+    code = """
+import sys
+from fusedstep import archive
+assert "ml_dtypes" not in sys.modules
+w = archive.read(sys.argv[1])[0]["params/w"]
+assert (w.dtype.name, w.tolist()) == ("bfloat16", [3] * 3)
+"""
+    run(code, path)
+
+
+@needs_bfloat16
+def test_bfloat16_where_it_is_not_installed(path, monkeypatch):
+    expected, plain = save(path, dtype=BFLOAT16), path.with_stem("plain")
+    save(plain)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    message = r'^ml_dtypes, which has bfloat16, is not installed: python -m pip install "fusedstep\[bf16\]"$'
+    with pytest.raises(ImportError, match=message) as caught:
+        archive.read(path)
+    assert caught.value.name == "ml_dtypes"
+    archive.read(plain)
+    data = path.read_bytes()
+    refusal(path, data.replace(expected["state/w/m"].tobytes(), bytes(24)))  # damage comes first
+    monkeypatch.undo()
+    path.write_bytes(data)
+    assert_same(archive.read(path)[0], expected)
 
 
 def test_no_arrays_at_all_and_a_nan(path):
@@ -192,7 +263,10 @@ def test_the_seal_is_what_the_format_says(path):
 
 
 REFUSED = [
-    ({"w": np.ones(2, ">f4")}, "w is >f4, expected bool, int or float of up to 8 bytes, in native byte order"),
+    (
+        {"w": np.ones(2, ">f4")},
+        "w is >f4, expected bool, int or float of up to 8 bytes, or bfloat16, in native byte order",
+    ),
     ({"w": np.array([None])}, "w is object, expected bool"),
     ({"w": np.ones(2, "c8")}, "w is complex64, expected bool"),
     ({"w": np.ones(2, np.longdouble)}, "w is "),
@@ -217,11 +291,15 @@ def test_what_no_format_can_hold(path, arrays, message):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_float_that_is_not_numpys(path):
+def test_floats_that_are_not_numpys(path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    for name in ("bfloat16", "float8_e5m2"):  # npz would give them back as void
+    for name in ("float8_e5m2", "float8_e4m3fn", "int4"):  # npz would give them back as void
         with pytest.raises(TypeError, match=f"^w is {name}, expected bool"):
             archive.write(path, {"w": np.ones(2, getattr(ml_dtypes, name))}, {})
+    forged = type("bfloat16", (np.void,), {"__module__": "ml_dtypes"})
+    for dtype in (np.dtype(BFLOAT16).newbyteorder(), np.dtype((forged, 2)), np.dtype((forged, 0))):
+        with pytest.raises(TypeError, match="expected bool"):
+            archive.write(path, {"w": np.zeros(2, dtype)}, {})
 
 
 @pytest.mark.parametrize("name", ["x", "x.npy", "x.pt", "x.npz.gz", ".npz", "x.NPZ", "npz/x"])
@@ -255,7 +333,7 @@ def refusal(path, data):
 
 
 def test_every_flipped_byte(path):
-    save(path)
+    save(path, dtype=BFLOAT16 or np.float32)
     data = path.read_bytes()
     rng = random.Random(0)
     messages = []
@@ -328,6 +406,17 @@ def test_a_library_that_writes_something_else(path):
     path.write_bytes(data.replace(np.float64(-3).tobytes(), np.float64(-4).tobytes()))
     seal(path)
     with pytest.raises(ValueError, match=r"checkpoint\.\w+ is damaged: state/w/m does not match its digest$"):
+        archive.read(path)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("stored", [np.ones(2, np.float16), np.ones(2, np.int16), np.ones((2, 1), np.uint16)], ids=str)
+def test_what_is_stored_as_bfloat16_with_a_seal_but_is_none(path, stored):
+    entry = {"name": "w", "key": "w", **archive._identity(stored), "dtype": "bfloat16", "shape": [2]}
+    header = {"format": "fusedstep checkpoint", "version": 1, "meta": {}, "arrays": [entry]}
+    archive._locate(path)[1].write(str(path), {"w": stored}, json.dumps(header))
+    seal(path)
+    with pytest.raises(ValueError, match=r"is damaged: w does not match its digest$"):
         archive.read(path)
 
 

@@ -88,3 +88,38 @@ def test_names_are_those_of_torch(pair):
         assert set(some) == {"step", *theirs.get(key, {})}
         for name, value in theirs.get(key, {}).items():
             np.testing.assert_allclose(some[name], np.asarray(value), rtol=TOLERANCE)
+
+
+def test_a_run_of_bfloat16():
+    """What is loaded as the error says is what torch had, and torch takes it back, bit for bit."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    tensor = torch.linspace(-2, 2, SIZE, dtype=torch.bfloat16)
+    torch_opt = torch.optim.Adam([tensor])
+    for _ in range(3):
+        tensor.grad = tensor.clone()
+        torch_opt.step()
+    theirs = torch_opt.state_dict()["state"]
+
+    opt = fusedstep.Adam(state_dtype="same", master_weights="split")
+    with pytest.raises(TypeError, match=r"is bfloat16 of torch\.Tensor, .*, expected .* tensor\.view\(torch\.uint16\)"):
+        opt.load_state_dict({"state": theirs}, names="torch")
+    assert not opt.t
+    state = {name: a.view(torch.uint16).numpy().view(bfloat16) if a.ndim else a for name, a in theirs[0].items()}
+    opt.load_state_dict({"state": {0: state}}, names="torch")
+    assert dict(opt.t) == {0: 3}
+    for ours, its in (("m", "exp_avg"), ("v", "exp_avg_sq")):
+        assert opt.state[0][ours].tobytes() == state[its].tobytes()
+
+    p = tensor.view(torch.uint16).numpy().view(bfloat16)
+    before = p.copy()
+    opt.step(p, before)
+    assert (p != before).any()
+    back = opt.state_dict(names="torch")["state"][0]
+    assert list(back) == ["step", "exp_avg", "exp_avg_sq", "remainder"]
+    saved = torch_opt.state_dict()
+    saved["state"] = {0: {n: torch.from_numpy(back[n].view(np.uint16)).view(torch.bfloat16) for n in list(state)[1:]}}
+    saved["state"][0]["step"] = torch.tensor(float(back["step"]))
+    torch_opt.load_state_dict(saved)
+    for name, a in torch_opt.state_dict()["state"][0].items():
+        found = a.view(torch.uint16).numpy().tobytes() if a.ndim else float(a)
+        assert found == (back[name].tobytes() if a.ndim else back[name])

@@ -71,10 +71,18 @@ void find_dtypes() {
         if (kNumbers[type] >= 0) native_dtypes[type] = py::dtype(kNumbers[type]).release().ptr();
 }
 
-Among beside(Type type) {
-    if (type == kFloat32) return among(kFloat32, kFloat16, kBFloat16);
-    if (type == kFloat16 || type == kBFloat16) return among(type, kFloat32);
-    return among(type);
+Among grads_of(Type param) {
+    if (param == kFloat32) return among(kFloat32, kFloat16, kBFloat16);
+    return states_of(param);
+}
+
+Among states_of(Type param) {
+    return param == kFloat16 || param == kBFloat16 ? among(param, kFloat32) : among(param);
+}
+
+Among params_of(Type state) {
+    if (state == kUInt16) return among(kBFloat16);  // whose remainder it is
+    return state == kFloat32 ? among(kFloat32, kFloat16, kBFloat16) : among(state);
 }
 
 std::string type_name(py::handle object) {

@@ -68,9 +68,12 @@ template <class... T>
 constexpr Among among(T... types) {
     return ((1u << types) | ...);
 }
-constexpr Among kFloats = among(kFloat32, kFloat64, kFloat16, kBFloat16);
-// What gradients and states may be beside a parameter, and a parameter beside states: its type, or float32 with a half.
-Among beside(Type type);
+constexpr Among kHalves = among(kFloat16, kBFloat16);
+constexpr Among kFloats = among(kFloat32, kFloat64) | kHalves;
+// What gradients may be beside a parameter, states beside a parameter, and a parameter beside states.
+Among grads_of(Type param);
+Among states_of(Type param);
+Among params_of(Type state);
 
 // What an array must match: a shape, that of the array named, and one of some types; `type` is the one to recommend.
 struct Like {

@@ -193,18 +193,14 @@ bool Plan::fetch(py::object params, py::object grads) {
     return true;
 }
 
-// What states and master make of a parameter: its shape, and which types it may have.
+// Look at a parameter; states and master say what shape it has, and which types it may have.
 View Plan::look_at_param(size_t i) {
     const Tensor& tensor = tensors_[i];
     if (tensor.kept.empty()) return look(params_[i], param_name(i), true);
-    const View& first = tensor.kept[0];
     Among types = kFloats;
-    for (size_t j = 0; j < tensor.kept.size(); ++j) {
-        bool is_master = tensor.has_master && j == tensor.kept.size() - 1;
-        types &= is_master ? among(kFloat16, kBFloat16) : beside(tensor.kept[j].type);
-        if (tensor.kept[j].type == kUInt16) types &= among(kBFloat16);
-    }
-    Like like{first.shape, tensor.param.type, types, span_name(i * kRoles + role_of_kept(tensor, 0))};
+    for (const View& view : tensor.kept) types &= params_of(view.type);
+    if (tensor.has_master) types &= kHalves;
+    Like like{tensor.kept[0].shape, tensor.param.type, types, span_name(i * kRoles + role_of_kept(tensor, 0))};
     return look(params_[i], param_name(i), true, &like);
 }
 
@@ -231,7 +227,7 @@ bool Plan::check_arrays() {
         }
         const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
         if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
-            Like like{tensor.shape, tensor.param.type, beside(tensor.param.type), param_name(i)};
+            Like like{tensor.shape, tensor.param.type, grads_of(tensor.param.type), param_name(i)};
             tensor.grad = {};
             disjoint_ = false;
             tensor.grad = look(grads_[i], grad_name(i), zeroed, &like);
@@ -307,7 +303,7 @@ void Plan::bind(py::list states, py::list averages, py::list masters, py::array 
         py::tuple arrays = states[i];
         if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
             throw py::value_error("bind: wrong number of states");
-        Like like{tensor.shape, tensor.param.type, beside(tensor.param.type), param_name(i)};
+        Like like{tensor.shape, tensor.param.type, states_of(tensor.param.type), param_name(i)};
         auto take = [&](py::object source, Name name) {
             py::object array = as_numpy(std::move(source), name);
             View& view = tensor.kept.emplace_back(look(array, name, true, &like));
@@ -322,11 +318,14 @@ void Plan::bind(py::list states, py::list averages, py::list masters, py::array 
         for (size_t j = 0; j < arrays.size(); ++j) slots_[i].states[j] = take(arrays[j], span_name(i * kRoles + 2 + j));
         if (tensor.has_average) slots_[i].average = take(averages[i], span_name(i * kRoles + kAverage));
         if (tensor.has_master) {
-            like.types = tensor.param.type == kBFloat16  ? among(kFloat32, kUInt16)
-                         : tensor.param.type == kFloat16 ? among(kFloat32)
-                                                         : 0;
-            like.type = kFloat32;
-            slots_[i].master = take(masters[i], {"state", keys_[i].ptr(), "master"});
+            const bool split = py::array(masters[i]).itemsize() == kItemSize[kUInt16];
+            like.type = split ? kUInt16 : kFloat32;
+            like.types = among(like.type);
+            Name name{"state", keys_[i].ptr(), split ? "remainder" : "master"};
+            if (!(params_of(like.type) & kHalves & among(tensor.param.type)))
+                throw py::type_error(param_name(i).text() + " does not fit to " + name.text() +
+                                     ", expected half precision, and bfloat16 for a remainder");
+            slots_[i].master = take(masters[i], name);
         }
         settle_types(i);
     }

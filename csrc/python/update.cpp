@@ -102,7 +102,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
-        Like like{p.shape, p.type, beside(p.type), name(i * roles)};
+        Like like{p.shape, p.type, grads_of(p.type), name(i * roles)};
         slot.param = p.data;
         slot.size = p.size;
         slot.scale = Around::scale(around, grad_scale);
@@ -114,6 +114,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
             if (role == 1) {
                 slot.grad = view.data;
                 types.grad = view.type;
+                like.types = states_of(p.type);
             } else {
                 slot.states[role - 2] = view.data;
                 like.type = types.state = view.type;  // that of the others too

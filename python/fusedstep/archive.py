@@ -22,6 +22,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .progress import is_bfloat16
+
 __all__ = ["read", "write"]
 
 FORMAT, VERSION = "fusedstep checkpoint", 1
@@ -48,6 +50,8 @@ class _Npz:
             archive.writestr(zipfile.ZipInfo("checkpoint.json"), header)  # a ZipInfo has no time: equal bytes again
             for key, array in members.items():
                 with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
+                    if is_bfloat16(array.dtype):  # which would come back as bytes
+                        array = array.view(np.uint16)
                     np.lib.format.write_array(member, array, allow_pickle=False)
 
     def find_seal(self, file: BinaryIO) -> int:
@@ -109,7 +113,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         The ending chooses the format, .safetensors or .npz. An existing file is replaced and its permissions are
         kept; a symbolic link stays one.
     arrays : mapping of str to ndarray
-        Bools, integers and floats of up to 8 bytes, of any shape and order. They may not change meanwhile.
+        Bools, integers and floats of up to 8 bytes, or bfloat16 of ml_dtypes, of any shape and order. They may not
+        change meanwhile. In .safetensors, bfloat16 is BF16; in .npz, it is uint16, and the header says what it means.
     meta : dict
         What the module json can write; infinities and NaN are fine.
 
@@ -182,7 +187,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         If a single bit is not as `write` wrote it, the format is of another version, the ending is another, or
         `path` is something other than a file.
     ImportError
-        If the ending is .safetensors and that package is not installed.
+        If the ending is .safetensors and that package is not installed, or there is bfloat16 and ml_dtypes is not.
     OSError
         As the system gives it, for example FileNotFoundError.
     """
@@ -200,7 +205,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         except _ReplacedError:
             return read(path)
         except Exception as error:  # whatever damage makes of the libraries
-            if sealed and isinstance(error, MemoryError):
+            if sealed and isinstance(error, (ImportError, MemoryError)):
                 raise
             message = f"{os.fspath(path)} is damaged or no checkpoint, expected a file as it was saved"
             raise ValueError(message) from error
@@ -217,9 +222,13 @@ def _load(file: BinaryIO, form: _Npz | _Safetensors, version: int | None) -> tup
         for entry in header["arrays"]:
             cause = None
             try:
-                array = arrays[entry["name"]] = get(entry["key"])
+                dtype = _bfloat16() if entry["dtype"] == "bfloat16" else None  # first, for safetensors needs it too
+                array = get(entry["key"])
+                if dtype is not None and array.dtype == np.uint16:
+                    array = array.view(dtype)
+                arrays[entry["name"]] = array
                 fits = {**entry, **_identity(array)} == entry
-            except MemoryError:
+            except (ImportError, MemoryError):
                 raise
             except Exception as error:  # for example the zip file's own check
                 fits, cause = False, error
@@ -249,9 +258,20 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
         raise TypeError(f"{name} is of type {type(array).__name__}, expected an array")
     dtype = np.dtype(array.dtype.type)  # without metadata, which no format can hold
     # float8_e5m2 of ml_dtypes says that it is a float, but npz would give it back as bytes.
-    if dtype.isbuiltin != 1 or dtype.kind not in "biuf" or dtype.itemsize > 8 or not array.dtype.isnative:
-        raise TypeError(f"{name} is {array.dtype}, expected bool, int or float of up to 8 bytes, in native byte order")
+    known = dtype.isbuiltin == 1 and dtype.kind in "biuf" and dtype.itemsize <= 8
+    if not (known or is_bfloat16(dtype)) or not array.dtype.isnative:
+        wanted = "bool, int or float of up to 8 bytes, or bfloat16, in native byte order"
+        raise TypeError(f"{name} is {array.dtype}, expected {wanted}")
     return np.asarray(array, order="C").view(dtype)  # np.ascontiguousarray would give 0-d arrays a dimension
+
+
+def _bfloat16() -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = np.dtype(import_module("ml_dtypes").bfloat16)
+        return dtype
+    except ImportError as error:
+        message = 'ml_dtypes, which has bfloat16, is not installed: python -m pip install "fusedstep[bf16]"'
+        raise ImportError(message, name="ml_dtypes") from error
 
 
 def _identity(array: np.ndarray) -> dict[str, Any]:

@@ -34,7 +34,8 @@ def state_dict(self: "Optimizer", names: Names = "fusedstep") -> dict[str, Any]:
     ----------
     names : {"fusedstep", "torch"}
         What states are called: by the letters of the papers, or as in PyTorch. There, step count and product stand
-        among the states, as "step" and "mu_product".
+        among the states, as "step" and "mu_product". The masters of half-precision parameters, which PyTorch does not
+        have, are "master" and "remainder" in both.
 
     Returns
     -------
@@ -75,11 +76,12 @@ def load_state_dict(self: "Optimizer", saved: Mapping[str, Any], names: Names = 
     saved : mapping
         Where "optimizer" or "hyperparameters" are missing, those of this optimizer stay. Schedules that are equal to
         the present ones stay the same objects, with the memory that was saved. Arrays are copied; those of other
-        libraries will do.
+        libraries will do. A master that is missing begins anew from its parameter.
     names : {"fusedstep", "torch"}
         What its states are called. The state of a PyTorch optimizer is loaded by
         ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. Its SGD does not count, so that
-        its parameters have one finished update.
+        its parameters have one finished update. NumPy cannot view its bfloat16 tensors: of those, take
+        ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
 
     Raises
     ------

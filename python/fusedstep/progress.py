@@ -44,8 +44,9 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be there."""
-    return dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
+    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be there, in native byte order."""
+    registered = dtype.isbuiltin == 2 and dtype.isnative  # bytes, and classes of them, are not
+    return registered and dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
 
 
 def noise_number(key: Hashable) -> int:
@@ -131,8 +132,13 @@ class Progress:
         averaged: bool,
         master: bool | str,
     ) -> None:
-        """Make what a parameter still lacks: states, where they start, its average, and its master."""
-        states = dict(self.state.get(key, {}))
+        """Make what a parameter still lacks: states, where they start, its average, and its master, and no other."""
+        own = MASTERS.get(master)
+        states = {n: a for n, a in self.state.get(key, {}).items() if n not in _MASTER_DTYPES or n == own}
+        if own == "remainder" and dtype == np.float16:
+            raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
+        if own in states and not is_half(dtype):
+            raise TypeError(f"params[{key!r}] is {dtype}, expected half precision like it had when its {own} was made")
         made = [array for name, array in states.items() if name not in _MASTER_DTYPES] + [self.ema.get(key)]
         like = next((array for array in made if array is not None), None)
         wanted: np.dtype[Any] = np.dtype(np.float32) if is_half(dtype) and state_dtype == "float32" else dtype
@@ -146,12 +152,10 @@ class Progress:
                         states[name][...] = start if wanted == np.float64 else np.float32(start)
         if averaged and key not in self.ema:
             self.ema[key] = _new_array(shape, wanted)
-        if master and is_half(dtype):
-            name = MASTERS[master]
-            if name == "remainder" and not is_bfloat16(dtype):
-                raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
-            if name not in states:  # at 0, which no other parameter rounds to: it begins where the parameter is
-                states[name] = _new_array(shape, _MASTER_DTYPES[name])
+        if (
+            own and own not in states and is_half(dtype)
+        ):  # at 0, which no other parameter rounds to: it begins where the parameter is
+            states[own] = _new_array(shape, _MASTER_DTYPES[own])
         self.state[key] = MappingProxyType(states)
 
     @property
@@ -263,14 +267,27 @@ def as_numpy(value: Any, label: str) -> Array:
         return value
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
         raise TypeError(f"{label} is of type {type(value).__name__}, expected an array")
-    array: Array = np.from_dlpack(value)
+    return _viewed(
+        value, label, "ml_dtypes.bfloat16, as from tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)"
+    )
+
+
+def _viewed(value: Any, label: str, wanted: str) -> Array:
+    """Return a NumPy view of an array of another library, or say what is wanted in place of bfloat16."""
+    try:
+        array: Array = np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:  # by the version of NumPy, and by the library
+        if not str(getattr(value, "dtype", "")).endswith("bfloat16"):
+            raise
+        found = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{label} is bfloat16 of {found}, which NumPy cannot view, expected {wanted}") from error
     return array
 
 
 def number(value: Any, label: str) -> Any:
     """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
     if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
-        array = np.from_dlpack(value)
+        array = _viewed(value, label, "a number, as from float(tensor)")
         value = array[()] if array.shape == () else value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number")
@@ -299,8 +316,9 @@ def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
 
 
 def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
-    """Return targets and sources of one parameter; all are of one shape, and all but a master of one dtype."""
-    shape, dtype = None, None
+    """Return targets and sources of one parameter: of one shape, and all but masters of one dtype."""
+    shape: tuple[int, ...] | None = None
+    dtype: np.dtype[Any] | None = None
     for name, target, _ in arrays.values():
         if target is not None:
             shape, dtype = target.shape, dtype if name in _MASTER_DTYPES else target.dtype
@@ -322,7 +340,16 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array
         if not target.flags.writeable:
             raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
         pairs.append((target, source))
+    if dtype is not None and dtype != np.float32:  # then it is that of the parameter
+        _check_masters({label: name for label, (name, _, _) in arrays.items() if name in _MASTER_DTYPES}, dtype)
     return pairs
+
+
+def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
+    for label, name in masters.items():
+        if not fits(param, name, _MASTER_DTYPES[name]):
+            wanted = "float32, float16 or bfloat16" if name == "master" else "float32 or bfloat16"
+            raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
 
 
 def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:

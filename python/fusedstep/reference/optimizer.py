@@ -213,6 +213,8 @@ class Optimizer:
             with np.errstate(over="ignore"):
                 s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
         master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
+        for other in {"master", "remainder"} - {master}:
+            s.pop(other, None)
         if master:
             s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
         self.t[key] = t = self.t.get(key, 0) + 1
