@@ -31,11 +31,13 @@ struct Scalars {
     const typename Rule::template Scalars<T> rule;
     const Around::Scalars<T> around;
     const T scale;
+    const Variant variant;
 
     RULE Scalars(const Slot& slot, const Group& group)
         : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(group.scalars(T()))),
           around(*reinterpret_cast<const Around::Scalars<T>*>(group.scalars(T()) + kMaxRuleScalars)),
-          scale(static_cast<T>(slot.scale)) {}
+          scale(static_cast<T>(slot.scale)),
+          variant(group.variant) {}
 
     // The new parameter; the states become new ones.
     template <Variant kVariant, class... State>
@@ -100,6 +102,18 @@ struct Vector {
     RULE float& operator[](int j) { return each[j]; }
 };
 
+template <Variant kVariant, class Rule>
+RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector& s0, Vector& s1, Vector& s2) {
+    constexpr int kStates = words(Rule::states);
+    ONE_VECTOR
+    for (int j = 0; j < kWidth; ++j) {
+        if constexpr (kStates == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
+        if constexpr (kStates == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
+        if constexpr (kStates == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
+        if constexpr (kStates == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
+    }
+}
+
 // Widen a vector, update it and narrow it, all in registers.
 template <class Rule, Variant kVariant>
 RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place& at, const Noise* noise, int64_t i) {
@@ -111,13 +125,10 @@ RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place
     if constexpr (kStates > 0) s0.whole = load(types.state, at.states[0]);
     if constexpr (kStates > 1) s1.whole = load(types.state, at.states[1]);
     if constexpr (kStates > 2) s2.whole = load(types.state, at.states[2]);
-    ONE_VECTOR
-    for (int j = 0; j < kWidth; ++j) {
-        if constexpr (kStates == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
-        if constexpr (kStates == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
-        if constexpr (kStates == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
-        if constexpr (kStates == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
-    }
+    if (kVariant == kAveraged && k.variant <= kDecayed)
+        update_vector<kDecayed>(k, p, g, s0, s1, s2);
+    else
+        update_vector<kVariant>(k, p, g, s0, s1, s2);
     if constexpr (kStates > 0) store(types.state, s0.whole, at.states[0], chance(1));
     if constexpr (kStates > 1) store(types.state, s1.whole, at.states[1], chance(2));
     if constexpr (kStates > 2) store(types.state, s2.whole, at.states[2], chance(3));
@@ -132,7 +143,7 @@ RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place
 
 // Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
 template <class Rule, Variant kVariant>
-RULE void convert(const Types& types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
     constexpr int kStates = words(Rule::states);
     const Scalars<Rule, float> k(slot, group);
     const bool averages = kVariant == kAveraged && group.variant == kAveraged;
