@@ -58,7 +58,13 @@ def buffer(values: np.ndarray, place: int = 0) -> np.ndarray:
 
 @cache
 def _randoms(size: int, dtype: str, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(size, np.dtype(dtype))
+    own = dtype_of(dtype)
+    return np.random.default_rng(seed).standard_normal(size, own if own.itemsize > 2 else np.float32).astype(own)
+
+
+def dtype_of(name: str) -> np.dtype:
+    """Return a dtype by its name, bfloat16 too."""
+    return np.dtype(_load("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
 @dataclass
@@ -83,7 +89,7 @@ class Job:
     def moved(self) -> int:
         """The bytes that a step reads and writes at least."""
         states = len(fusedstep._cpu.rules[self.rule][1])
-        return self.size * self.count * np.dtype(self.dtype).itemsize * (3 + 2 * states)
+        return self.size * self.count * dtype_of(self.dtype).itemsize * (3 + 2 * states)
 
     @staticmethod
     def forget() -> None:
@@ -209,9 +215,15 @@ class Torch(Contestant):
         torch = _load("torch")
         torch.set_num_threads(fusedstep.info()["threads"])
         self.name = f"torch {self.how}"
-        self.params = [torch.nn.Parameter(torch.from_numpy(p)) for p in job.params()]
+
+        def tensor(array: np.ndarray) -> Any:
+            if job.dtype == "bfloat16":  # which torch knows, but not of NumPy
+                return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
+            return torch.from_numpy(array)
+
+        self.params = [torch.nn.Parameter(tensor(p)) for p in job.params()]
         for p, g in zip(self.params, job.grads, strict=True):
-            p.grad = torch.from_numpy(g)
+            p.grad = tensor(g)
         self.optimizer = self._make(torch, job)
         self.step = self.optimizer.step
 

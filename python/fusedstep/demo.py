@@ -2,12 +2,14 @@
 Train a small network on handwritten digits with every optimizer: `python -m fusedstep demo`.
 
 Each optimizer trains twice from the same weights on the same batches, once with the kernels and once with the class of
-the same name in `fusedstep.reference`: accuracy, time, and whether both end with the same bits.
+the same name in `fusedstep.reference`: accuracy, time, and whether both end with the same bits. With `--dtype bfloat16`
+or `--dtype float16` it does so for each way to keep parameters in 16 bits, beside float32.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
@@ -20,7 +22,7 @@ from . import optimizers, reference
 from .minibatches import minibatches
 from .verify import classes
 
-__all__ = ["Digits", "Run", "gradients", "load", "main", "quadratic", "same_bits", "train"]
+__all__ = ["Digits", "Run", "Storage", "gradients", "load", "main", "quadratic", "same_bits", "storages", "train"]
 
 Array = npt.NDArray[Any]
 Params = dict[str, Array]
@@ -39,6 +41,31 @@ RATES = {
     "Nadam": 0.002,
 }
 OTHER_RATE = 0.001
+EPOCHS = {"float32": 60, "bfloat16": 20, "float16": 20}  # fewer where each optimizer trains in six ways
+
+# Of the table and the picture of a half-precision dtype.
+WIDTH = 100  # in less, the loss stands above the right answers
+HEAD = "params\nrounding\nstates\nbytes\noptimizer"
+CAPTION = """\
+After the last epoch: mean loss on the training images, % of right answers on the test images.
+The network computes in float32; its gradients are rounded to {half}.
+bytes: of one element in Adam, parameter and states.
+nearest loses updates below half a unit in the last place; stochastic counts them on average.
+master: the parameter is the rounded float32 master, here master_weights={master!r}.
+{note}
+Lion's steps do not get smaller: its last losses are noise."""
+NOTES = {
+    "bfloat16": "bfloat16 states, nearest: Adam multiplies v by 0.999, which changes nothing: v never sinks.",
+    "float16": "float16 states: 0.001 g^2, as Adam adds it to v, is 0 or noise below |g| = 0.005: long steps.",
+}
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "0.78", "linewidth": 6},
+    {"color": "C3", "linewidth": 1.4, "linestyle": (0, (5, 1.5))},
+    {"color": "C3", "linewidth": 1.4, "linestyle": (0, (1, 1))},
+    {"color": "C0", "linewidth": 1.4, "marker": "o", "markersize": 4, "markevery": (0.0, 0.2), "linestyle": ""},
+    {"color": "C0", "linewidth": 1.4, "marker": "x", "markersize": 5, "markevery": (0.1, 0.2), "linestyle": ""},
+    {"color": "black", "linewidth": 1},
+)
 
 
 class Digits(NamedTuple):
@@ -58,6 +85,48 @@ class Run(NamedTuple):
     train_accuracy: float
     test_accuracy: float
     seconds: float  # in the optimizer's steps alone
+
+
+Runs = dict[str, list[tuple[Run, Run]]]  # of each optimizer, with the kernels and in NumPy, for each storage
+
+
+class Storage(NamedTuple):
+    """How numbers are kept between the steps: parameters and gradients in `dtype`, the rest as the options say."""
+
+    name: str
+    dtype: np.dtype[Any]
+    options: dict[str, Any]
+
+    @property
+    def states(self) -> str:
+        """The dtype of the states."""
+        return self.dtype.name if self.options.get("state_dtype") == "same" else "float32"
+
+    @property
+    def bytes(self) -> int:
+        """What Adam holds in memory for one element, without its gradient."""
+        p = np.zeros(1, self.dtype)
+        adam = optimizers.Adam(**self.options)
+        adam.step(p, p.copy())
+        return p.nbytes + sum(state.nbytes for state in adam.state[0].values())
+
+
+def storages(dtype: str) -> list[Storage]:
+    """Return what is compared for a dtype of the parameters: float32, and all ways to keep them in 16 bits."""
+    single = Storage("float32", np.dtype(np.float32), {})
+    if dtype == "float32":
+        return [single]
+    half = np.dtype(import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    without_master = [
+        Storage(rounding, half, {"rounding": rounding, "state_dtype": state_dtype})
+        for rounding in ("nearest", "stochastic")
+        for state_dtype in ("float32", "same")
+    ]
+    return [single, *without_master, Storage("master", half, {"master_weights": _master(dtype)})]
+
+
+def _master(dtype: str) -> str | bool:
+    return "split" if dtype == "bfloat16" else True
 
 
 def load() -> Digits:
@@ -111,6 +180,7 @@ def train(
     digits: Digits,
     epochs: int,
     after_epoch: Callable[[], object] = lambda: None,
+    dtype: npt.DTypeLike = np.float32,
 ) -> Run:
     """
     Train the network, always from the same weights and with the same batches.
@@ -125,31 +195,41 @@ def train(
         How often to go through the training images.
     after_epoch : callable
         Called without arguments after each epoch.
+    dtype : dtype
+        Of the parameters and of their gradients. The network computes in float32 in any case.
 
     Returns
     -------
     Run
         Weights, losses, accuracies, and the seconds spent in the optimizer.
     """
-    params = _initial_params()
-    losses = [_loss(params, digits.x, digits.y)]
+    params = _as(dtype, _initial_params())
+    losses = [_loss(_widened(params), digits.x, digits.y)]
     seconds = 0.0
     batches = minibatches(len(digits.y), BATCH, seed=1)
     for _ in range(epochs):
         for rows in batches:
-            grads = gradients(params, digits.x[rows], digits.y[rows])
+            grads = _as(dtype, gradients(_widened(params), digits.x[rows], digits.y[rows]))
             begin = perf_counter()
             optimizer.step(params, grads)
             seconds += perf_counter() - begin
-        losses.append(_loss(params, digits.x, digits.y))
+        losses.append(_loss(_widened(params), digits.x, digits.y))
         after_epoch()
     return Run(
         params,
         losses,
-        _accuracy(params, digits.x, digits.y),
-        _accuracy(params, digits.x_test, digits.y_test),
+        _accuracy(_widened(params), digits.x, digits.y),
+        _accuracy(_widened(params), digits.x_test, digits.y_test),
         seconds,
     )
+
+
+def _as(dtype: npt.DTypeLike, arrays: Params) -> Params:
+    return {key: array.astype(dtype, copy=False) for key, array in arrays.items()}
+
+
+def _widened(params: Params) -> Params:
+    return _as(np.float32, params)
 
 
 def same_bits(a: Params, b: Params) -> bool:
@@ -157,23 +237,34 @@ def same_bits(a: Params, b: Params) -> bool:
     return a.keys() == b.keys() and all(a[key].tobytes() == b[key].tobytes() for key in a)
 
 
-def _train_all(epochs: int) -> dict[str, tuple[Run, Run]]:
-    """Return the two runs of each optimizer, with the kernels and with the reference, under a progress bar."""
+def _both(
+    name: str, storage: Storage, digits: Digits, epochs: int, after_epoch: Callable[[], object]
+) -> tuple[Run, Run]:
+    """Return the runs of an optimizer with the kernels and with the reference."""
+    fused, plain = (
+        train(getattr(package, name)(lr=_rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype)
+        for package in (optimizers, reference)
+    )
+    return fused, plain
+
+
+def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
+    return all(same_bits(fused.params, plain.params) for fused, plain in pairs)
+
+
+def _train_all(epochs: int, kept: list[Storage]) -> Runs:
+    """Return the two runs of each optimizer for each storage, under a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     digits = load()
-    names = [cls.__name__ for cls in classes()]
-    runs = {}
+    runs: Runs = {cls.__name__: [] for cls in classes()}
     columns = (TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
     with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
-        task = progress.add_task("", total=2 * epochs * len(names))
-        for name in names:
+        task = progress.add_task("", total=2 * epochs * len(runs) * len(kept))
+        for name, pairs in runs.items():
             progress.update(task, description=name)
-            fused, plain = (
-                train(getattr(package, name)(lr=_rate(name)), digits, epochs, lambda: progress.advance(task))
-                for package in (optimizers, reference)
-            )
-            runs[name] = fused, plain
+            for storage in kept:
+                pairs.append(_both(name, storage, digits, epochs, lambda: progress.advance(task)))
     return runs
 
 
@@ -181,24 +272,29 @@ def _rate(name: str) -> float:
     return RATES.get(name, OTHER_RATE)
 
 
-def _print_table(runs: dict[str, tuple[Run, Run]]) -> None:
+def _table(titles: list[str], caption: str) -> Any:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        collapse_padding=True,
-        pad_edge=False,
-        caption="Times of all steps, without the network. NumPy:\n"
-        "fusedstep.reference, which is written to be read, not to be fast.",
-        caption_justify="left",
-    )
-    table.add_column("optimizer", no_wrap=True)
-    for title in ("train", "test", "loss", "fusedstep", "NumPy", "ratio", "same bits"):
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column(titles[0], no_wrap=True)
+    for title in titles[1:]:
         table.add_column(title, justify="right")
-    for name, (fused, plain) in runs.items():
-        same = same_bits(fused.params, plain.params)
+    return table
+
+
+def _answer(yes: bool) -> str:
+    return "[green]yes[/]" if yes else "[bold red]NO[/]"
+
+
+def _table_of_times(runs: Runs) -> Any:
+    """Return the table of float32."""
+    table = _table(
+        ["optimizer", "train", "test", "loss", "fusedstep", "NumPy", "ratio", "same bits"],
+        "Times of all steps, without the network. NumPy:\n"
+        "fusedstep.reference, which is written to be read, not to be fast.",
+    )
+    for name, [(fused, plain)] in runs.items():
         table.add_row(
             name,
             f"{fused.train_accuracy:.1%}",
@@ -207,24 +303,70 @@ def _print_table(runs: dict[str, tuple[Run, Run]]) -> None:
             f"{fused.seconds * 1e3:.1f} ms",
             f"{plain.seconds * 1e3:.0f} ms",
             f"{plain.seconds / fused.seconds:.0f}x",
-            "[green]yes[/]" if same else "[bold red]NO[/]",
+            _answer(same_bits(fused.params, plain.params)),
         )
-    Console().print(table)
+    return table
 
 
-def _plot(runs: dict[str, tuple[Run, Run]], path: Path) -> None:
+def _table_of_storages(runs: Runs, kept: list[Storage], width: int) -> Any:
+    """Return the table of a half-precision dtype, a column for each way to keep it."""
+    gap, end = (" ", "") if width >= WIDTH else ("\n", "\n")
+    half = kept[-1].dtype.name
+    titles = [
+        f"{storage.dtype}\n{storage.name if storage.options else ''}\n{storage.states}\n{storage.bytes}\nloss{gap}test"
+        for storage in kept
+    ]
+    caption = CAPTION.format(half=half, master=_master(half), note=NOTES[half])
+    table = _table([HEAD + end, *titles, "\n\n\nsame\nbits" + end], caption)
+    for name, pairs in runs.items():
+        ends = [f"{_short(fused.losses[-1])}{gap}{100 * fused.test_accuracy:4.1f}" for fused, _ in pairs]
+        table.add_row(name, *ends, _answer(_all_same(pairs)))
+    return table
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.4f}" if loss >= 0.001 else f"{loss:.0e}"
+
+
+def _plot(runs: Runs, path: Path) -> None:
+    """Draw the curves of float32 into one picture."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    by_end = sorted(runs, key=lambda name: -runs[name][0].losses[-1])  # the legend in the order of the curves
+    losses = {name: fused.losses for name, [(fused, _)] in runs.items()}
+    by_end = sorted(losses, key=lambda name: -losses[name][-1])  # the legend in the order of the curves
     for i, name in enumerate(by_end):
         style = ("-", "--", "-.", ":")[i % 4]
-        axes.semilogy(runs[name][0].losses, style, color=f"C{i}", linewidth=1.8, label=f"{name}, lr {_rate(name):g}")
+        axes.semilogy(losses[name], style, color=f"C{i}", linewidth=1.8, label=f"{name}, lr {_rate(name):g}")
     axes.set(title="Handwritten digits, 64-64-10 network", xlabel="epoch", ylabel="mean loss on the training images")
     axes.margins(x=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3)
+    figure.savefig(path, dpi=150)
+
+
+def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
+    """Draw the curves of a half-precision dtype, a panel for each optimizer."""
+    from matplotlib.figure import Figure
+
+    rows = len(runs) // 3 + 1  # the legend has a panel too
+    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, sharex=True, squeeze=False).reshape(-1)
+    for axes, (name, pairs) in zip(panels, runs.items(), strict=False):
+        for (fused, _), storage, style in zip(pairs, kept, STYLES, strict=True):
+            label = storage.name if storage is kept[0] else f"{storage.name}, {storage.states} states"
+            axes.semilogy(fused.losses, label=label, **style)
+        axes.set_title(f"{name}, lr {_rate(name):g}", fontsize=10)
+        axes.margins(x=0)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8, labelbottom=True)
+    for axes in panels[len(runs) :]:
+        axes.axis("off")
+    panels[len(runs)].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False, handlelength=4)
+    figure.suptitle(f"Handwritten digits, 64-64-10 network, parameters in {kept[-1].dtype}")
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("mean loss on the training images", fontsize=10)
     figure.savefig(path, dpi=150)
 
 
@@ -277,13 +419,20 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 if an optimizer and its reference end with different bits, or 2 if a package is missing.
+        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package is missing.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fusedstep demo",
         description="Train a small network on handwritten digits with every optimizer, with the kernels and in NumPy.",
     )
-    parser.add_argument("--epochs", type=int, default=60, help="times through the training images (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=EPOCHS,
+        default="float32",
+        help="of the parameters (%(default)s); the others are compared with float32, in every way to keep them",
+    )
+    defaults = ", ".join(f"{epochs} for {dtype}" for dtype, epochs in EPOCHS.items())
+    parser.add_argument("--epochs", type=int, help=f"times through the training images ({defaults})")
     parser.add_argument(
         "--output", type=Path, default=Path("fusedstep-demo.png"), help="PNG of the loss curves (%(default)s)"
     )
@@ -292,18 +441,31 @@ def main(argv: list[str]) -> int:
     if options.quadratic:
         _print_quadratic()
         return 0
-    if options.epochs < 1:
-        parser.error(f"--epochs is {options.epochs}, expected at least 1")
+    epochs = EPOCHS[options.dtype] if options.epochs is None else options.epochs
+    if epochs < 1:
+        parser.error(f"--epochs is {epochs}, expected at least 1")
     if options.output.suffix != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output is {options.output}, expected a .png file in a folder that exists")
 
-    needed = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
-    if missing := [package for module, package in needed.items() if find_spec(module) is None]:
-        print(f'demo needs {", ".join(missing)}: python -m pip install "fusedstep[demo]"', file=sys.stderr)
+    needed = {"sklearn": ("scikit-learn", "demo"), "rich": ("rich", "demo"), "matplotlib": ("matplotlib", "demo")}
+    if options.dtype == "bfloat16":
+        needed["ml_dtypes"] = ("ml_dtypes", "bf16")
+    if missing := [found for module, found in needed.items() if find_spec(module) is None]:
+        packages, extras = zip(*missing, strict=True)
+        wanted = f"fusedstep[{','.join(dict.fromkeys(extras))}]"
+        print(f'demo needs {", ".join(packages)}: python -m pip install "{wanted}"', file=sys.stderr)
         return 2
 
-    runs = _train_all(options.epochs)
-    _print_table(runs)
-    _plot(runs, options.output)
+    from rich.console import Console
+
+    kept = storages(options.dtype)
+    runs = _train_all(epochs, kept)
+    if len(kept) == 1:
+        Console().print(_table_of_times(runs))
+        _plot(runs, options.output)
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(_table_of_storages(runs, kept, console.width))
+        _plot_storages(runs, kept, options.output)
     print(f"Loss curves: {options.output}")
-    return 0 if all(same_bits(fused.params, plain.params) for fused, plain in runs.values()) else 1
+    return 0 if all(map(_all_same, runs.values())) else 1

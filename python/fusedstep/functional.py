@@ -1,17 +1,21 @@
 """
 One function per rule, for callers who own all state.
 
-Every function makes one update in place and returns None (`nadam` returns its product). Its arrays are float32 or
-float64, C-contiguous, aligned, in native byte order and separate in memory; gradient and states have the dtype and the
-shape of their parameter. In place of an array each of them may be a list of as many arrays, one per tensor: still one
-call. Everything is checked before the first write.
+Every function makes one update in place and returns None (`nadam` returns its product). Its arrays are float32,
+float64, float16 or bfloat16 (of `ml_dtypes`), C-contiguous, aligned, in native byte order and separate in memory;
+gradient and states have the shape of their parameter, and its dtype. Gradient and states of a half-precision parameter
+may be float32, as long as the states are all of one dtype, and the gradient of a float32 parameter may be half
+precision. In place of an array each of them may be a list of as many arrays, one per tensor: still one call. Everything
+is checked before the first write.
 
 All of them raise TypeError for what is no array, a wrong dtype or a wrong type of hyperparameter, ValueError for a
 wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, BufferError
 for an array of another library that does not export its memory, and RuntimeError for an array on a GPU.
 
 Hyperparameters and options mean what they mean for the class in `fusedstep`, which also cites the papers in full.
-Averages and the skipping of steps need a memory, and belong to the classes alone.
+Averages, masters and the skipping of steps need a memory, and belong to the classes alone. The random bits of
+stochastic rounding follow from `seed`, t, and the place in the list; a function without t wants another seed for every
+update.
 """
 
 from dataclasses import fields
@@ -98,9 +102,9 @@ def sgd(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     lr
         As for the class.
     **options
@@ -137,11 +141,11 @@ def momentum(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     b : like `p`
-        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        State, of the shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, momentum, dampening, dampen_first, velocity
@@ -183,11 +187,11 @@ def nag(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     b : like `p`
-        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        State, of the shape of the parameter, zeros before the first update; updated in place.
     lr, momentum, velocity
         As for the class.
     **options
@@ -221,11 +225,11 @@ def adagrad(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     a : like `p`
-        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        State, of the shape of the parameter, zeros before the first update; updated in place.
     lr, eps, eps_mode
         As for the class.
     **options
@@ -260,11 +264,11 @@ def rmsprop(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     v : like `p`
-        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        State, of the shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode
         As for the class.
     **options
@@ -306,11 +310,11 @@ def rmsprop_centered(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     v, m : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode
         As for the class.
     **options
@@ -354,11 +358,11 @@ def rmsprop_momentum(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     v, b : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, momentum, velocity
         As for the class.
     **options
@@ -403,11 +407,11 @@ def rmsprop_centered_momentum(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     v, m, b : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps, eps_mode, momentum, velocity
         As for the class.
     **options
@@ -448,11 +452,11 @@ def adadelta(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     v, x : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     lr, rho, eps
         As for the class.
     **options
@@ -492,11 +496,11 @@ def adam(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     m, v : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode
@@ -543,11 +547,11 @@ def amsgrad(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     m, v, w : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode
@@ -593,11 +597,11 @@ def adamax(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     m, w : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     lr, beta1, beta2, eps, eps_mode
@@ -644,11 +648,11 @@ def nadam(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     m, v : like `p`
-        States, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        States, of the shape of the parameter, zeros before the first update; updated in place.
     t : int
         Number of this update, 1 for the first.
     product : float
@@ -701,11 +705,11 @@ def lion(
     Parameters
     ----------
     p : array or list of arrays
-        Parameter, float32 or float64, of any shape, C-contiguous, writable; updated in place.
+        Parameter, of any shape, C-contiguous, writable; updated in place.
     g : like `p`
-        Gradient, of the dtype and shape of its parameter; only read, unless `zero_grad`.
+        Gradient, of the shape of its parameter; only read, unless `zero_grad`.
     m : like `p`
-        State, of the dtype and shape of the parameter, zeros before the first update; updated in place.
+        State, of the shape of the parameter, zeros before the first update; updated in place.
     lr, beta1, beta2
         As for the class.
     **options

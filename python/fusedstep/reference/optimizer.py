@@ -221,7 +221,7 @@ class Optimizer:
         noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
 
         def stored(x: Any, dtype: Any, array: int) -> Any:
-            return rounded(x, dtype, noise and noise.bits(array, x.shape))
+            return rounded(x, dtype, noise.bits(array, x.shape) if noise and dtype.itemsize == 2 else None)
 
         with float_mode(np.float64):
             k = SimpleNamespace(**{name: T(value) for name, value in h.host(h.lr, t, s).items()})

@@ -66,7 +66,7 @@ def widened(x: Any) -> Any:
 
 def rounded(x: Any, dtype: Any, noise: Any = None) -> Any:
     """Return float32 numbers as a dtype: to nearest, ties to even; or, with noise, up where the rest exceeds it."""
-    if noise is None or dtype.itemsize > 2:
+    if noise is None:
         return x.astype(dtype)
     bits = x.view(np.uint32)
     sign, magnitude = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
