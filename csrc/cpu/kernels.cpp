@@ -74,20 +74,24 @@ void update(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
     if constexpr (kStates == 3) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1), state(2));
 }
 
-// A vector's length of each array of a tensor.
+// Where the arrays of a tensor are, from some element on.
+enum Array { kParam, kGrad, kAverage, kMaster, kStates, kArrays = kStates + kMaxStates };
 struct Place {
-    char *param, *grad, *average, *master, *states[kMaxStates];
-
-    // Call f(pointer, bytes per element, whether it is written) for each array.
-    template <int kStates, class F>
-    RULE void each(const Types& types, F f) {
-        f(param, kItemSize[types.param], true);
-        f(grad, kItemSize[types.grad], false);
-        for (int j = 0; j < kStates; ++j) f(states[j], kItemSize[types.state], true);
-        if (average) f(average, kItemSize[types.state], true);
-        if (types.master != kTypes) f(master, kItemSize[types.master], true);
-    }
+    char* at[kArrays];
 };
+
+// Call f(number of an array, bytes per element, whether it is written) for each array that a tensor has.
+template <class Rule, class F>
+RULE void each_array(const Types& types, bool averages, F f) {
+    constexpr int kCount = words(Rule::states);
+    f(kParam, kItemSize[types.param], true);
+    f(kGrad, kItemSize[types.grad], false);
+    if constexpr (kCount > 0) f(kStates, kItemSize[types.state], true);
+    if constexpr (kCount > 1) f(kStates + 1, kItemSize[types.state], true);
+    if constexpr (kCount > 2) f(kStates + 2, kItemSize[types.state], true);
+    if (averages) f(kAverage, kItemSize[types.state], true);
+    if (types.master != kTypes) f(kMaster, kItemSize[types.master], true);
+}
 
 // The random bits of the elements of a tile, for each array that is rounded: parameter, states, average.
 using Noise = uint16_t[2 + kMaxStates][kTile];
@@ -116,45 +120,42 @@ RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vec
 
 // Widen a vector, update it and narrow it, all in registers.
 template <class Rule, Variant kVariant>
-RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place& at, const Noise* noise, int64_t i) {
-    constexpr int kStates = words(Rule::states);
+RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place& here, bool averages,
+                  const Noise* noise, int64_t i) {
+    constexpr int kCount = words(Rule::states);
     auto chance = [=](int array) { return kVariant == kAveraged && noise ? (*noise)[array] + i : nullptr; };
     Vector p, g, s0, s1, s2, e;
-    p.whole = load(types, at.param, at.master);
-    g.whole = load(types.grad, at.grad);
-    if constexpr (kStates > 0) s0.whole = load(types.state, at.states[0]);
-    if constexpr (kStates > 1) s1.whole = load(types.state, at.states[1]);
-    if constexpr (kStates > 2) s2.whole = load(types.state, at.states[2]);
+    p.whole = load(types, here.at[kParam], here.at[kMaster]);
+    g.whole = load(types.grad, here.at[kGrad]);
+    if constexpr (kCount > 0) s0.whole = load(types.state, here.at[kStates]);
+    if constexpr (kCount > 1) s1.whole = load(types.state, here.at[kStates + 1]);
+    if constexpr (kCount > 2) s2.whole = load(types.state, here.at[kStates + 2]);
     if (kVariant == kAveraged && k.variant <= kDecayed)
         update_vector<kDecayed>(k, p, g, s0, s1, s2);
     else
         update_vector<kVariant>(k, p, g, s0, s1, s2);
-    if constexpr (kStates > 0) store(types.state, s0.whole, at.states[0], chance(1));
-    if constexpr (kStates > 1) store(types.state, s1.whole, at.states[1], chance(2));
-    if constexpr (kStates > 2) store(types.state, s2.whole, at.states[2], chance(3));
-    store(types, p.whole, at.param, at.master, chance(0));
-    if (kVariant == kAveraged && at.average) {
-        e.whole = load(types.state, at.average);
+    if constexpr (kCount > 0) store(types.state, s0.whole, here.at[kStates], chance(1));
+    if constexpr (kCount > 1) store(types.state, s1.whole, here.at[kStates + 1], chance(2));
+    if constexpr (kCount > 2) store(types.state, s2.whole, here.at[kStates + 2], chance(3));
+    store(types, p.whole, here.at[kParam], here.at[kMaster], chance(0));
+    if (averages) {
+        e.whole = load(types.state, here.at[kAverage]);
         ONE_VECTOR
         for (int j = 0; j < kWidth; ++j) e[j] = Around::average(k.around, e[j], p[j]);
-        store(types.state, e.whole, at.average, chance(1 + kMaxStates));
+        store(types.state, e.whole, here.at[kAverage], chance(1 + kMaxStates));
     }
 }
 
 // Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
 template <class Rule, Variant kVariant>
 RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    constexpr int kStates = words(Rule::states);
+    constexpr int kCount = words(Rule::states);
     const Scalars<Rule, float> k(slot, group);
     const bool averages = kVariant == kAveraged && group.variant == kAveraged;
     const bool stochastic = kVariant == kAveraged && group.stochastic;
-    Place at{static_cast<char*>(slot.param),
-             static_cast<char*>(slot.grad),
-             averages ? static_cast<char*>(slot.average) : nullptr,
-             static_cast<char*>(slot.master),
-             {}};
-    for (int j = 0; j < kStates; ++j) at.states[j] = static_cast<char*>(slot.states[j]);
-    at.each<kStates>(types, [&](char*& array, int64_t width, bool) { array += begin * width; });
+    auto each = [&](auto f) { each_array<Rule>(types, averages, f); };
+    void* const start[kArrays] = {slot.param,     slot.grad,      slot.average,  slot.master,
+                                  slot.states[0], slot.states[1], slot.states[2]};
     Noise noise;
     for (int64_t i = begin; i < end;) {
         int64_t first = 0, stop = end;
@@ -163,32 +164,29 @@ RULE void convert(const Types types, const Slot& slot, const Group& group, int64
             first = tile * kTile;
             stop = first + kTile < end ? first + kTile : end;
             if (types.master == kTypes && types.param != kFloat32) fill_noise(slot.noise, 0, tile, noise[0]);
-            for (int j = 0; types.state != kFloat32 && j < kStates; ++j)
+            for (int j = 0; types.state != kFloat32 && j < kCount; ++j)
                 fill_noise(slot.noise, 1 + j, tile, noise[1 + j]);
             if (types.state != kFloat32 && averages)
                 fill_noise(slot.noise, 1 + kMaxStates, tile, noise[1 + kMaxStates]);
         }
         const bool whole = stop - i >= kWidth;
         const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
-        alignas(64) char copies[4 + kMaxStates][kWidth * sizeof(float)];
-        Place here = at;
-        if (!whole) {
-            memset(copies, 0, sizeof(copies));
-            int count = 0;
-            here.each<kStates>(types, [&](char*& array, int64_t width, bool) {
-                memcpy(copies[count], array, n * width);
-                array = copies[count++];
-            });
-        }
+        alignas(64) char copies[kArrays][kWidth * sizeof(float)];
+        Place here;
+        each([&](int array, int64_t width, bool) {
+            here.at[array] = static_cast<char*>(start[array]) + i * width;
+            if (!whole) {
+                memset(copies[array], 0, sizeof(copies[array]));
+                memcpy(copies[array], here.at[array], n * width);
+                here.at[array] = copies[array];
+            }
+        });
         for (int64_t j = 0; j < n; j += kWidth) {
-            convert<Rule, kVariant>(k, types, here, stochastic ? &noise : nullptr, i + j - first);
-            here.each<kStates>(types, [](char*& array, int64_t width, bool) { array += kWidth * width; });
+            convert<Rule, kVariant>(k, types, here, averages, stochastic ? &noise : nullptr, i + j - first);
+            each([&](int array, int64_t width, bool) { here.at[array] += kWidth * width; });
         }
-        int count = 0;
-        at.each<kStates>(types, [&](char*& array, int64_t width, bool written) {
-            if (!whole && written) memcpy(array, copies[count], n * width);
-            ++count;
-            array += n * width;
+        each([&](int array, int64_t width, bool written) {
+            if (!whole && written) memcpy(static_cast<char*>(start[array]) + i * width, copies[array], n * width);
         });
         i += n;
     }
