@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .progress import is_bfloat16
+from .arrays import is_bfloat16
 
 __all__ = ["read", "write"]
 

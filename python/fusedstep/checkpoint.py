@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .progress import MASTERS, Array, Restored, as_numpy, fits, listed, number
+from .arrays import MASTERS, Array, as_numpy, fits, number
+from .progress import Restored, listed
 from .schedules.description import Plateaus, describe, rebuild, remember
 from .schedules.plateau import plateau
 

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, checkpoint
+from .arrays import MASTERS, Array
 from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
-from .progress import MASTERS, Array, Averages, Progress, listed, noise_number
+from .progress import Averages, Progress, listed, noise_number
 
 __all__ = ["Optimizer", "Result"]
 

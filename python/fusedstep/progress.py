@@ -4,49 +4,20 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
-from numbers import Number, Real
+from numbers import Number
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
 
+from .arrays import MASTER_DTYPES, MASTERS, Array, as_numpy, fits, is_half, new_array, number
 from .hyperparameters import Scheduled
 
-__all__ = [
-    "MASTERS",
-    "Array",
-    "Averages",
-    "Progress",
-    "Restored",
-    "as_numpy",
-    "fits",
-    "is_bfloat16",
-    "listed",
-    "noise_number",
-    "number",
-]
-
-Array: TypeAlias = npt.NDArray[Any]
+__all__ = ["Averages", "Progress", "Restored", "listed", "noise_number"]
 
 # As the engine reads and advances it; `averaged` is 1 once the average has begun.
 _CLOCK = np.dtype([("t", np.int64), ("product", np.float64), ("averaged", np.int64)])
-_LINE = 64
-# What the master of a parameter is called, and its dtype.
-MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
-_MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
-
-
-def is_half(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is float16, or the bfloat16 of `ml_dtypes`."""
-    return dtype == np.float16 or is_bfloat16(dtype)
-
-
-def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be there, in native byte order."""
-    registered = dtype.isbuiltin == 2 and dtype.isnative  # bytes, and classes of them, are not
-    return registered and dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
 
 
 def noise_number(key: Hashable) -> int:
@@ -55,14 +26,6 @@ def noise_number(key: Hashable) -> int:
         return hash(key) % 2**64
     text = key if isinstance(key, str) else repr(key)
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-
-
-def _new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    # A view, aligned to cache lines. Nobody can resize it, and the plan's reference to its owner keeps that as it is.
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-    owner = np.zeros(size + _LINE, np.uint8)
-    start = -owner.ctypes.data % _LINE
-    return owner[start : start + size].view(dtype).reshape(shape)
 
 
 class Averages(Mapping[Hashable, Array]):
@@ -134,28 +97,28 @@ class Progress:
     ) -> None:
         """Make what a parameter still lacks: states, where they start, its average, and its master, and no other."""
         own = MASTERS.get(master)
-        states = {n: a for n, a in self.state.get(key, {}).items() if n not in _MASTER_DTYPES or n == own}
+        states = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
         if own == "remainder" and dtype == np.float16:
             raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
         if own in states and not is_half(dtype):
             raise TypeError(f"params[{key!r}] is {dtype}, expected half precision like it had when its {own} was made")
-        made = [array for name, array in states.items() if name not in _MASTER_DTYPES] + [self.ema.get(key)]
+        made = [array for name, array in states.items() if name not in MASTER_DTYPES] + [self.ema.get(key)]
         like = next((array for array in made if array is not None), None)
         wanted: np.dtype[Any] = np.dtype(np.float32) if is_half(dtype) and state_dtype == "float32" else dtype
         if like is not None:
             wanted = like.dtype
         for name, start in starts.items():
             if name not in states:
-                states[name] = _new_array(shape, wanted)
+                states[name] = new_array(shape, wanted)
                 if start:
                     with np.errstate(over="ignore"):  # by way of the compute type, as every scalar
                         states[name][...] = start if wanted == np.float64 else np.float32(start)
         if averaged and key not in self.ema:
-            self.ema[key] = _new_array(shape, wanted)
+            self.ema[key] = new_array(shape, wanted)
         if (
             own and own not in states and is_half(dtype)
         ):  # at 0, which no other parameter rounds to: it begins where the parameter is
-            states[own] = _new_array(shape, _MASTER_DTYPES[own])
+            states[own] = new_array(shape, MASTER_DTYPES[own])
         self.state[key] = MappingProxyType(states)
 
     @property
@@ -176,7 +139,7 @@ class Progress:
         products = self.clocks["product"].tolist()
         state = {}
         for key, states in self.state.items():
-            made = [array for name, array in states.items() if name not in _MASTER_DTYPES]
+            made = [array for name, array in states.items() if name not in MASTER_DTYPES]
             later = {name: np.zeros_like(made[0]) for name in names if made and name not in states}
             state[key] = dict(states) | later
         return {
@@ -211,7 +174,7 @@ class Progress:
         TypeError, ValueError
             If it cannot be restored.
         """
-        may_have = [*(name for name, _ in known), *_MASTER_DTYPES]
+        may_have = [*(name for name, _ in known), *MASTER_DTYPES]
         for part in ("t", "state", *(("ema",) if self.ema else ())):
             if part not in saved:
                 raise ValueError(f"{part} is missing, expected a state dict")
@@ -261,39 +224,6 @@ def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
     return value
 
 
-def as_numpy(value: Any, label: str) -> Array:
-    """Return a NumPy array, or a NumPy view of one of another library, or refuse it."""
-    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
-        return value
-    if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
-        raise TypeError(f"{label} is of type {type(value).__name__}, expected an array")
-    return _viewed(
-        value, label, "ml_dtypes.bfloat16, as from tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)"
-    )
-
-
-def _viewed(value: Any, label: str, wanted: str) -> Array:
-    """Return a NumPy view of an array of another library, or say what is wanted in place of bfloat16."""
-    try:
-        array: Array = np.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError) as error:  # by the version of NumPy, and by the library
-        if not str(getattr(value, "dtype", "")).endswith("bfloat16"):
-            raise
-        found = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(f"{label} is bfloat16 of {found}, which NumPy cannot view, expected {wanted}") from error
-    return array
-
-
-def number(value: Any, label: str) -> Any:
-    """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
-    if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
-        array = _viewed(value, label, "a number, as from float(tensor)")
-        value = array[()] if array.shape == () else value
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{label} is {value!r}, expected a number")
-    return value
-
-
 def _count(value: Any, label: str) -> int:
     found = number(value, label)
     if not 0 <= found < 2**62 or found != int(found):
@@ -308,46 +238,39 @@ def _product(value: Any, label: str, begun: bool) -> float:
     return float(found)
 
 
-def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
-    """Return whether a state called `name`, or an average, may belong to a parameter of a dtype."""
-    if name in _MASTER_DTYPES:
-        return is_half(param) and state == _MASTER_DTYPES[name] and (name == "master" or is_bfloat16(param))
-    return param == state or (is_half(param) and state == np.float32)
-
-
 def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
     """Return targets and sources of one parameter: of one shape, and all but masters of one dtype."""
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
     for name, target, _ in arrays.values():
         if target is not None:
-            shape, dtype = target.shape, dtype if name in _MASTER_DTYPES else target.dtype
+            shape, dtype = target.shape, dtype if name in MASTER_DTYPES else target.dtype
     pairs = []
     for label, (name, target, source) in arrays.items():
         source = as_numpy(source, label)
-        wanted = _MASTER_DTYPES.get(name, dtype)
+        wanted = MASTER_DTYPES.get(name, dtype)
         if wanted is None and source.dtype not in (np.float32, np.float64) and not is_half(source.dtype):
             raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
         if wanted is not None and source.dtype != wanted:
-            like = "" if name in _MASTER_DTYPES else " like the rest of its parameter"
+            like = "" if name in MASTER_DTYPES else " like the rest of its parameter"
             raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
-        dtype = dtype if name in _MASTER_DTYPES else source.dtype
+        dtype = dtype if name in MASTER_DTYPES else source.dtype
         shape = source.shape if shape is None else shape
         if source.shape != shape:
             raise ValueError(f"{label} has shape {source.shape}, expected {shape} like the rest of its parameter")
         if target is None:
-            target = _new_array(source.shape, source.dtype)
+            target = new_array(source.shape, source.dtype)
         if not target.flags.writeable:
             raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
         pairs.append((target, source))
     if dtype is not None and dtype != np.float32:  # then it is that of the parameter
-        _check_masters({label: name for label, (name, _, _) in arrays.items() if name in _MASTER_DTYPES}, dtype)
+        _check_masters({label: name for label, (name, _, _) in arrays.items() if name in MASTER_DTYPES}, dtype)
     return pairs
 
 
 def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
     for label, name in masters.items():
-        if not fits(param, name, _MASTER_DTYPES[name]):
+        if not fits(param, name, MASTER_DTYPES[name]):
             wanted = "float32, float16 or bfloat16" if name == "master" else "float32 or bfloat16"
             raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
 
