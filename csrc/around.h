@@ -12,11 +12,11 @@ using namespace fusedstep;
 struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad "
-        "rounding_stochastic seed";
-    // A limit that is off is infinite, and so is an ema that is off.
+        "rounding_stochastic seed master";
+    // A limit that is off is infinite, and so is an ema that is off. A master is 0 (none), 1 (float32) or 2 (split).
     struct Hyper {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
-            zero_grad, rounding_stochastic, seed;
+            zero_grad, rounding_stochastic, seed, master;
 
         bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
         bool averages() const { return ema <= 1; }

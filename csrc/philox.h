@@ -40,18 +40,18 @@ RULE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
     return (x[0] & 0xffffffff) | x[1] << 32;
 }
 
-// 16 random bits for each of the elements [kTile tile, kTile (tile + 1)) of array number `array` of a tensor. A tile
+// 16 random bits for each of the elements [kTile tile, kTile (tile + 1)) of an array of this role. A tile
 // has 32 counters in a row; it begins with the first words of all of them. A word serves two elements, its lower half
 // first.
 constexpr int64_t kTile = 256;
 
-inline void fill_noise(uint64_t key, uint32_t array, int64_t tile, uint16_t* noise) {
+inline void fill_noise(uint64_t key, uint32_t role, int64_t tile, uint16_t* noise) {
     constexpr int kCounters = kTile / 8;
     Longs counter = {};
     for (int i = 0; i < kWidth / 2; ++i) counter[i] = i;
     counter += static_cast<uint64_t>(tile) * kCounters;
     for (int first = 0; first < kCounters; first += kWidth / 2, counter += kWidth / 2) {
-        Longs x[4] = {counter, counter >> 32, Longs() + array, Longs()};
+        Longs x[4] = {counter, counter >> 32, Longs() + role, Longs()};
         philox(x, key);
         for (int word = 0; word < 4; ++word)
             *reinterpret_cast<FewWords*>(noise + 2 * (word * kCounters + first)) =

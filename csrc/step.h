@@ -13,8 +13,9 @@ constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 2, 2, 2, 0};
 
 // The types of the arrays of a tensor. The average has that of the states; kTypes: there is no master.
 struct Types {
-    Type param, grad, state, master = kTypes;
+    Type param = kTypes, grad = kTypes, state = kTypes, master = kTypes;
 
+    bool has_master() const { return master != kTypes; }
     bool operator==(const Types&) const = default;
 };
 
@@ -32,7 +33,10 @@ constexpr int loop_of(const Types& types) {
 }
 
 constexpr int kMaxStates = 3;
-constexpr int kMaxHypers = 20;  // the rule's, then those around it
+// What the arrays of a tensor are.
+enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
+
+constexpr int kMaxHypers = 21;  // the rule's, then those around it
 constexpr int kMaxRuleScalars = 8;
 constexpr int kMaxScalars = 20;  // the rule's, then those around it
 
@@ -42,24 +46,20 @@ enum Variant : int32_t { kPlain, kDecayed, kGeneral, kAveraged, kVariants };
 
 // One tensor. Without a gradient in this step, its size is 0.
 struct Slot {
-    void* param;
-    void* grad;
-    void* average;
-    void* master;
-    void* states[kMaxStates];
-    int64_t size;
-    int32_t group;
+    void* arrays[kRoles] = {};
+    int64_t size = 0;
     Types types;
-    int8_t loop;
-    int8_t traffic;  // the bytes that an update of an element reads and writes
-    double scale;    // the factor on the gradient
-    uint64_t noise;  // the key of the random bits, where rounding is stochastic
+    int32_t loop = 0;
+    int32_t traffic = 1;  // the bytes that an update of an element reads and writes
+    int32_t group = 0;
+    double scale = 1;    // the factor on the gradient
+    uint64_t noise = 0;  // the key of the random bits, where rounding is stochastic
 
     void become(const Types& found, int state_count) {
         types = found;
-        loop = static_cast<int8_t>(loop_of(types));
-        traffic = static_cast<int8_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
-                                      2 * state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+        loop = loop_of(types);
+        traffic = static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
+                                       2 * state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
     }
 };
 

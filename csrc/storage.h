@@ -125,8 +125,10 @@ struct Split {
 
     template <class B>
     RULE static auto joined(B high, B low) {
-        B bits = (high - (low >> 15)) << 16 | low;
-        bits = (high & 0x7fff) == 0 ? high << 16 | (low & 0x7fff) : bits;  // a 0 that somebody else has set
+        B magnitude = high & 0x7fff, bits = (high - (low >> 15)) << 16 | low;
+        // A zero or an infinity that was not split, but set by somebody, has no such remainder.
+        bits = magnitude == 0 ? (low < 0x8000 ? bits : high << 16) : bits;
+        bits = magnitude == 0x7f80 ? (low < 0x8000 ? high << 16 : bits) : bits;
         return float_of(bits);
     }
 };
@@ -184,7 +186,7 @@ RULE Floats load(Type type, const void* from) {
     return type == kFloat32 ? floats_at(from) : floats(type, halves_at(from));
 }
 
-// To nearest without noise.
+// Noise is that of the vector, or null, where it is rounded to nearest.
 RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
     if (type == kFloat32)
         put(x, to);
@@ -194,7 +196,7 @@ RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
 
 // A parameter and its master: the master, but the parameter where somebody has changed it since.
 RULE Floats load(const Types& types, const void* param, const void* master) {
-    if (types.master == kTypes) return load(types.param, param);
+    if (!types.has_master()) return load(types.param, param);
     Halves half = halves_at(param);
     if (types.master == kUInt16) return Split::joined(widened(half), widened(halves_at(master)));
     Floats exact = floats_at(master);
@@ -202,7 +204,7 @@ RULE Floats load(const Types& types, const void* param, const void* master) {
 }
 
 RULE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
-    if (types.master == kTypes) return store(types.param, x, param, noise);
+    if (!types.has_master()) return store(types.param, x, param, noise);
     if (types.master == kUInt16) {
         put(narrowed(Split::high(x)), param);
         put(narrowed(Split::low(x)), master);

@@ -810,7 +810,7 @@ def test_half_states_that_were_loaded_must_fit_the_parameters(path, dtype, optio
     opt.step(p, p.copy())
     fs.save(path, opt, p)
     for wrong in (np.ones(3, other) for other in others):
-        with pytest.raises(ValueError, match=r"^params\[0\] is .*, expected one that fits to"):
+        with pytest.raises(ValueError, match=r"^params\[0\] is .*, expected one that fits"):
             fs.save(path, opt, wrong)
         with pytest.raises(TypeError, match=r"^params\[0\] is .*, expected .* like the file"):
             fs.load(path, opt, wrong)

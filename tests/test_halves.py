@@ -221,11 +221,38 @@ def test_keys_that_are_equal_have_equal_noise():
         module.SGD(lr=1e-3, rounding="stochastic").step({key: p}, {key: p.copy()})
         return p
 
-    for key in (True, np.int64(1), 1.0):
+    for key in (True, np.int64(1)):
         same(run(key), run(1))
+    assert verify.difference([run(-1)], [run(-2)]) > 100
     same(run(np.str_("w")), run("w"))
     for key in (("block", 3, "w"), -1, 2**70, None, 1.5, "\udc80"):
         same(run(key), run(key, reference))
+
+
+def test_a_key_whose_text_fails_is_a_key():
+    class Key:
+        def __repr__(self):
+            raise ValueError
+
+    p, key = np.ones(20, BF16), Key()
+    fs.SGD(rounding="stochastic").step({key: p}, {key: p.copy()})
+    assert (p != 1).any()
+
+
+def test_the_last_elements_have_noise_wherever_threads_cut():
+    """Off the vector boundary, so that parts and tiles end in the middle of a vector."""
+    for half in (F16, BF16):
+        owner = np.ones(300_040, half)
+        p, q = owner[1:300_001], np.ones(300_000, half)
+        g = np.random.default_rng(0).standard_normal(300_000).astype(half)
+        options = {"ema": 0.9, "state_dtype": "same", "rounding": "stochastic"}
+        fs.set_num_threads(3)
+        opt, ref = fs.Adam(**options), reference.Adam(**options)
+        for _ in range(2):
+            opt.step(p, g)
+            ref.step(q, g)
+        same(p, q)
+        same(opt.ema[0], ref.ema[0])
 
 
 def test_large_step_numbers_and_far_elements_have_noise():
@@ -330,6 +357,73 @@ def test_what_a_caller_writes_into_a_parameter_counts(isa):
         assert (master[70:] == np.float32(1) - np.float32(g[0])).all()
 
 
+def test_an_infinity_or_a_zero_that_a_caller_writes_stays_one(isa):
+    p = np.ones(64, BF16)
+    opt = fs.SGD(lr=1e-3, master_weights="split")
+    opt.step(p, np.linspace(-1, 1, 64).astype(BF16))
+    assert len(np.unique(opt.state[0]["remainder"] >> 15)) == 2
+    for value in (np.inf, -np.inf, 0.0):
+        p[::2] = value
+        opt.step(p, np.zeros(64, BF16))
+        kept = p[::2].astype(np.float32)
+        assert ((kept == value) | (abs(kept) > 3.38e38)).all()  # below infinity is what rounds up to it
+
+
+SWITCHES = {
+    "from the start": [("a", {"master_weights": True}), ("ab", {}), ("ab", {})],
+    "on": [("ab", {}), ("a", {"master_weights": True}), ("ab", {}), ("ab", {})],
+    "on in a step without gradients": [("ab", {}), ("", {"master_weights": "split"}), ("ab", {}), ("ab", {})],
+    "off and on": [
+        ("ab", {"master_weights": True}),
+        ("ab", {}),
+        ("a", {"master_weights": False}),
+        ("ab", {}),
+        ("ab", {"master_weights": True}),
+        ("ab", {}),
+    ],
+    "by overrides": [
+        ("ab", {"overrides": {"a": {"master_weights": True}}}),
+        ("ab", {"overrides": {"b": {"master_weights": True}}}),
+        ("ab", {"overrides": {"b": {"master_weights": "split"}}}),
+        ("ab", {}),
+    ],
+}
+
+
+@pytest.mark.parametrize("steps", SWITCHES.values(), ids=SWITCHES)
+def test_every_parameter_has_the_master_that_it_should_have(steps):
+    rng = np.random.default_rng(0)
+    found, wanted = ({key: np.ones(50, BF16) for key in "ab"} for _ in range(2))
+    opt, ref = fs.SGD(lr=1e-3), reference.SGD(lr=1e-3)
+    for present, options in steps:
+        for name, value in options.items():
+            setattr(opt, name, value)
+            setattr(ref, name, value)
+        grads = {key: rng.standard_normal(50).astype(BF16) for key in present}
+        opt.step(found, grads)
+        ref.step(wanted, grads)
+        assert verify.difference(list(found.values()), list(wanted.values())) == 0
+        for key in present:
+            assert opt.state[key].keys() == ref.state[key].keys()
+            for name, array in opt.state[key].items():
+                same(array, ref.state[key][name])
+
+
+def test_a_parameter_that_becomes_half_precision_gets_its_master():
+    opt = fs.Adam(master_weights=True)
+    opt.step(np.ones(5, F32), np.ones(5, F32))
+    p = np.ones(5, BF16)
+    opt.step(p, p.copy())
+    assert opt.state[0].keys() == {"m", "v", "master"}
+    opt = fs.SGD()
+    params = [np.ones(5, BF16), np.ones(5, F16)]
+    opt.step(params, [params[0].copy(), None])
+    opt.master_weights = "split"
+    opt.step(params, [params[0].copy(), None])
+    with pytest.raises(TypeError, match=r"^params\[1\] is float16, expected bfloat16 with"):
+        opt.step(params, [p.copy() for p in params])
+
+
 def test_masters_come_and_go():
     p, g = np.ones(64, BF16), np.full(64, 0.3, BF16)
     q = p.copy()
@@ -382,6 +476,14 @@ def test_states_that_are_there_keep_their_dtype():
     opt.state_dtype, opt.amsgrad, opt.ema = "float32", True, 0.9
     opt.step(p, p.copy())
     assert {a.dtype for a in (*opt.state[0].values(), opt.ema[0])} == {BF16}
+    found, wanted = np.ones(40, BF16), np.ones(40, BF16)
+    opt, ref = (module.SGD(ema=0.9, state_dtype="same") for module in (fs, reference))
+    for choice in ("same", "float32", "same"):
+        opt.state_dtype = ref.state_dtype = choice
+        opt.step(found, np.full(40, 0.3, BF16))
+        ref.step(wanted, np.full(40, 0.3, BF16))
+        assert opt.ema[0].dtype == ref.ema[0].dtype == BF16
+        same(opt.ema[0], ref.ema[0])
 
 
 def test_accumulators_start_as_float32_does():
@@ -480,7 +582,7 @@ def test_dtypes_that_do_not_belong_together(param, grad, message):
 
 def test_functions_refuse_states_of_mixed_dtypes():
     p, g = np.ones(8, BF16), np.ones(8, BF16)
-    with pytest.raises(TypeError, match=r"^v is float32, expected bfloat16 like p"):
+    with pytest.raises(TypeError, match=r"^v is float32, expected bfloat16 like m"):
         functional.adam(p, g, np.zeros(8, BF16), np.zeros(8, np.float32), t=1, lr=0.1)
     with pytest.raises(TypeError, match=r"^m is float16, expected bfloat16 like p"):
         functional.adam(p, g, np.zeros(8, F16), np.zeros(8, F16), t=1, lr=0.1)
@@ -498,7 +600,7 @@ def test_a_parameter_may_not_change_to_a_dtype_that_its_states_do_not_fit():
         opt.step(np.ones(8, before), np.ones(8, before))
         kept = {name: a.copy() for name, a in opt.state[0].items()}
         p = np.ones(8, after)
-        with pytest.raises(TypeError, match=r"^param is .*, expected bfloat16 like state"):
+        with pytest.raises(TypeError, match=r"^param is .*, expected (bfloat16|float32) like state"):
             opt.step(p, p.copy())
         assert (p == 1).all()
         assert opt.t[0] == 1

@@ -46,6 +46,17 @@ def test_threads_start_when_first_needed():
     assert run(code + "fs.SGD().step(np.ones(10**6), np.ones(10**6))\n" + COUNT_THREADS) == "3"
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_parameter_without_a_gradient_among_large_ones(threads):
+    fs.set_num_threads(threads)
+    for n in (0, 5, N):
+        params = [np.ones(size, np.float32) for size in (N, n, 2 * N)]
+        optimizer = fs.Adam(lr=0.5)
+        for _ in range(2):
+            optimizer.step(params, [np.ones_like(params[0]), None, np.ones_like(params[2])])
+        assert [np.unique(p).round(3).tolist() for p in params] == [[0.0], [1.0] if n else [], [0.0]]
+
+
 def test_the_number_may_change_between_steps():
     p, q = np.ones(N, np.float32), np.ones(N, np.float32)
     one, other = fs.Adam(), fs.Adam()

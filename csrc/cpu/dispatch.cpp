@@ -72,7 +72,7 @@ struct Job {
         int64_t width = kItemSize[slot.types.param];
         int64_t index = (cut - start) / slot.traffic;
         if (index >= slot.size) return slot.size;
-        int64_t past_line = (reinterpret_cast<intptr_t>(slot.param) + index * width) % kLine;
+        int64_t past_line = (reinterpret_cast<intptr_t>(slot.arrays[kParam]) + index * width) % kLine;
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
     }
 
@@ -84,7 +84,7 @@ struct Job {
         for (size_t i = 0; i < count && start < to; ++i) {
             const Slot& slot = slots[i];
             int64_t end = start + slot.size * slot.traffic;
-            if (end > from) {
+            if (slot.size && end > from) {
                 int64_t first = part == 0 ? 0 : element(slot, start, from);
                 int64_t last = part == parts - 1 ? slot.size : element(slot, start, to);
                 if (first < last) {
@@ -132,7 +132,8 @@ struct NormJob {
             int64_t first = std::max(from, start), last = std::min(to, end);
             if (first < last) {
                 set_mode(mode, slot.types.grad);
-                kernels->square[slot.types.grad](slot.grad, slot.size, first - start, last - start, sums + start);
+                kernels->square[slot.types.grad](slot.arrays[kGrad], slot.size, first - start, last - start,
+                                                 sums + start);
             }
             start = end;
         }
@@ -205,13 +206,13 @@ double add_up(double* sums, size_t count) {
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {
     int64_t width = kItemSize[slot.types.grad];
-    memset(static_cast<char*>(slot.grad) + begin * width, 0, (end - begin) * width);
+    memset(static_cast<char*>(slot.arrays[kGrad]) + begin * width, 0, (end - begin) * width);
 }
 
 bool is_finite(const Slot& slot, double sum) {
     if (std::isfinite(sum)) return true;
     if (slot.types.grad != kFloat64) return false;
-    auto* g = static_cast<const double*>(slot.grad);  // whose squares may overflow
+    auto* g = static_cast<const double*>(slot.arrays[kGrad]);  // whose squares may overflow
     return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
 }
 

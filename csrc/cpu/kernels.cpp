@@ -52,9 +52,9 @@ struct Scalars {
 template <class Rule, Variant kVariant, class T, class... State>
 RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, State* __restrict... s) {
     const Scalars<Rule, T> k(slot, group);
-    T* __restrict p = static_cast<T*>(slot.param) + begin;
-    const T* __restrict g = static_cast<const T*>(slot.grad) + begin;
-    T* __restrict e = kVariant == kAveraged ? static_cast<T*>(slot.average) + begin : nullptr;
+    T* __restrict p = static_cast<T*>(slot.arrays[kParam]) + begin;
+    const T* __restrict g = static_cast<const T*>(slot.arrays[kGrad]) + begin;
+    T* __restrict e = kVariant == kAveraged ? static_cast<T*>(slot.arrays[kAverage]) + begin : nullptr;
     INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
         p[i] = k.template parameter<kVariant>(p[i], g[i], s[i]...);
@@ -64,23 +64,22 @@ RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, S
 
 template <class Rule, Variant kVariant, class T>
 void update(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    constexpr int kStates = words(Rule::states);
-    static_assert(kStates <= kMaxStates);
+    constexpr int kCount = words(Rule::states);
+    static_assert(kCount <= kMaxStates);
     int64_t n = end - begin;
-    auto state = [&](int j) { return static_cast<T*>(slot.states[j]) + begin; };
-    if constexpr (kStates == 0) loop<Rule, kVariant, T>(slot, group, begin, n);
-    if constexpr (kStates == 1) loop<Rule, kVariant, T>(slot, group, begin, n, state(0));
-    if constexpr (kStates == 2) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1));
-    if constexpr (kStates == 3) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1), state(2));
+    auto state = [&](int j) { return static_cast<T*>(slot.arrays[kStates + j]) + begin; };
+    if constexpr (kCount == 0) loop<Rule, kVariant, T>(slot, group, begin, n);
+    if constexpr (kCount == 1) loop<Rule, kVariant, T>(slot, group, begin, n, state(0));
+    if constexpr (kCount == 2) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1));
+    if constexpr (kCount == 3) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1), state(2));
 }
 
 // Where the arrays of a tensor are, from some element on.
-enum Array { kParam, kGrad, kAverage, kMaster, kStates, kArrays = kStates + kMaxStates };
 struct Place {
-    char* at[kArrays];
+    char* at[kRoles];
 };
 
-// Call f(number of an array, bytes per element, whether it is written) for each array that a tensor has.
+// Call f(role, bytes per element, whether it is written) for each array that a tensor has.
 template <class Rule, class F>
 RULE void each_array(const Types& types, bool averages, F f) {
     constexpr int kCount = words(Rule::states);
@@ -90,11 +89,13 @@ RULE void each_array(const Types& types, bool averages, F f) {
     if constexpr (kCount > 1) f(kStates + 1, kItemSize[types.state], true);
     if constexpr (kCount > 2) f(kStates + 2, kItemSize[types.state], true);
     if (averages) f(kAverage, kItemSize[types.state], true);
-    if (types.master != kTypes) f(kMaster, kItemSize[types.master], true);
+    if (types.has_master()) f(kMaster, kItemSize[types.master], true);
 }
 
-// The random bits of the elements of a tile, for each array that is rounded: parameter, states, average.
-using Noise = uint16_t[2 + kMaxStates][kTile];
+// The random bits of the elements of a tile, by role. The last vector of a tile may reach beyond it.
+struct Noise {
+    alignas(64) uint16_t bits[kRoles][kTile + kWidth];
+};
 
 // A vector as the array that the compiler makes a vector of again.
 struct Vector {
@@ -108,22 +109,22 @@ struct Vector {
 
 template <Variant kVariant, class Rule>
 RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector& s0, Vector& s1, Vector& s2) {
-    constexpr int kStates = words(Rule::states);
+    constexpr int kCount = words(Rule::states);
     ONE_VECTOR
     for (int j = 0; j < kWidth; ++j) {
-        if constexpr (kStates == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
-        if constexpr (kStates == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
-        if constexpr (kStates == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
-        if constexpr (kStates == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
+        if constexpr (kCount == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
+        if constexpr (kCount == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
+        if constexpr (kCount == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
+        if constexpr (kCount == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
     }
 }
 
 // Widen a vector, update it and narrow it, all in registers.
 template <class Rule, Variant kVariant>
-RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place& here, bool averages,
-                  const Noise* noise, int64_t i) {
+RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Place& here, bool averages,
+                         const Noise* noise, int64_t i) {
     constexpr int kCount = words(Rule::states);
-    auto chance = [=](int array) { return kVariant == kAveraged && noise ? (*noise)[array] + i : nullptr; };
+    auto chance = [=](int role) { return kVariant == kAveraged && noise ? noise->bits[role] + i : nullptr; };
     Vector p, g, s0, s1, s2, e;
     p.whole = load(types, here.at[kParam], here.at[kMaster]);
     g.whole = load(types.grad, here.at[kGrad]);
@@ -134,28 +135,25 @@ RULE void convert(const Scalars<Rule, float>& k, const Types& types, const Place
         update_vector<kDecayed>(k, p, g, s0, s1, s2);
     else
         update_vector<kVariant>(k, p, g, s0, s1, s2);
-    if constexpr (kCount > 0) store(types.state, s0.whole, here.at[kStates], chance(1));
-    if constexpr (kCount > 1) store(types.state, s1.whole, here.at[kStates + 1], chance(2));
-    if constexpr (kCount > 2) store(types.state, s2.whole, here.at[kStates + 2], chance(3));
-    store(types, p.whole, here.at[kParam], here.at[kMaster], chance(0));
+    if constexpr (kCount > 0) store(types.state, s0.whole, here.at[kStates], chance(kStates));
+    if constexpr (kCount > 1) store(types.state, s1.whole, here.at[kStates + 1], chance(kStates + 1));
+    if constexpr (kCount > 2) store(types.state, s2.whole, here.at[kStates + 2], chance(kStates + 2));
+    store(types, p.whole, here.at[kParam], here.at[kMaster], chance(kParam));
     if (averages) {
         e.whole = load(types.state, here.at[kAverage]);
         ONE_VECTOR
         for (int j = 0; j < kWidth; ++j) e[j] = Around::average(k.around, e[j], p[j]);
-        store(types.state, e.whole, here.at[kAverage], chance(1 + kMaxStates));
+        store(types.state, e.whole, here.at[kAverage], chance(kAverage));
     }
 }
 
 // Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
 template <class Rule, Variant kVariant>
 RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    constexpr int kCount = words(Rule::states);
     const Scalars<Rule, float> k(slot, group);
     const bool averages = kVariant == kAveraged && group.variant == kAveraged;
     const bool stochastic = kVariant == kAveraged && group.stochastic;
     auto each = [&](auto f) { each_array<Rule>(types, averages, f); };
-    void* const start[kArrays] = {slot.param,     slot.grad,      slot.average,  slot.master,
-                                  slot.states[0], slot.states[1], slot.states[2]};
     Noise noise;
     for (int64_t i = begin; i < end;) {
         int64_t first = 0, stop = end;
@@ -163,30 +161,29 @@ RULE void convert(const Types types, const Slot& slot, const Group& group, int64
             int64_t tile = i / kTile;
             first = tile * kTile;
             stop = first + kTile < end ? first + kTile : end;
-            if (types.master == kTypes && types.param != kFloat32) fill_noise(slot.noise, 0, tile, noise[0]);
-            for (int j = 0; types.state != kFloat32 && j < kCount; ++j)
-                fill_noise(slot.noise, 1 + j, tile, noise[1 + j]);
-            if (types.state != kFloat32 && averages)
-                fill_noise(slot.noise, 1 + kMaxStates, tile, noise[1 + kMaxStates]);
+            each([&](int role, int64_t width, bool written) {
+                bool rounded = written && width == kItemSize[kBFloat16] && !(role == kParam && types.has_master());
+                if (rounded && role != kMaster) fill_noise(slot.noise, role, tile, noise.bits[role]);
+            });
         }
         const bool whole = stop - i >= kWidth;
         const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
-        alignas(64) char copies[kArrays][kWidth * sizeof(float)];
+        alignas(64) char copies[kRoles][kWidth * sizeof(float)];
         Place here;
-        each([&](int array, int64_t width, bool) {
-            here.at[array] = static_cast<char*>(start[array]) + i * width;
+        each([&](int role, int64_t width, bool) {
+            here.at[role] = static_cast<char*>(slot.arrays[role]) + i * width;
             if (!whole) {
-                memset(copies[array], 0, sizeof(copies[array]));
-                memcpy(copies[array], here.at[array], n * width);
-                here.at[array] = copies[array];
+                memset(copies[role], 0, sizeof(copies[role]));
+                memcpy(copies[role], here.at[role], n * width);
+                here.at[role] = copies[role];
             }
         });
         for (int64_t j = 0; j < n; j += kWidth) {
-            convert<Rule, kVariant>(k, types, here, averages, stochastic ? &noise : nullptr, i + j - first);
-            each([&](int array, int64_t width, bool) { here.at[array] += kWidth * width; });
+            convert_vector<Rule, kVariant>(k, types, here, averages, stochastic ? &noise : nullptr, i + j - first);
+            each([&](int role, int64_t width, bool) { here.at[role] += kWidth * width; });
         }
-        each([&](int array, int64_t width, bool written) {
-            if (!whole && written) memcpy(static_cast<char*>(start[array]) + i * width, copies[array], n * width);
+        each([&](int role, int64_t width, bool written) {
+            if (!whole && written) memcpy(static_cast<char*>(slot.arrays[role]) + i * width, copies[role], n * width);
         });
         i += n;
     }

@@ -25,20 +25,20 @@ bool offers(py::handle object, const char* method) {
 // The bfloat16 of ml_dtypes, and nothing else that has two bytes. Where that is not imported, there is none.
 bool is_bfloat16(const py::dtype& dtype) {
     if (dtype.num() < kFirstForeign) return false;
-    PyObject*& known = native_dtypes[kBFloat16];
-    if (!known) {
+    if (!native_dtypes[kBFloat16]) {
         auto name = py::str("ml_dtypes");
         auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
         if (!module) return false;
         try {
             auto found = py::dtype::from_args(module.attr("bfloat16"));
             if (found.num() < kFirstForeign || found.itemsize() != kItemSize[kBFloat16]) return false;
-            known = found.release().ptr();
-        } catch (py::error_already_set&) {
+            native_dtypes[kBFloat16] = found.release().ptr();
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_Exception)) throw;
             return false;
         }
     }
-    return dtype.num() == py::reinterpret_borrow<py::dtype>(known).num();
+    return dtype.num() == py::reinterpret_borrow<py::dtype>(native_dtypes[kBFloat16].load()).num();
 }
 
 Type type_of(PyObject* descr) {
@@ -64,7 +64,7 @@ bool is_masked(const py::object& array) {
 
 }  // namespace
 
-PyObject* native_dtypes[kTypes + 1];
+std::atomic<PyObject*> native_dtypes[kTypes + 1];
 
 void find_dtypes() {
     for (int type = 0; type < kTypes; ++type)
@@ -154,7 +154,8 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
-    View view{a.data, type_of(a.descr), 1, {a.dimensions, static_cast<size_t>(a.nd)}};
+    const Type type = type_of(a.descr);  // first, since it may import
+    View view{a.data, type, 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
 
     if (!((like ? like->types : kFloats) & among(view.type))) {

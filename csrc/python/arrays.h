@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <atomic>
 #include <span>
 #include <string>
 #include <string_view>
@@ -22,7 +23,7 @@ inline PyTypeObject* ndarray_type() {
 
 // NumPy's own object for a type, or that of ml_dtypes, once it has been seen. An equal one may live elsewhere, but an
 // address can be recognised only of one that never dies.
-extern PyObject* native_dtypes[kTypes + 1];
+extern std::atomic<PyObject*> native_dtypes[kTypes + 1];
 void find_dtypes();
 
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;

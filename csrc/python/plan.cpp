@@ -13,11 +13,6 @@
 namespace fusedstep {
 namespace {
 
-// How the arrays of a tensor are numbered: parameter, gradient, states, average, master.
-constexpr size_t kAverage = 2 + kMaxStates;
-constexpr size_t kMaster = kAverage + 1;
-constexpr size_t kRoles = kMaster + 1;
-
 const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
 
 bool is_instance_of_abc(py::handle object, const char* abc) {
@@ -82,19 +77,24 @@ Plan::Plan(int rule, py::object params) : rule_(rule) {
     slots_.resize(keys_.size());
 }
 
-size_t Plan::role_of_kept(const Tensor& tensor, size_t j) const {
-    size_t states = kernel_of(rule_).state_count;
-    if (j < states) return 2 + j;
-    return j == states && tensor.has_average ? kAverage : kMaster;
+// Which loop updates a tensor follows from the types of its arrays.
+void Plan::settle(size_t i) {
+    Tensor& tensor = tensors_[i];
+    const View* views = tensor.views;
+    Types types{views[kParam].type, views[kGrad].type, views[kParam].type, views[kMaster].type};
+    for (int role = kStates; role <= kAverage; ++role)
+        if (tensor.has(role)) types.state = views[role].type;
+    slots_[i].become(types, kernel_of(rule_).state_count);
+    tensor.ready = is_ready(i);
 }
 
-// Which loop updates a tensor follows from the types of its arrays.
-void Plan::settle_types(size_t i) {
+// Whether a tensor has all that its hyperparameters ask for, and no master that they do not.
+bool Plan::is_ready(size_t i) const {
     const Tensor& tensor = tensors_[i];
-    const size_t others = tensor.kept.size() - tensor.has_master;
-    Types types{tensor.param.type, tensor.grad.type, others ? tensor.kept[0].type : tensor.param.type};
-    if (tensor.has_master) types.master = tensor.kept.back().type;
-    slots_[i].become(types, kernel_of(rule_).state_count);
+    if (!tensor.bound || rows_.empty()) return false;
+    const Row& row = rows_[tensor.row];
+    const Type master = kHalves & among(tensor.views[kParam].type) ? row.master : kTypes;
+    return (tensor.has(kAverage) || !row.averages) && tensor.views[kMaster].type == master;
 }
 
 Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
@@ -104,12 +104,12 @@ Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
 
 Name Plan::span_name(size_t id) const {
     size_t i = id / kRoles, role = id % kRoles;
-    if (role == 0) return param_name(i);
-    if (role == 1) return grad_name(i);
+    if (role == kParam) return param_name(i);
+    if (role == kGrad) return grad_name(i);
     if (role == kAverage) return {"ema", keys_[i].ptr()};
     if (role == kMaster)
-        return {"state", keys_[i].ptr(), tensors_[i].kept.back().type == kUInt16 ? "remainder" : "master"};
-    return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - 2)};
+        return {"state", keys_[i].ptr(), tensors_[i].views[kMaster].type == kUInt16 ? "remainder" : "master"};
+    return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - kStates)};
 }
 
 bool Plan::fetch_params(const Container& params) {
@@ -193,15 +193,19 @@ bool Plan::fetch(py::object params, py::object grads) {
     return true;
 }
 
-// Look at a parameter; states and master say what shape it has, and which types it may have.
+// Look at a parameter; its states and its master say what shape it has, and which types it may have.
 View Plan::look_at_param(size_t i) {
     const Tensor& tensor = tensors_[i];
-    if (tensor.kept.empty()) return look(params_[i], param_name(i), true);
-    Among types = kFloats;
-    for (const View& view : tensor.kept) types &= params_of(view.type);
-    if (tensor.has_master) types &= kHalves;
-    Like like{tensor.kept[0].shape, tensor.param.type, types, span_name(i * kRoles + role_of_kept(tensor, 0))};
-    return look(params_[i], param_name(i), true, &like);
+    Like like{{}, tensor.views[kParam].type, kFloats, {}};
+    for (int role = kRoles - 1; role >= kStates; --role)
+        if (tensor.has(role)) {
+            like.shape = tensor.shape;
+            like.types &=
+                role == kMaster ? kHalves & params_of(tensor.views[role].type) : params_of(tensor.views[role].type);
+            like.name = span_name(i * kRoles + role);
+            if (like.types & among(tensor.views[role].type)) like.type = tensor.views[role].type;
+        }
+    return look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like);
 }
 
 // Everything about every array, before the first write. What was seen last time is only recognised. False if a tensor
@@ -210,32 +214,33 @@ bool Plan::check_arrays() {
     bool ready = true;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
-        if (!tensor.param.is_still(params_[i], kWritable)) {
-            View param = look_at_param(i);
-            if (param.data != tensor.param.data || param.bytes() != tensor.param.bytes())
-                disjoint_ = owned_sorted_ = false;
-            tensor.shape.assign(param.shape.begin(), param.shape.end());
-            tensor.param = param;
-            tensor.param.shape = tensor.shape;
-            tensor.grad = {};
-            slots_[i].param = param.data;
+        View& param = tensor.views[kParam];
+        View& grad = tensor.views[kGrad];
+        if (!param.is_still(params_[i], kWritable)) {
+            View seen = look_at_param(i);
+            if (seen.data != param.data || seen.bytes() != param.bytes()) disjoint_ = owned_sorted_ = false;
+            tensor.shape.assign(seen.shape.begin(), seen.shape.end());
+            param = seen;
+            param.shape = tensor.shape;
+            grad = {};
+            slots_[i].arrays[kParam] = param.data;
         }
         slots_[i].size = 0;
         if (grads_[i].is_none()) {
-            tensor.grad = {};
+            grad = {};
             continue;
         }
         const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
-        if (!tensor.grad.data || !tensor.grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
-            Like like{tensor.shape, tensor.param.type, grads_of(tensor.param.type), param_name(i)};
-            tensor.grad = {};
+        if (!grad.data || !grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
+            Like like{tensor.shape, param.type, grads_of(param.type), param_name(i)};
+            grad = {};
             disjoint_ = false;
-            tensor.grad = look(grads_[i], grad_name(i), zeroed, &like);
-            tensor.grad.shape = tensor.shape;
-            settle_types(i);
+            grad = look(grads_[i], grad_name(i), zeroed, &like);
+            grad.shape = tensor.shape;
+            slots_[i].arrays[kGrad] = grad.data;
+            settle(i);
         }
-        slots_[i].grad = tensor.grad.data;
-        slots_[i].size = tensor.param.size;
+        slots_[i].size = param.size;
         ready = ready && tensor.ready;
     }
     if (!disjoint_) check_overlap();
@@ -245,16 +250,14 @@ bool Plan::check_arrays() {
 void Plan::check_overlap() {
     if (!owned_sorted_) {
         owned_spans_.clear();
-        for (size_t i = 0; i < tensors_.size(); ++i) {
-            add_span(owned_spans_, tensors_[i].param, i * kRoles);
-            for (size_t j = 0; j < tensors_[i].kept.size(); ++j)
-                add_span(owned_spans_, tensors_[i].kept[j], i * kRoles + role_of_kept(tensors_[i], j));
-        }
+        for (size_t i = 0; i < tensors_.size(); ++i)
+            for (int role = 0; role < kRoles; ++role)
+                if (role != kGrad) add_span(owned_spans_, tensors_[i].views[role], i * kRoles + role);
         sort(owned_spans_);
         owned_sorted_ = true;
     }
     grad_spans_.clear();
-    for (size_t i = 0; i < tensors_.size(); ++i) add_span(grad_spans_, tensors_[i].grad, i * kRoles + 1);
+    for (size_t i = 0; i < tensors_.size(); ++i) add_span(grad_spans_, tensors_[i].views[kGrad], i * kRoles + kGrad);
     sort(grad_spans_);
     auto [a, b] = find_overlap(owned_spans_, grad_spans_);
     if (a) refuse_overlap(span_name(std::max(a->id, b->id)), span_name(std::min(a->id, b->id)));
@@ -276,58 +279,53 @@ py::list Plan::check(py::object params, py::object grads) {
     return seen;
 }
 
-void Plan::bind(py::list states, py::list averages, py::list masters, py::array clocks,
-                py::array_t<int64_t, py::array::c_style> clock_of, py::array_t<uint64_t, py::array::c_style> numbers) {
+void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
+                py::array_t<uint64_t, py::array::c_style> numbers) {
     Turn turn(*this);
     size_t n = tensors_.size();
-    if (states.size() != n || averages.size() != n || masters.size() != n ||
-        static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(numbers.size()) != n ||
+    if (kept.size() != n || static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(numbers.size()) != n ||
         clocks.itemsize() != sizeof(Clock))
-        throw py::value_error("bind: expected states, an average, a master, a clock and a number for each tensor");
+        throw py::value_error("bind: expected arrays, a clock and a number for each tensor");
     for (const Tensor& tensor : tensors_)
-        if (tensor.param.type == kTypes) throw py::value_error("bind: expected a check first");
+        if (!tensor.has(kParam)) throw py::value_error("bind: expected a check first");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
     held_ = {clocks};
     owned_sorted_ = disjoint_ = false;
+    const size_t state_count = kernel_of(rule_).state_count;
     for (size_t i = 0; i < n; ++i) {
         Tensor& tensor = tensors_[i];
         int64_t at = clock_of.at(i);
         if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
         tensor.clock = clock + at;
         tensor.number = numbers.at(i);
-        tensor.bound = !states[i].is_none();
-        tensor.has_average = tensor.bound && !averages[i].is_none();
-        tensor.has_master = tensor.bound && !masters[i].is_none();
-        tensor.kept.clear();
+        tensor.bound = !kept[i].is_none();
         if (!tensor.bound) continue;
-        py::tuple arrays = states[i];
-        if (arrays.size() != static_cast<size_t>(kernel_of(rule_).state_count))
-            throw py::value_error("bind: wrong number of states");
-        Like like{tensor.shape, tensor.param.type, states_of(tensor.param.type), param_name(i)};
-        auto take = [&](py::object source, Name name) {
-            py::object array = as_numpy(std::move(source), name);
-            View& view = tensor.kept.emplace_back(look(array, name, true, &like));
+        py::tuple arrays = kept[i];
+        if (arrays.size() != state_count + 2) throw py::value_error("bind: wrong number of arrays");
+        const Type param = tensor.views[kParam].type;
+        Like like{tensor.shape, param, states_of(param), param_name(i)};
+        for (size_t j = 0; j < arrays.size(); ++j) {
+            const int role = j < state_count ? kStates + j : j == state_count ? kAverage : kMaster;
+            py::object array = arrays[j];
+            if (array.is_none()) continue;
+            Name name = span_name(i * kRoles + role);
+            if (role == kMaster) {
+                if (!(kHalves & among(param))) continue;  // which has none; that it should have one, its step will say
+                const bool split = py::array(array).itemsize() == kItemSize[kUInt16];
+                name.state = split ? "remainder" : "master";
+                like = {tensor.shape, kFloat32, among(kFloat32, param == kBFloat16 ? kUInt16 : kFloat32),
+                        param_name(i)};
+            }
+            array = as_numpy(std::move(array), name);
+            View& view = tensor.views[role] = look(array, name, true, &like);
             view.shape = tensor.shape;
-            like.type = view.type;
-            like.types = among(view.type);
+            slots_[i].arrays[role] = view.data;
+            like = {tensor.shape, view.type, among(view.type), name};  // the others are of its type
             // The owner of the memory too: NumPy does not resize what somebody else refers to.
             held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
-            return view.data;
-        };
-        for (size_t j = 0; j < arrays.size(); ++j) slots_[i].states[j] = take(arrays[j], span_name(i * kRoles + 2 + j));
-        if (tensor.has_average) slots_[i].average = take(averages[i], span_name(i * kRoles + kAverage));
-        if (tensor.has_master) {
-            const bool split = py::array(masters[i]).itemsize() == kItemSize[kUInt16];
-            like.type = split ? kUInt16 : kFloat32;
-            like.types = among(like.type);
-            Name name{"state", keys_[i].ptr(), split ? "remainder" : "master"};
-            if (!(params_of(like.type) & kHalves & among(tensor.param.type)))
-                throw py::type_error(param_name(i).text() + " does not fit to " + name.text() +
-                                     ", expected half precision, and bfloat16 for a remainder");
-            slots_[i].master = take(masters[i], name);
         }
-        settle_types(i);
+        settle(i);
     }
 }
 
@@ -351,13 +349,14 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     for (size_t row = 0; row < rows.size(); ++row) {
         const double* hypers = table_.data() + row * kernel.hyper_count;
         const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + kernel.rule_hyper_count);
-        rows_.push_back({around.averages(), around.zero_grad != 0, Around::scale(around, 1), nullptr});
+        const Type masters[] = {kTypes, kFloat32, kUInt16};
+        rows_.push_back({around.averages(), around.zero_grad != 0, masters[static_cast<int>(around.master)],
+                         Around::scale(around, 1), nullptr});
         measures_ = measures_ || around.measures();
     }
     for (size_t i = 0; i < tensors_.size(); ++i) {
-        Tensor& tensor = tensors_[i];
-        tensor.row = row_of_tensor(i);
-        tensor.ready = tensor.bound && (tensor.has_average || !rows_[tensor.row].averages);
+        tensors_[i].row = row_of_tensor(i);
+        tensors_[i].ready = is_ready(i);
     }
 }
 

@@ -25,10 +25,10 @@ public:
     // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype) if it has a gradient, else None.
     py::list check(py::object params, py::object grads);
 
-    // Take over the states of each tensor (a tuple of arrays, or None), its average and its master (an array, or None),
-    // the clocks that hold its step number, and the number by which its noise differs from that of others.
-    void bind(py::list states, py::list averages, py::list masters, py::array clocks,
-              py::array_t<int64_t, py::array::c_style> clock_of, py::array_t<uint64_t, py::array::c_style> numbers);
+    // Take over the states, the average and the master of each tensor (a tuple, in it None for what is not there; or
+    // None), the clocks that hold its step number, and the number by which its noise differs from that of others.
+    void bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
+              py::array_t<uint64_t, py::array::c_style> numbers);
 
     // Set rows of hyperparameters, the row that each tensor uses, and whether a step with a gradient that is not finite
     // is skipped.
@@ -42,16 +42,18 @@ public:
 private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
-        View param, grad;        // grad.data is null while there is none
-        std::vector<View> kept;  // the states, then the average, then the master, as far as they have been made
-        bool bound = false, has_average = false, has_master = false, ready = false;
+        View views[kRoles];  // those of type kTypes are not there
+        bool bound = false, ready = false;
         uint64_t number = 0;
         Clock* clock = nullptr;
         int64_t row = 0;
+
+        bool has(int role) const { return views[role].type != kTypes; }
     };
     // A row of the table: a set of hyperparameters.
     struct Row {
         bool averages, zero_grad;
+        Type master;  // of half-precision parameters
         double scale;
         Group* group;  // in this step, or null
     };
@@ -61,8 +63,8 @@ private:
     Name param_name(size_t i) const { return name("params", "param", i); }
     Name grad_name(size_t i) const { return name("grads", "grad", i); }
     Name span_name(size_t id) const;
-    size_t role_of_kept(const Tensor& tensor, size_t j) const;
-    void settle_types(size_t i);
+    void settle(size_t i);
+    bool is_ready(size_t i) const;
 
     bool fetch(py::object params, py::object grads);
     bool fetch_params(const Container& params);

@@ -103,7 +103,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true);
         Like like{p.shape, p.type, grads_of(p.type), name(i * roles)};
-        slot.param = p.data;
+        slot.arrays[kParam] = p.data;
         slot.size = p.size;
         slot.scale = Around::scale(around, grad_scale);
         add_span(spans, p, i * roles);
@@ -112,13 +112,13 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
             size_t id = i * roles + role;
             View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like);
             if (role == 1) {
-                slot.grad = view.data;
+                slot.arrays[kGrad] = view.data;
                 types.grad = view.type;
                 like.types = states_of(p.type);
             } else {
-                slot.states[role - 2] = view.data;
-                like.type = types.state = view.type;  // that of the others too
-                like.types = among(view.type);
+                slot.arrays[role] = view.data;
+                like = {p.shape, view.type, among(view.type), name(id)};  // the others are of its type
+                types.state = view.type;
             }
             add_span(spans, view, id);
         }

@@ -24,12 +24,10 @@ class Plan:
     def check(self, arg0: object, arg1: object, /) -> list[tuple[tuple[int, ...], dtype[Any]] | None]: ...
     def bind(
         self,
-        arg0: list[tuple[NDArray[Any], ...] | None],
-        arg1: list[NDArray[Any] | None],
-        arg2: list[NDArray[Any] | None],
+        arg0: list[tuple[NDArray[Any] | None, ...] | None],
+        arg1: NDArray[Any],
+        arg2: NDArray[Any],
         arg3: NDArray[Any],
-        arg4: NDArray[Any],
-        arg5: NDArray[Any],
         /,
     ) -> None: ...
     def set_hypers(self, arg0: list[list[float]], arg1: NDArray[Any], arg2: bool, /) -> None: ...

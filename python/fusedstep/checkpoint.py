@@ -374,7 +374,7 @@ def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any
         for name, state in arrays.items():
             if array.shape != state.shape or not fits(array.dtype, name, state.dtype):
                 raise ValueError(
-                    f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected one that fits to {name}, "
+                    f"params[{key!r}] is {array.dtype} of shape {array.shape}, expected one that fits {name}, "
                     f"{state.dtype} of shape {state.shape}"
                 )
 

@@ -124,6 +124,8 @@ def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[float]:
 def _number(name: str, values: Mapping[str, Any]) -> float:
     if name in values:
         return INF if values[name] is None else float(values[name])
+    if name == "master":
+        return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
     if name == "decay_base":
         return rational_power(0.96, values["schedule_decay"])
     field, choice = name.split("_")
@@ -148,11 +150,6 @@ class Settings(NamedTuple):
     values: dict[str, Any]
     overrides: Mapping[Hashable, Mapping[str, Any]]
     rule: str
-
-    @property
-    def masters(self) -> list[Any]:
-        """Return what says which parameters have a master."""
-        return [some.get("master_weights") for some in (self.values, *self.overrides.values())]
 
     def of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
         """Return them under some of the overrides, the strongest last."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, checkpoint
-from .arrays import MASTERS, Array
+from .arrays import Array
 from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
 from .progress import Averages, Progress, listed, noise_number
 
@@ -320,8 +320,7 @@ class Optimizer:
             self._changed = False
             try:
                 before, self._settings = self._settings, self._settle()
-                same = self._settings.rule == before.rule and self._settings.masters == before.masters
-                if self._plan is not None and same:
+                if self._plan is not None and self._settings.rule == before.rule:
                     self._match(self._plan.keys)
                 else:
                     self._plan = None
@@ -391,12 +390,14 @@ class Optimizer:
                     key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
                 )
         states = [progress.state.get(key, {}) for key in keys]
-        masters = [MASTERS.get(self._matching.layers[i].values["master_weights"]) for i in self._matching.layer_of]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
         plan.bind(
-            [tuple(s[n] for n in names) if s.keys() >= set(names) else None for s in states],
-            [progress.ema.get(key) for key in keys],
-            [s.get(master) if master else None for s, master in zip(states, masters, strict=True)],
+            [
+                (*(s[n] for n in names), progress.ema.get(key), s.get("master", s.get("remainder")))
+                if s.keys() >= set(names)
+                else None
+                for key, s in zip(keys, states, strict=True)
+            ],
             progress.clocks,
             clock_index,
             np.array([noise_number(key) for key in keys], np.uint64),

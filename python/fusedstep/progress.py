@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
-from numbers import Number
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,10 +21,13 @@ _CLOCK = np.dtype([("t", np.int64), ("product", np.float64), ("averaged", np.int
 
 
 def noise_number(key: Hashable) -> int:
-    """Return the number of a parameter in its random bits: its key, or that of the key's text; equal for equal keys."""
-    if isinstance(key, Number):
-        return hash(key) % 2**64
-    text = key if isinstance(key, str) else repr(key)
+    """Return the number of a parameter in its random bits: its key, if that is an integer, or a digest of its text."""
+    if isinstance(key, Integral):
+        return int(key) % 2**64
+    try:
+        text = key if isinstance(key, str) else repr(key)
+    except Exception:
+        text = type(key).__qualname__  # whose repr fails
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 

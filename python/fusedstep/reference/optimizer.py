@@ -207,8 +207,10 @@ class Optimizer:
         """Update one parameter."""
         T: Any = np.float64 if p.dtype == np.float64 else np.float32
         half = p.dtype.itemsize == 2
-        D = np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
         s = self.state.setdefault(key, {})
+        made = [array for array in (*(s.get(name) for name in h.names), self.ema.get(key)) if array is not None]
+        D = np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
+        D = made[0].dtype if made else D
         for name in h.names:
             with np.errstate(over="ignore"):
                 s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
@@ -251,11 +253,11 @@ class Optimizer:
                 u = u + dec * x
             x = x - u
             for i, name in enumerate(h.names):
-                s[name][...] = stored(wide[name], s[name].dtype, 1 + i)
+                s[name][...] = stored(wide[name], s[name].dtype, 2 + i)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
                 e = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
-                self.ema[key] = stored(e, D, 4)
+                self.ema[key] = stored(e, D, 5)
             if master == "remainder":
                 p[...], s[master][...] = split(x, p.dtype)
             elif master:

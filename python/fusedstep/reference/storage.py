@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable
 from hashlib import blake2b
-from numbers import Number
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,8 @@ class Noise:
     """The random bits of one parameter in update number t."""
 
     def __init__(self, seed: float, t: int, key: Hashable) -> None:
-        if isinstance(key, Number):
-            number = hash(key) % 2**64  # 0, 1, ... are themselves
+        if isinstance(key, Integral):
+            number = int(key) % 2**64
         else:
             text = key if isinstance(key, str) else repr(key)
             number = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
@@ -49,7 +49,7 @@ class Noise:
         self.key = philox(np.array(words).reshape(4, 1), [seed % 2**32, seed >> 32])[:2, 0]
 
     def bits(self, array: int, shape: tuple[int, ...]) -> Any:
-        """Return 16 random bits for each element of array number 0 (parameter), 1 to 3 (states) or 4 (average)."""
+        """Return 16 random bits for each element of array number 0 (parameter), 2 to 4 (states) or 5 (average)."""
         size = int(np.prod(shape))
         counters = np.arange(-(-size // 256) * 32)
         zeros = np.zeros_like(counters)
@@ -91,5 +91,6 @@ def joined(p: Any, remainder: Any) -> Any:
     """Return the float32 numbers that were split."""
     high, low = p.view(np.uint16).astype(np.uint32), remainder.astype(np.uint32)
     bits = (high - (low >> 15) << 16) | low
-    zero = (high & 0x7FFF == 0) & (low >= 0x8000)  # which was not split, but set by somebody
-    return np.where(zero, high << 16, bits).astype(np.uint32).view(np.float32)
+    # A zero or an infinity that was not split, but set by somebody, has no such remainder.
+    zero, infinity = (high & 0x7FFF == 0) & (low >= 0x8000), (high & 0x7FFF == 0x7F80) & (low < 0x8000)
+    return np.where(zero | infinity, high << 16, bits).astype(np.uint32).view(np.float32)
