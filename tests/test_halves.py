@@ -1,6 +1,8 @@
 """Half precision: what is stored, how it is rounded, and what masters and noise are worth."""
 
+import datetime
 import itertools
+import pathlib
 import subprocess
 import sys
 
@@ -267,230 +269,7 @@ def test_large_step_numbers_and_far_elements_have_noise():
         same(p, q)
 
 
-def test_small_updates_are_lost_to_nearest_and_kept_by_chance_or_a_master():
-    g = np.ones(10_000, BF16)
-    ends = {}
-    for name, options in {
-        "nearest": {},
-        "stochastic": {"rounding": "stochastic"},
-        "master": {"master_weights": True},
-        "split": {"master_weights": "split"},
-    }.items():
-        p = np.ones(10_000, BF16)
-        opt = fs.SGD(lr=1e-4, **options)
-        for _ in range(1000):
-            opt.step(p, g)
-        ends[name] = float(p.astype(np.float64).mean())
-    assert ends["nearest"] == 1
-    assert abs(ends["stochastic"] - 0.9) < 2e-3
-    assert abs(ends["master"] - 0.9) < 2e-3
-    assert ends["master"] == ends["split"]
-
-
-# Masters.
-
-
-@HALVES
-@pytest.mark.parametrize("cls", verify.classes())
-def test_a_master_is_the_float32_run(cls, half):
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal(700).astype(half)
-    p, wide = start.copy(), start.astype(np.float32)
-    opt, twin = cls(lr=0.01, master_weights=True), cls(lr=0.01)
-    for _ in range(10):
-        g = rng.standard_normal(700).astype(half)
-        opt.step(p, g)
-        twin.step(wide, g.astype(np.float32))
-        same(opt.state[0]["master"], wide)
-        same(p, wide.astype(half))
-
-
-@pytest.mark.parametrize("cls", verify.classes())
-def test_parameter_and_remainder_are_the_float32_run(cls):
-    rng = np.random.default_rng(0)
-    start = rng.standard_normal(700).astype(BF16)
-    p, wide = start.copy(), start.astype(np.float32)
-    opt, twin = cls(lr=0.01, master_weights="split"), cls(lr=0.01)
-    for _ in range(10):
-        g = rng.standard_normal(700).astype(BF16)
-        opt.step(p, g)
-        twin.step(wide, g.astype(np.float32))
-        same(reference.storage.joined(p, opt.state[0]["remainder"]), wide)
-        near = wide.astype(BF16)
-        assert (p == near)[wide.view(np.uint32) & 0xFFFF != 0x8000].all()
-
-
-def test_a_split_loses_nothing(isa):
-    """Every pattern of upper and lower bits near a border, and the parameter is the nearest number, away in a tie."""
-    high = PATTERNS.astype(np.uint32) << 16
-    for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
-        x = (high | np.uint32(low)).view(np.float32)
-        p, r = np.zeros(x.size, BF16), np.zeros(x.size, np.uint16)
-        opt = fs.SGD(lr=1.0, master_weights="split")
-        opt.step(p, -x)
-        r = opt.state[0]["remainder"]
-        x = minus(-x)
-        same(reference.storage.joined(p, r), x)
-        usual = x.astype(BF16)
-        tie = (low == 0x8000) & (x != 0)
-        assert ((p == usual) | np.isnan(x) | tie).all()
-        opt.step(p, np.zeros(x.size, np.float32))
-        same(reference.storage.joined(p, r), x)  # read back by the kernel, and written again
-
-
-def test_what_a_caller_writes_into_a_parameter_counts(isa):
-    for options in ({"master_weights": True}, {"master_weights": "split"}):
-        p, g = np.ones(100, BF16), np.full(100, 1e-3, BF16)
-        opt = fs.SGD(lr=1.0, **options)
-        opt.step(p, g)
-        p[:50] = 5
-        p[50:60] = 0
-        p[60:70] = -0.0
-        opt.step(p, np.zeros(100, BF16))
-        assert (p[:50] == 5).all()
-        assert (p[50:70] == 0).all()
-        master = opt.state[0].get("master")
-        if master is None:
-            master = reference.storage.joined(p, opt.state[0]["remainder"])
-        assert (abs(master[:50] - 5) <= 5 * 2.0**-8).all()
-        assert (abs(master[50:70]) < 1e-38).all()
-        assert (master[70:] == np.float32(1) - np.float32(g[0])).all()
-
-
-def test_an_infinity_or_a_zero_that_a_caller_writes_stays_one(isa):
-    p = np.ones(64, BF16)
-    opt = fs.SGD(lr=1e-3, master_weights="split")
-    opt.step(p, np.linspace(-1, 1, 64).astype(BF16))
-    assert len(np.unique(opt.state[0]["remainder"] >> 15)) == 2
-    for value in (np.inf, -np.inf, 0.0):
-        p[::2] = value
-        opt.step(p, np.zeros(64, BF16))
-        kept = p[::2].astype(np.float32)
-        assert ((kept == value) | (abs(kept) > 3.38e38)).all()  # below infinity is what rounds up to it
-
-
-SWITCHES = {
-    "from the start": [("a", {"master_weights": True}), ("ab", {}), ("ab", {})],
-    "on": [("ab", {}), ("a", {"master_weights": True}), ("ab", {}), ("ab", {})],
-    "on in a step without gradients": [("ab", {}), ("", {"master_weights": "split"}), ("ab", {}), ("ab", {})],
-    "off and on": [
-        ("ab", {"master_weights": True}),
-        ("ab", {}),
-        ("a", {"master_weights": False}),
-        ("ab", {}),
-        ("ab", {"master_weights": True}),
-        ("ab", {}),
-    ],
-    "by overrides": [
-        ("ab", {"overrides": {"a": {"master_weights": True}}}),
-        ("ab", {"overrides": {"b": {"master_weights": True}}}),
-        ("ab", {"overrides": {"b": {"master_weights": "split"}}}),
-        ("ab", {}),
-    ],
-}
-
-
-@pytest.mark.parametrize("steps", SWITCHES.values(), ids=SWITCHES)
-def test_every_parameter_has_the_master_that_it_should_have(steps):
-    rng = np.random.default_rng(0)
-    found, wanted = ({key: np.ones(50, BF16) for key in "ab"} for _ in range(2))
-    opt, ref = fs.SGD(lr=1e-3), reference.SGD(lr=1e-3)
-    for present, options in steps:
-        for name, value in options.items():
-            setattr(opt, name, value)
-            setattr(ref, name, value)
-        grads = {key: rng.standard_normal(50).astype(BF16) for key in present}
-        opt.step(found, grads)
-        ref.step(wanted, grads)
-        assert verify.difference(list(found.values()), list(wanted.values())) == 0
-        for key in present:
-            assert opt.state[key].keys() == ref.state[key].keys()
-            for name, array in opt.state[key].items():
-                same(array, ref.state[key][name])
-
-
-def test_a_parameter_that_becomes_half_precision_gets_its_master():
-    opt = fs.Adam(master_weights=True)
-    opt.step(np.ones(5, F32), np.ones(5, F32))
-    p = np.ones(5, BF16)
-    opt.step(p, p.copy())
-    assert opt.state[0].keys() == {"m", "v", "master"}
-    opt = fs.SGD()
-    params = [np.ones(5, BF16), np.ones(5, F16)]
-    opt.step(params, [params[0].copy(), None])
-    opt.master_weights = "split"
-    opt.step(params, [params[0].copy(), None])
-    with pytest.raises(TypeError, match=r"^params\[1\] is float16, expected bfloat16 with"):
-        opt.step(params, [p.copy() for p in params])
-
-
-def test_masters_come_and_go():
-    p, g = np.ones(64, BF16), np.full(64, 0.3, BF16)
-    q = p.copy()
-    opt, ref = fs.Adam(), reference.Adam()
-    for masters in (False, True, "split", True, False, "split", "split"):
-        for some, array in ((opt, p), (ref, q)):
-            some.master_weights = masters
-            some.step(array, g)
-        same(p, q)
-    opt.overrides = {0: {"master_weights": False}}
-    ref.master_weights = False
-    opt.step(p, g)
-    ref.step(q, g)
-    same(p, q)
-
-
-def test_only_half_precision_has_masters():
-    for dtype in (np.float32, np.float64):
-        opt = fs.Adam(master_weights=True)
-        opt.step(np.ones(5, dtype), np.ones(5, dtype))
-        assert opt.state[0].keys() == {"m", "v"}
-    opt = fs.Adam(master_weights="split")
-    p = np.ones(5, F16)
-    with pytest.raises(TypeError, match=r"^params\[0\] is float16, expected bfloat16 with master_weights='split'"):
-        opt.step(p, p.copy())
-    assert (p == 1).all()
-    assert not opt.t
-
-
-# Dtypes of states and averages.
-
-
-@HALVES
-@pytest.mark.parametrize("cls", verify.classes())
-def test_state_dtypes(cls, half):
-    for choice, expected in (("float32", F32), ("same", half)):
-        opt = cls(state_dtype=choice, ema=0.9)
-        opt.step(np.ones(5, half), np.ones(5, half))
-        assert {a.dtype for a in (*opt.state[0].values(), opt.ema[0])} == {expected}
-        for dtype in (F32, np.dtype(np.float64)):
-            opt = cls(state_dtype=choice)
-            opt.step(np.ones(5, dtype), np.ones(5, dtype))
-            assert {a.dtype for a in opt.state[0].values()} <= {dtype}
-
-
-def test_states_that_are_there_keep_their_dtype():
-    p = np.ones(5, BF16)
-    opt = fs.Adam(state_dtype="same")
-    opt.step(p, p.copy())
-    opt.state_dtype, opt.amsgrad, opt.ema = "float32", True, 0.9
-    opt.step(p, p.copy())
-    assert {a.dtype for a in (*opt.state[0].values(), opt.ema[0])} == {BF16}
-    found, wanted = np.ones(40, BF16), np.ones(40, BF16)
-    opt, ref = (module.SGD(ema=0.9, state_dtype="same") for module in (fs, reference))
-    for choice in ("same", "float32", "same"):
-        opt.state_dtype = ref.state_dtype = choice
-        opt.step(found, np.full(40, 0.3, BF16))
-        ref.step(wanted, np.full(40, 0.3, BF16))
-        assert opt.ema[0].dtype == ref.ema[0].dtype == BF16
-        same(opt.ema[0], ref.ema[0])
-
-
-def test_accumulators_start_as_float32_does():
-    for start in (0.1, 1e-9, 1e30):
-        opt = fs.Adagrad(initial_accumulator=start, state_dtype="same")
-        opt.step(np.ones(1, F16), np.zeros(1, F16))
-        assert opt.state[0]["a"][0] == F16.type(np.float32(start))
+# In company.
 
 
 def test_eps_never_vanishes():
@@ -552,6 +331,122 @@ def test_functions_take_halves():
             functional.adam(p, g, m, v, t=t, lr=1e-3, rounding="stochastic", seed=9)
             ref.step(q, g)
         assert verify.difference([p, m, v], [q, ref.state[0]["m"], ref.state[0]["v"]]) == 0
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+def test_from_what_on_float16_is_infinite(rounding, isa):
+    x = np.arange(65505, 65632, 0.5, dtype=np.float32).repeat(300)  # the largest number, and twice the unit beyond 2^16
+    for sign in (1, -1):
+        p, q = np.zeros(x.size, F16), np.zeros(x.size, F16)
+        functional.sgd(p, sign * -x, lr=1.0, rounding=rounding)
+        reference.SGD(lr=1.0, rounding=rounding).step(q, sign * -x)
+        assert np.isinf(p[x >= 65536]).all()
+        same(p, q)
+
+
+@pytest.mark.parametrize(
+    "dtype", [np.int16, np.uint16, "V2", F16.newbyteorder(), BF16.newbyteorder(), ml_dtypes.float8_e5m2], ids=repr
+)
+def test_states_of_a_wrong_dtype_are_refused_where_they_agree(dtype):
+    """Nothing else of the parameter contradicts them."""
+    state = {name: np.zeros(3, dtype) for name in "mv"}
+    with pytest.raises(TypeError, match=r"^state\[0\]\['m'\] is .*, expected float32, float64, float16 or bfloat16$"):
+        fs.Adam().load_state_dict({"t": {0: 1}, "state": {0: state}})
+
+
+@pytest.mark.parametrize("key", [datetime.date(2024, 1, 1), pathlib.PurePosixPath("w")], ids=repr)
+def test_keys_whose_repr_is_not_their_text_have_the_noise_of_the_reference(key):
+    p, q = np.ones(1000, BF16), np.ones(1000, BF16)
+    for module, array in ((fs, p), (reference, q)):
+        module.SGD(lr=1e-3, rounding="stochastic").step({key: array}, {key: np.ones(1000, BF16)})
+    same(p, q)
+
+
+def test_a_bfloat16_of_another_size_is_none():
+    code = """
+import sys, types
+import ml_dtypes, numpy as np, fusedstep as fs
+sys.modules["ml_dtypes"] = types.SimpleNamespace(bfloat16=ml_dtypes.float8_e4m3fn)
+p = np.ones(64, ml_dtypes.float8_e4m3fn)
+for dtype in (ml_dtypes.float8_e4m3fn, ml_dtypes.bfloat16):
+    p = np.ones(64, dtype)
+    try:
+        fs.SGD().step(p, p.copy())
+    except TypeError as error:
+        assert "expected float32" in str(error)
+    else:
+        raise AssertionError(dtype)
+    assert (p == 1).all()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+@HALVES
+def test_a_gradient_that_stays_is_looked_at_again_with_a_new_parameter(half):
+    g = np.full(64, 0.25, np.float32)
+    opt, ref = fs.SGD(lr=1.0), reference.SGD(lr=1.0)
+    for dtype in (half, F32, half):
+        p, q = np.ones(64, dtype), np.ones(64, dtype)
+        opt.step(p, g)
+        ref.step(q, g)
+        same(p, q)
+    for wrong, error, message in (
+        (np.ones(64), TypeError, r"^grad is float32, expected float64 like param$"),
+        (np.ones(16, half), ValueError, r"^grad has shape \(64,\), expected \(16,\) like param$"),
+    ):
+        with pytest.raises(error, match=message):
+            opt.step(wrong, g)
+        assert (wrong == 1).all()
+
+
+@pytest.mark.parametrize("first", [np.float32, np.float64, F16, BF16], ids=str)
+def test_tensors_of_one_step_have_each_the_floating_point_mode_of_its_dtype(first, isa):
+    """A subnormal number is flushed, except in float64; that of float16 is none in float32."""
+    dtypes = [first, np.float64, np.float32, np.float64, BF16, np.float64, F16, np.float64]
+    tiny = {np.dtype(t): np.finfo(t).smallest_normal / t(2) for t in (np.float64, np.float32)}
+    tiny |= {BF16: tiny[F32], F16: 2.0**-24}
+    params = [np.full(5, tiny[np.dtype(dtype)], dtype) for dtype in dtypes]
+    before = [p.copy() for p in params]
+    fs.SGD().step(params, [np.zeros(5, p.dtype) for p in params])
+    for p, start in zip(params, before, strict=True):
+        same(p, np.zeros_like(p) if p.dtype in (F32, BF16) else start)
+
+
+@HALVES
+def test_functions_refuse_half_states_of_whole_parameters(half):
+    arrays = {name: np.ones(8, np.float32) for name in "pgmv"}
+    for name in "mv":
+        wrong = arrays | {name: np.ones(8, half)}
+        with pytest.raises(TypeError, match=rf"^{name} is {half}, expected float32 like [pm]$"):
+            functional.adam(**wrong, t=1, lr=0.1)
+        assert all((a == 1).all() for a in wrong.values())
+
+
+def test_each_array_of_a_list_has_the_noise_of_its_place():
+    def arrays():
+        return [np.ones(1000, BF16) for _ in range(3)]
+
+    found, wanted = arrays(), arrays()
+    functional.sgd(found, arrays(), lr=1e-3, rounding="stochastic", seed=5)
+    reference.SGD(lr=1e-3, rounding="stochastic", seed=5).step(wanted, arrays())
+    assert verify.difference(found, wanted) == 0
+    assert verify.difference(found[:1], found[1:2]) > 100
+
+
+def test_a_seed_of_any_kind_becomes_an_int():
+    opt = fs.SGD(seed=np.int64(5))
+    assert type(opt.seed) is int
+    assert opt.seed == 5
+
+
+@HALVES
+def test_an_average_alone_says_which_parameters_can_be_saved(half, tmp_path):
+    opt, p = fs.SGD(ema=0.9, state_dtype="same"), np.ones(3, half)
+    opt.step(p, p.copy())
+    for wrong in (np.ones(3, np.float32), np.ones(4, half)):
+        with pytest.raises(ValueError, match=r"^params\[0\] is .*, expected one that fits ema"):
+            fs.save(tmp_path / "x.npz", opt, wrong)
+    assert not list(tmp_path.iterdir())
 
 
 # Refusals.

@@ -310,11 +310,10 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
             if (array.is_none()) continue;
             Name name = span_name(i * kRoles + role);
             if (role == kMaster) {
-                if (!(kHalves & among(param))) continue;  // which has none; that it should have one, its step will say
-                const bool split = py::array(array).itemsize() == kItemSize[kUInt16];
-                name.state = split ? "remainder" : "master";
-                like = {tensor.shape, kFloat32, among(kFloat32, param == kBFloat16 ? kUInt16 : kFloat32),
-                        param_name(i)};
+                const Type master = py::array(array).itemsize() == kItemSize[kUInt16] ? kUInt16 : kFloat32;
+                if (!(params_of(master) & kHalves & among(param))) continue;  // it is not ready for a step
+                name.state = master == kUInt16 ? "remainder" : "master";
+                like = {tensor.shape, master, among(master), param_name(i)};
             }
             array = as_numpy(std::move(array), name);
             View& view = tensor.views[role] = look(array, name, true, &like);
