@@ -311,7 +311,10 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
             Name name = span_name(i * kRoles + role);
             if (role == kMaster) {
                 const Type master = py::array(array).itemsize() == kItemSize[kUInt16] ? kUInt16 : kFloat32;
-                if (!(params_of(master) & kHalves & among(param))) continue;  // it is not ready for a step
+                if (!(params_of(master) & kHalves & among(param))) {
+                    tensor.bound = false;  // so that no step is made with a parameter that it does not fit
+                    continue;
+                }
                 name.state = master == kUInt16 ? "remainder" : "master";
                 like = {tensor.shape, master, among(master), param_name(i)};
             }
