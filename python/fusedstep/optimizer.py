@@ -114,7 +114,7 @@ class Optimizer:
         Whether half-precision parameters have a float32 master, which collects the updates and is rounded to be the
         parameter: ``state[key]["master"]``. Where "split", it is kept as the bfloat16 parameter, which in a tie is
         rounded away from zero, and the 16 bits that it lacks, uint16: ``state[key]["remainder"]``. What the caller
-        writes into a parameter counts: there, the master begins anew.
+        writes into a parameter counts: there, the master begins anew, but for those 16 bits, which stay.
     rounding : {"nearest", "stochastic"}
         How what is computed in float32 becomes float16 or bfloat16: to nearest, or up or down by chance, so that the
         mean is kept and small updates are not lost (Gupta et al. 2015, "Deep learning with limited numerical
@@ -259,8 +259,8 @@ class Optimizer:
             writable. Updated in place.
         grads : like `params`
             Their gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
-            half precision for a float32 one. A gradient that is None, or missing from a
-            mapping, leaves its parameter, states and step count alone. Gradients are only read, unless `zero_grad`.
+            half precision for a float32 one. A gradient that is None, or missing from a mapping, leaves its parameter,
+            states and step count alone. Gradients are only read, unless `zero_grad`.
         grad_scale : float
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
             accumulated batches.

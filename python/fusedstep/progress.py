@@ -1,4 +1,4 @@
-"""What an optimizer remembers of each parameter, by key: step count, states and average."""
+"""What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
 from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
