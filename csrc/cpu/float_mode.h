@@ -21,7 +21,7 @@ public:
 
 #if defined(__x86_64__)
     using Word = unsigned;
-    void ieee() { write(0x1f80); }  // every exception masked
+    void ieee() { write(0x1f80); }            // every exception masked
     void flush() { write(0x1f80 | 0x8040); }  // FTZ and DAZ
 private:
     static Word read() { return _mm_getcsr(); }
