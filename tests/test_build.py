@@ -4,6 +4,7 @@ import ast
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from collections import Counter
 from functools import cache
@@ -205,6 +206,16 @@ def test_the_reference_shares_nothing_with_the_package():
     for path in Path(reference.__file__).parent.glob("*.py"):
         foreign = ("..", "fusedstep", "scipy", "torch")
         assert not [name for name in imports(path) if name.startswith(foreign)], path.name
+
+
+def test_the_reference_is_loaded_when_it_is_asked_for():
+    code = """
+import sys, fusedstep
+assert "reference" in dir(fusedstep)
+assert not {"fusedstep.reference", "fusedstep.archive", "ml_dtypes", "safetensors"} & sys.modules.keys()
+assert fusedstep.reference.SGD().lr == 0.01
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_optimizer_classes_know_no_pointer():

@@ -351,9 +351,8 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     for (size_t row = 0; row < rows.size(); ++row) {
         const double* hypers = table_.data() + row * kernel.hyper_count;
         const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + kernel.rule_hyper_count);
-        const Type masters[] = {kTypes, kFloat32, kUInt16};
-        rows_.push_back({around.averages(), around.zero_grad != 0, masters[static_cast<int>(around.master)],
-                         Around::scale(around, 1), nullptr});
+        const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
+        rows_.push_back({around.averages(), around.zero_grad != 0, master, Around::scale(around, 1), nullptr});
         measures_ = measures_ || around.measures();
     }
     for (size_t i = 0; i < tensors_.size(); ++i) {

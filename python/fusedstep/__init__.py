@@ -26,12 +26,18 @@ A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint afte
 (420, 3.0)
 """
 
-from . import _cpu, functional, optimizers, reference, schedules
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
 from .minibatches import minibatches
 from .optimizer import Result
 from .optimizers import *  # noqa: F403 (its __all__ is the list of optimizers)
 from .settings import info, set_num_threads, use_isa
+
+if TYPE_CHECKING:
+    from . import reference
 
 __version__ = _cpu.version
 
@@ -48,3 +54,14 @@ __all__ = [
     "use_isa",
 ]
 __all__ += optimizers.__all__
+
+
+def __getattr__(name: str) -> Any:
+    """Load the reference when it is first asked for: whoever only makes steps need not wait for it."""
+    if name == "reference":
+        return import_module(".reference", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
