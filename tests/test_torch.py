@@ -148,12 +148,30 @@ def test_a_module_can_be_trained():
         (torch.ones(3, 3).T[:, :2], ValueError),
         (torch.ones(6)[::2], ValueError),
         (torch.ones(3, dtype=torch.int32), TypeError),
-        (torch.ones(3, dtype=torch.float16), TypeError),
+        (torch.ones(3, dtype=torch.bfloat16), TypeError),
     ],
-    ids=["transposed", "strided", "int32", "float16"],
+    ids=["transposed", "strided", "int32", "bfloat16"],
 )
 def test_wrong_tensors_are_refused(wrong, error):
     before = wrong.clone()
     with pytest.raises(error):
         fusedstep.SGD().step([torch.ones(4), wrong], [torch.ones(4), torch.ones_like(wrong)])
     assert torch.equal(wrong, before)
+
+
+def test_float16_tensors_are_stepped():
+    p, q = torch.ones(40, dtype=torch.float16), np.ones(40, np.float16)
+    opt, specification = (module.Adam(master_weights=True) for module in (fusedstep, fusedstep.reference))
+    for _ in range(3):
+        g = torch.linspace(-1, 1, 40, dtype=torch.float16)
+        opt.step(p, g)
+        specification.step(q, g.numpy())
+    assert p.numpy().tobytes() == q.tobytes()
+
+
+def test_bfloat16_tensors_are_stepped_as_arrays():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    p = torch.ones(40, dtype=torch.bfloat16)
+    view = p.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    fusedstep.SGD(lr=0.5).step(view, view.copy())
+    assert torch.equal(p, torch.full((40,), 0.5, dtype=torch.bfloat16))
