@@ -106,6 +106,24 @@ def test_conversions_are_those_of_numpy_and_ml_dtypes():
     assert reference.storage.rounded(F32.type([1 + 2**-8, 1 + 3 * 2**-8]), BF16).tolist() == [1.0, 1 + 2**-6]
 
 
+def test_a_split_loses_nothing(isa):
+    """Every pattern of upper and lower bits near a border, and the parameter is the nearest number, away in a tie."""
+    high = PATTERNS.astype(np.uint32) << 16
+    for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
+        x = (high | np.uint32(low)).view(np.float32)
+        p, r = np.zeros(x.size, BF16), np.zeros(x.size, np.uint16)
+        opt = fs.SGD(lr=1.0, master_weights="split")
+        opt.step(p, -x)
+        r = opt.state[0]["remainder"]
+        x = minus(-x)
+        same(reference.storage.joined(p, r), x)
+        usual = x.astype(BF16)
+        tie = (low == 0x8000) & (x != 0)
+        assert ((p == usual) | np.isnan(x) | tie).all()
+        opt.step(p, np.zeros(x.size, np.float32))
+        same(reference.storage.joined(p, r), x)  # read back by the kernel, and written again
+
+
 # Noise.
 
 
