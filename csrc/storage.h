@@ -11,13 +11,13 @@ namespace {
 
 using namespace fusedstep;
 
-RULE uint32_t bits_of(float x) {
+RULE constexpr uint32_t bits_of(float x) {
     return __builtin_bit_cast(uint32_t, x);
 }
 RULE Words bits_of(Floats x) {
     return (Words)x;
 }
-RULE float float_of(uint32_t bits) {
+RULE constexpr float float_of(uint32_t bits) {
     return __builtin_bit_cast(float, bits);
 }
 RULE Floats float_of(Words bits) {
@@ -25,13 +25,13 @@ RULE Floats float_of(Words bits) {
 }
 
 // Numbers below 2^31 as floats, and the other way, towards zero.
-RULE float value_of(uint32_t x) {
+RULE constexpr float value_of(uint32_t x) {
     return static_cast<float>(static_cast<int32_t>(x));
 }
 RULE Floats value_of(Words x) {
     return __builtin_convertvector((Ints)x, Floats);
 }
-RULE uint32_t integer_of(float x) {
+RULE constexpr uint32_t integer_of(float x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x));
 }
 RULE Words integer_of(Floats x) {
@@ -39,7 +39,7 @@ RULE Words integer_of(Floats x) {
 }
 
 // All bits, or none.
-RULE uint32_t is_nan(float x) {
+RULE constexpr uint32_t is_nan(float x) {
     return x != x ? ~0u : 0;
 }
 RULE Words is_nan(Floats x) {
@@ -48,23 +48,23 @@ RULE Words is_nan(Floats x) {
 
 struct BFloat16 {
     template <class B>
-    RULE static auto widened(B h) {
+    RULE static constexpr auto widened(B h) {
         return float_of(h << 16);
     }
 
     template <class F>
-    RULE static auto nearest(F x) {
+    RULE static constexpr auto nearest(F x) {
         return rounded(x, 0x7fff + (bits_of(x) >> 16 & 1));
     }
 
     // Up with the probability that leaves the mean where it was, exactly; `noise` has 16 random bits.
     template <class F, class B>
-    RULE static B by_chance(F x, B noise) {
+    RULE static constexpr B by_chance(F x, B noise) {
         return rounded(x, noise);
     }
 
     template <class F, class B>
-    RULE static B rounded(F x, B up) {
+    RULE static constexpr B rounded(F x, B up) {
         return (is_nan(x) | (bits_of(x) + up)) >> 16;
     }
 };
@@ -75,7 +75,7 @@ struct Float16 {
     static constexpr uint32_t kTooLarge = 0x47800000;  // 2^16
 
     template <class B>
-    RULE static auto widened(B h) {
+    RULE static constexpr auto widened(B h) {
         B magnitude = h & 0x7fff;
         B normal = (magnitude << 13) + (magnitude < 0x7c00 ? B() + kRebias : B() + 2 * kRebias);
         B subnormal = bits_of(value_of(magnitude) * 0x1p-24f);
@@ -83,7 +83,7 @@ struct Float16 {
     }
 
     template <class F>
-    RULE static auto nearest(F x) {
+    RULE static constexpr auto nearest(F x) {
         auto magnitude = bits_of(x) & 0x7fffffff;
         // The last bit of 0.5 is the unit of subnormals: to add it is to round.
         auto subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
@@ -92,14 +92,14 @@ struct Float16 {
 
     // As for bfloat16; below 2^-14, where more bits are lost than there are random ones, exact to 2^-16 of a unit.
     template <class F, class B>
-    RULE static B by_chance(F x, B noise) {
+    RULE static constexpr B by_chance(F x, B noise) {
         B magnitude = bits_of(x) & 0x7fffffff;
         B units = integer_of(float_of(magnitude < kNormal ? magnitude : B()) * 0x1p40f);
         return rounded(x, noise >> 3, (units + noise) >> 16);
     }
 
     template <class F, class B>
-    RULE static B rounded(F x, B up, B subnormal) {
+    RULE static constexpr B rounded(F x, B up, B subnormal) {
         B bits = bits_of(x), magnitude = bits & 0x7fffffff;
         B normal = (magnitude + up - kRebias) >> 13;
         B h = magnitude < kNormal ? subnormal : normal;
@@ -112,19 +112,19 @@ struct Float16 {
 // from zero in a tie: of the floats that rounding to even would make one number, there are one too many for 16 bits.
 struct Split {
     template <class F>
-    RULE static auto high(F x) {
+    RULE static constexpr auto high(F x) {
         auto bits = bits_of(x);
         return BFloat16::rounded(x, bits - bits + 0x8000);
     }
 
     template <class F>
-    RULE static auto low(F x) {
+    RULE static constexpr auto low(F x) {
         auto bits = bits_of(x);
         return x != x ? bits - bits : bits & 0xffff;
     }
 
     template <class B>
-    RULE static auto joined(B high, B low) {
+    RULE static constexpr auto joined(B high, B low) {
         B magnitude = high & 0x7fff, bits = (high - (low >> 15)) << 16 | low;
         // A zero or an infinity that was not split, but set by somebody, has no such remainder.
         bits = magnitude == 0 ? (low < 0x8000 ? bits : high << 16) : bits;
@@ -132,6 +132,17 @@ struct Split {
         return float_of(bits);
     }
 };
+
+// What the texts say of single numbers.
+static_assert(BFloat16::nearest(1 + 0x1p-8f) == 0x3f80 && BFloat16::nearest(1 + 0x3p-8f) == 0x3f82);  // ties, to even
+static_assert(BFloat16::nearest(0x1.fffffep127f) == 0x7f80 && BFloat16::nearest(-0.0f) == 0x8000);
+static_assert(BFloat16::by_chance(1.0f, 0xffffu) == 0x3f80 && BFloat16::by_chance(1 + 0x1p-23f, 0xffffu) == 0x3f81);
+static_assert(Float16::nearest(65519.0f) == 0x7bff && Float16::nearest(65520.0f) == 0x7c00);
+static_assert(Float16::nearest(0x1p-25f) == 0 && Float16::nearest(-0x3p-25f) == 0x8002);
+static_assert(Float16::by_chance(0x1p-25f, 0x7fffu) == 0 && Float16::by_chance(0x1p-25f, 0x8000u) == 1);
+static_assert(Float16::widened(1u) == 0x1p-24f && Float16::widened(0xfbffu) == -65504);
+static_assert(Split::high(1 + 0x1p-8f) == 0x3f81 && Split::low(1 + 0x1p-8f) == 0x8000);  // a tie, away from zero
+static_assert(Split::joined(0x3f81u, 0x8000u) == 1 + 0x1p-8f);
 
 #if defined(__AVX512F__)
 RULE Floats from_float16(Halves h) {

@@ -26,9 +26,10 @@ typedef VECTOR(float, kWidth) Floats;
 typedef VECTOR(int32_t, kWidth) Ints;
 typedef VECTOR(uint32_t, kWidth) Words;
 typedef VECTOR(uint16_t, kWidth) Halves;
-typedef VECTOR(uint64_t, (kWidth / 2)) Longs;
 typedef VECTOR(uint32_t, (kWidth / 2)) FewWords;
 #undef VECTOR
+// In registers only; where a template takes its type, an alignment of its own would be forgotten.
+typedef uint64_t Longs __attribute__((vector_size(kWidth / 2 * sizeof(uint64_t))));
 
 #if defined(__AVX512F__)
 RULE Words widened(Halves h) {

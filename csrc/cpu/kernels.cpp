@@ -269,6 +269,7 @@ void derive(const double* hyper, Clock& clock, Group& group) {
      {PURE(Rule, float), PURE(Rule, double), HALVES(Rule, 2), HALVES(Rule, 3), HALVES(Rule, 4), HALVES(Rule, 5), \
       MIXED(Rule)}},
 
+static_assert(kPure == 2 && kMixed == 6);  // as the lines above number the loops
 constexpr Kernel kKernels[] = {FUSEDSTEP_RULES(KERNEL) FUSEDSTEP_LIMITS(KERNEL)};
 
 }  // namespace
