@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from itertools import repeat
 from statistics import median, quantiles
 
-__all__ = ["Entry", "Ratio", "Timing", "race", "ratio"]
+__all__ = ["Clock", "Entry", "Ratio", "Timing", "host_time", "race", "ratio"]
+
+Clock = Callable[[Callable[[], object], int], float]  # takes a step and how often to call it, returns the seconds
 
 
 @dataclass
@@ -70,7 +72,17 @@ def _iqr(values: list[float]) -> float:
     return high - low
 
 
-def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float = 0.0) -> dict[str, Timing]:
+def host_time(step: Callable[[], object], calls: int) -> float:
+    """Return the seconds that the host is in these calls."""
+    start = time.perf_counter()
+    for _ in repeat(None, calls):
+        step()
+    return time.perf_counter() - start
+
+
+def race(
+    entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float = 0.0, clock: Clock = host_time
+) -> dict[str, Timing]:
     """
     Time all entries, in `rounds` interleaved rounds.
 
@@ -86,13 +98,15 @@ def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float
         Seconds of sleep before each turn, and at least as many of warming up. Threads of other pools keep spinning
         after their last work, for some milliseconds (libgomp), and would take a core away from the next contestant;
         and the system may wake two threads on one core, and needs some milliseconds to part them.
+    clock : function
+        How time is taken.
 
     Returns
     -------
     dict
         Timing of each entry, by name.
     """
-    calls = {entry.name: _calibrate(entry, inner) for entry in entries}
+    calls = {entry.name: _calibrate(entry, inner, clock) for entry in entries}
     warm_up = {name: max(1, n // 10, int(n * rest / elapsed)) for name, (n, elapsed) in calls.items()}
     seconds: dict[str, list[float]] = {entry.name: [] for entry in entries}
     enabled = gc.isenabled()
@@ -102,27 +116,20 @@ def race(entries: Sequence[Entry], rounds: int, inner: float = 0.01, rest: float
             for entry in entries[:: -1 if i % 2 else 1]:
                 time.sleep(rest)
                 entry.prepare()
-                _time(entry.step, warm_up[entry.name])
+                clock(entry.step, warm_up[entry.name])
                 n, _ = calls[entry.name]
-                seconds[entry.name].append(_time(entry.step, n) / (n * entry.steps))
+                seconds[entry.name].append(clock(entry.step, n) / (n * entry.steps))
     finally:
         if enabled:
             gc.enable()
     return {name: Timing(each) for name, each in seconds.items()}
 
 
-def _time(step: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in repeat(None, calls):
-        step()
-    return time.perf_counter() - start
-
-
-def _calibrate(entry: Entry, inner: float) -> tuple[int, float]:
+def _calibrate(entry: Entry, inner: float, clock: Clock) -> tuple[int, float]:
     """Return how many calls fill the inner loop, and the seconds that they took."""
     entry.prepare()
     entry.step()
     calls = 1
-    while (elapsed := _time(entry.step, calls)) < inner:
+    while (elapsed := clock(entry.step, calls)) < inner:
         calls = max(calls + 1, min(10 * calls, int(1.2 * calls * inner / max(elapsed, 1e-9))))
     return calls, elapsed

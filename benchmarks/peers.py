@@ -91,6 +91,10 @@ class Job:
         states = len(fusedstep._cpu.rules[self.rule][1])
         return self.size * self.count * dtype_of(self.dtype).itemsize * (3 + 2 * states)
 
+    def optimizer(self) -> fusedstep.Optimizer:
+        """Return a fresh optimizer of ours for this; peers take their hyperparameters from it."""
+        return optimizer(self.rule)
+
     @staticmethod
     def forget() -> None:
         """Free the random numbers."""
@@ -138,7 +142,7 @@ class Fusedstep(Contestant):
             names = [f"layer{i}.weight" for i in range(job.count)]
             self.args = tuple(dict(zip(names, arrays, strict=True)) for arrays in (self.params, job.grads))
             self.name = "fusedstep, dict"
-        self.optimizer = optimizer(job.rule)
+        self.optimizer = job.optimizer()
         self.step = partial(self.optimizer.step, *self.args)
 
     def param(self) -> np.ndarray:
@@ -207,7 +211,7 @@ def _load(module: str) -> Any:
 
 
 class Torch(Contestant):
-    """PyTorch's optimizer: `fused`, `foreach` or plain; p and g are NumPy's memory, states are its own."""
+    """PyTorch's optimizer: `fused`, `foreach` or plain; p and g are the job's memory, states are its own."""
 
     how = "fused"
 
@@ -217,9 +221,9 @@ class Torch(Contestant):
         self.name = f"torch {self.how}"
 
         def tensor(array: np.ndarray) -> Any:
-            if job.dtype == "bfloat16":  # which torch knows, but not of NumPy
-                return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
-            return torch.from_numpy(array)
+            if job.dtype == "bfloat16":  # which torch knows, but not of others
+                return torch.from_dlpack(array.view(np.uint16)).view(torch.bfloat16)
+            return torch.from_dlpack(array)
 
         self.params = [torch.nn.Parameter(tensor(p)) for p in job.params()]
         for p, g in zip(self.params, job.grads, strict=True):
@@ -232,7 +236,7 @@ class Torch(Contestant):
         _load("torch").nn.utils.clip_grad_norm_(self.params, limit)
 
     def _make(self, torch: Any, job: Job) -> Any:
-        o: Any = optimizer(job.rule)
+        o: Any = job.optimizer()
         name, options = self._options(job.rule, o)
         switches = {"foreach": self.how == "foreach"} | ({"fused": True} if self.how == "fused" else {})
         try:
@@ -254,7 +258,8 @@ class Torch(Contestant):
             case "adadelta":
                 return "Adadelta", {"rho": o.rho, "eps": o.eps}
             case "adam" | "amsgrad":
-                return "Adam", {"betas": (o.beta1, o.beta2), "eps": o.eps, "amsgrad": o.amsgrad}
+                options = {"betas": (o.beta1, o.beta2), "eps": o.eps, "weight_decay": o.weight_decay}
+                return "AdamW" if o.decoupled else "Adam", options | {"amsgrad": o.amsgrad}
             case "adamax":
                 return "Adamax", {"betas": (o.beta1, o.beta2), "eps": o.eps}
             case "nadam":

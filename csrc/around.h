@@ -18,8 +18,8 @@ struct Around {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
             zero_grad, rounding_stochastic, seed, master;
 
-        bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
-        bool averages() const { return ema <= 1; }
+        RULE bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
+        RULE bool averages() const { return ema <= 1; }
     };
     template <class T>
     struct Scalars {
@@ -49,8 +49,8 @@ struct Around {
 
     // A gradient's share in the sum over all tensors, beside one whose factor is the `largest`; usually that is all of
     // them, and the share is the sum of squares itself. The common factor comes later.
-    RULE static double share(const Hyper& h, double largest, double sum_of_squares) {
-        double weight = largest != 0 ? h.grad_scale / largest : 1;
+    RULE static double share(double grad_scale, double largest, double sum_of_squares) {
+        double weight = largest != 0 ? grad_scale / largest : 1;
         return sum_of_squares * (weight * weight);
     }
 

@@ -12,14 +12,14 @@ namespace {
 constexpr int64_t kBlock = 1024;
 constexpr int64_t kLanes = 32;
 
-inline int64_t blocks_of(int64_t size) {
+RULE int64_t blocks_of(int64_t size) {
     return (size + kBlock - 1) / kBlock;
 }
 
 // One block of n <= kBlock elements: of their squares, or of themselves where they are sums. row(i, count) gives the
 // elements [i, i + count), at most kLanes of them.
 template <bool kSquare, class Row>
-RULE double block_sum(int64_t n, Row row) {
+inline __attribute__((always_inline)) double block_sum(int64_t n, Row row) {
     double lane[kLanes] = {};
     auto add = [&](auto x, int64_t count) {
         for (int64_t k = 0; k < count; ++k) {

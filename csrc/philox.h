@@ -2,9 +2,16 @@
 // of stochastic rounding that are made of it: they depend on seed, step, tensor, array and number of the element alone.
 #pragma once
 
-#include "vector.h"
+#include <stdint.h>
+
+#include "rules/rule.h"
 
 namespace {
+
+// The lower half of x times m.
+RULE constexpr uint64_t product(uint64_t x, uint32_t m) {
+    return (x & 0xffffffff) * m;
+}
 
 // Four words of random bits from a counter of four words: the lower halves of x, which is a number or a vector of them.
 template <class X>
@@ -40,23 +47,9 @@ RULE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
     return (x[0] & 0xffffffff) | x[1] << 32;
 }
 
-// 16 random bits for each of the elements [kTile tile, kTile (tile + 1)) of an array of this role. A tile
-// has 32 counters in a row; it begins with the first words of all of them. A word serves two elements, its lower half
-// first.
-constexpr int64_t kTile = 256;
-
-inline void fill_noise(uint64_t key, uint32_t role, int64_t tile, uint16_t* noise) {
-    constexpr int kCounters = kTile / 8;
-    Longs counter = {};
-    for (int i = 0; i < kWidth / 2; ++i) counter[i] = i;
-    counter += static_cast<uint64_t>(tile) * kCounters;
-    for (int first = 0; first < kCounters; first += kWidth / 2, counter += kWidth / 2) {
-        Longs x[4] = {counter, counter >> 32, Longs() + role, Longs()};
-        philox(x, key);
-        for (int word = 0; word < 4; ++word)
-            *reinterpret_cast<FewWords*>(noise + 2 * (word * kCounters + first)) =
-                __builtin_convertvector(x[word], FewWords);
-    }
-}
+// An array has 16 random bits for each element, in tiles of 256 elements. A tile has 32 counters in a row; it begins
+// with the first words of all of them. A word serves two elements, its lower half first.
+constexpr int64_t kNoiseTile = 256;
+constexpr int kCounters = kNoiseTile / 8;
 
 }  // namespace

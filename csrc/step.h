@@ -32,6 +32,8 @@ constexpr int loop_of(const Types& types) {
     return loop;
 }
 
+constexpr int kHost = -1;  // where an array is, or the number of a GPU
+
 constexpr int kMaxStates = 3;
 // What the arrays of a tensor are.
 enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
@@ -81,9 +83,6 @@ struct Group {
     bool stochastic;      // whether halves are rounded by chance
     uint64_t seed;        // of that
     Clock before, after;  // of the tensors that this update concerns
-
-    const double* scalars(double) const { return float64; }
-    const float* scalars(float) const { return float32; }
 };
 
 // One rule, as one instruction set runs it.

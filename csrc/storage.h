@@ -1,49 +1,33 @@
 // How float16 and bfloat16 are loaded into float and stored from it: to nearest, ties to even, or up or down by chance.
 // Subnormals of float16 are kept, those of bfloat16 are float's; what is too large becomes infinite, NaN stays NaN.
-// Each conversion is one text, for a number (B is uint32_t) and for a vector of them (B is Words); a half is a B below
-// 2^16. Where an instruction set converts float16 itself, its instructions stand beside the text.
+// Each conversion is one text, for a number (B is uint32_t) and for a vector of them (cpu/vector.h); a half is a B
+// below 2^16.
 #pragma once
 
-#include "step.h"
-#include "vector.h"
+#include <stdint.h>
+
+#include "rules/rule.h"
 
 namespace {
-
-using namespace fusedstep;
 
 RULE constexpr uint32_t bits_of(float x) {
     return __builtin_bit_cast(uint32_t, x);
 }
-RULE Words bits_of(Floats x) {
-    return (Words)x;
-}
 RULE constexpr float float_of(uint32_t bits) {
     return __builtin_bit_cast(float, bits);
-}
-RULE Floats float_of(Words bits) {
-    return (Floats)bits;
 }
 
 // Numbers below 2^31 as floats, and the other way, towards zero.
 RULE constexpr float value_of(uint32_t x) {
     return static_cast<float>(static_cast<int32_t>(x));
 }
-RULE Floats value_of(Words x) {
-    return __builtin_convertvector((Ints)x, Floats);
-}
 RULE constexpr uint32_t integer_of(float x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x));
-}
-RULE Words integer_of(Floats x) {
-    return (Words) __builtin_convertvector(x, Ints);
 }
 
 // All bits, or none.
 RULE constexpr uint32_t is_nan(float x) {
     return x != x ? ~0u : 0;
-}
-RULE Words is_nan(Floats x) {
-    return (Words)(x != x);
 }
 
 struct BFloat16 {
@@ -143,86 +127,5 @@ static_assert(Float16::by_chance(0x1p-25f, 0x7fffu) == 0 && Float16::by_chance(0
 static_assert(Float16::widened(1u) == 0x1p-24f && Float16::widened(0xfbffu) == -65504);
 static_assert(Split::high(1 + 0x1p-8f) == 0x3f81 && Split::low(1 + 0x1p-8f) == 0x8000);  // a tie, away from zero
 static_assert(Split::joined(0x3f81u, 0x8000u) == 1 + 0x1p-8f);
-
-#if defined(__AVX512F__)
-RULE Floats from_float16(Halves h) {
-    return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
-}
-RULE Halves to_float16(Floats x) {
-    return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
-}
-#elif defined(__F16C__) && defined(__AVX2__)
-RULE Floats from_float16(Halves h) {
-    return (Floats)_mm256_cvtph_ps((__m128i)h);
-}
-RULE Halves to_float16(Floats x) {
-    return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
-}
-#else
-RULE Floats from_float16(Halves h) {
-    return Float16::widened(widened(h));
-}
-RULE Halves to_float16(Floats x) {
-    return narrowed(Float16::nearest(x));
-}
-#endif
-
-// Vectors in memory. A type that is no half is float32.
-
-RULE Floats floats(Type type, Halves h) {
-    return type == kBFloat16 ? BFloat16::widened(widened(h)) : from_float16(h);
-}
-RULE Halves halves(Type type, Floats x) {
-    return type == kBFloat16 ? narrowed(BFloat16::nearest(x)) : to_float16(x);
-}
-RULE Halves halves(Type type, Floats x, Halves noise) {
-    Words n = widened(noise);
-    return narrowed(type == kBFloat16 ? BFloat16::by_chance(x, n) : Float16::by_chance(x, n));
-}
-
-RULE Floats floats_at(const void* memory) {
-    return *static_cast<const Floats*>(memory);
-}
-RULE Halves halves_at(const void* memory) {
-    return *static_cast<const Halves*>(memory);
-}
-RULE void put(Floats x, void* memory) {
-    *static_cast<Floats*>(memory) = x;
-}
-RULE void put(Halves h, void* memory) {
-    *static_cast<Halves*>(memory) = h;
-}
-
-RULE Floats load(Type type, const void* from) {
-    return type == kFloat32 ? floats_at(from) : floats(type, halves_at(from));
-}
-
-// Noise is that of the vector, or null, where it is rounded to nearest.
-RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
-    if (type == kFloat32)
-        put(x, to);
-    else
-        put(noise ? halves(type, x, halves_at(noise)) : halves(type, x), to);
-}
-
-// A parameter and its master: the master, but the parameter where somebody has changed it since.
-RULE Floats load(const Types& types, const void* param, const void* master) {
-    if (!types.has_master()) return load(types.param, param);
-    Halves half = halves_at(param);
-    if (types.master == kUInt16) return Split::joined(widened(half), widened(halves_at(master)));
-    Floats exact = floats_at(master);
-    return widened(halves(types.param, exact)) == widened(half) ? exact : floats(types.param, half);
-}
-
-RULE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
-    if (!types.has_master()) return store(types.param, x, param, noise);
-    if (types.master == kUInt16) {
-        put(narrowed(Split::high(x)), param);
-        put(narrowed(Split::low(x)), master);
-    } else {
-        put(halves(types.param, x), param);
-        put(x, master);
-    }
-}
 
 }  // namespace

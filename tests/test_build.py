@@ -253,4 +253,7 @@ def test_info_is_complete():
     assert set(info["isas"]) <= set(info["isas_built"])
     assert info["version"] == fs.__version__
     assert info["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert info["cuda"] == {"built": False, "devices": []}
+    cuda = info["cuda"]
+    assert list(cuda)[:3] == ["built", "devices", "why_none"]
+    assert (cuda["why_none"] is None) == bool(cuda["devices"])
+    assert not cuda["built"] or "-fmad=false -ftz=true -prec-div=true -prec-sqrt=true" in cuda["flags"]

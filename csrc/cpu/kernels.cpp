@@ -2,12 +2,11 @@
 // compiler. Nothing here may leave a weak symbol behind: the linker could hand code for a newer CPU to an older one.
 #include <string.h>
 
-#include "../around.h"
 #include "../norm.h"
-#include "../philox.h"
 #include "../rules/all.h"
+#include "../scalars.h"
 #include "../step.h"
-#include "../storage.h"
+#include "convert.h"
 
 #ifdef __clang__
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
@@ -25,33 +24,10 @@ namespace {
 
 using namespace fusedstep;
 
-// The scalars of an update, as the loops use them.
-template <class Rule, class T>
-struct Scalars {
-    const typename Rule::template Scalars<T> rule;
-    const Around::Scalars<T> around;
-    const T scale;
-    const Variant variant;
-
-    RULE Scalars(const Slot& slot, const Group& group)
-        : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(group.scalars(T()))),
-          around(*reinterpret_cast<const Around::Scalars<T>*>(group.scalars(T()) + kMaxRuleScalars)),
-          scale(static_cast<T>(slot.scale)),
-          variant(group.variant) {}
-
-    // The new parameter; the states become new ones.
-    template <Variant kVariant, class... State>
-    RULE T parameter(T p, T g, State&... s) const {
-        if constexpr (kVariant == kPlain) return p - Rule::update(rule, g, s...);
-        T u = Rule::update(rule, Around::gradient<kVariant>(around, scale, p, g), s...);
-        return Around::parameter(around, p, u);
-    }
-};
-
 // Arrays of the compute type. The elements of an update are independent: arrays that overlap have been refused.
 template <class Rule, Variant kVariant, class T, class... State>
 RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, State* __restrict... s) {
-    const Scalars<Rule, T> k(slot, group);
+    const Scalars<Rule, T> k(group, slot.scale);
     T* __restrict p = static_cast<T*>(slot.arrays[kParam]) + begin;
     const T* __restrict g = static_cast<const T*>(slot.arrays[kGrad]) + begin;
     T* __restrict e = kVariant == kAveraged ? static_cast<T*>(slot.arrays[kAverage]) + begin : nullptr;
@@ -94,7 +70,7 @@ RULE void each_array(const Types& types, bool averages, F f) {
 
 // The random bits of the elements of a tile, by role. The last vector of a tile may reach beyond it.
 struct Noise {
-    alignas(64) uint16_t bits[kRoles][kTile + kWidth];
+    alignas(64) uint16_t bits[kRoles][kNoiseTile + kWidth];
 };
 
 // A vector as the array that the compiler makes a vector of again.
@@ -150,7 +126,7 @@ RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, cons
 // Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
 template <class Rule, Variant kVariant>
 RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    const Scalars<Rule, float> k(slot, group);
+    const Scalars<Rule, float> k(group, slot.scale);
     const bool averages = kVariant == kAveraged && group.variant == kAveraged;
     const bool stochastic = kVariant == kAveraged && group.stochastic;
     auto each = [&](auto f) { each_array<Rule>(types, averages, f); };
@@ -158,9 +134,9 @@ RULE void convert(const Types types, const Slot& slot, const Group& group, int64
     for (int64_t i = begin; i < end;) {
         int64_t first = 0, stop = end;
         if (stochastic) {
-            int64_t tile = i / kTile;
-            first = tile * kTile;
-            stop = first + kTile < end ? first + kTile : end;
+            int64_t tile = i / kNoiseTile;
+            first = tile * kNoiseTile;
+            stop = first + kNoiseTile < end ? first + kNoiseTile : end;
             each([&](int role, int64_t width, bool written) {
                 bool rounded = written && width == kItemSize[kBFloat16] && !(role == kParam && types.has_master());
                 if (rounded && role != kMaster) fill_noise(slot.noise, role, tile, noise.bits[role]);
@@ -224,33 +200,6 @@ void square_halves(const void* array, int64_t size, int64_t begin, int64_t end, 
             return static_cast<const float*>(row);
         });
     }
-}
-
-template <class Rule>
-void derive(const double* hyper, Clock& clock, Group& group) {
-    using Hyper = typename Rule::Hyper;
-    using Scalars = typename Rule::template Scalars<double>;
-    static_assert(sizeof(Hyper) == words(Rule::hypers) * sizeof(double));
-    static_assert(words(Rule::hypers) + words(Around::hypers) <= kMaxHypers);
-    static_assert(sizeof(Scalars) <= kMaxRuleScalars * sizeof(double));
-    static_assert(sizeof(Around::Scalars<double>) <= (kMaxScalars - kMaxRuleScalars) * sizeof(double));
-
-    const auto& h = *reinterpret_cast<const Hyper*>(hyper);
-    const auto& a = *reinterpret_cast<const Around::Hyper*>(hyper + words(Rule::hypers));
-    int64_t t = ++clock.t;
-    auto& scalars = *reinterpret_cast<Scalars*>(group.float64);
-    if constexpr (requires { Rule::derive(h, t, clock.product); })
-        scalars = Rule::derive(h, t, clock.product);
-    else
-        scalars = Rule::derive(h, t);
-    *reinterpret_cast<Around::Scalars<double>*>(group.float64 + kMaxRuleScalars) =
-        Around::derive(a, h.lr, !clock.averaged);
-    if (a.averages()) clock.averaged = 1;
-    group.variant = Around::variant(a);
-    group.zero_grad = a.zero_grad != 0;
-    group.stochastic = a.rounding_stochastic != 0;
-    group.seed = static_cast<uint64_t>(a.seed);
-    for (int i = 0; i < kMaxScalars; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
 }
 
 #define PURE(Rule, T) \

@@ -3,7 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "gpu.h"
+
 namespace fusedstep {
+
+std::atomic<PyObject*> native_dtypes[kTypes + 1];
+
 namespace {
 
 constexpr const char* kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16", "uint16"};
@@ -41,6 +46,8 @@ bool is_bfloat16(const py::dtype& dtype) {
     return dtype.num() == py::reinterpret_borrow<py::dtype>(native_dtypes[kBFloat16].load()).num();
 }
 
+}  // namespace
+
 Type type_of(PyObject* descr) {
     for (int type = 0; type < kTypes; ++type)
         if (descr == native_dtypes[type]) return static_cast<Type>(type);
@@ -50,6 +57,13 @@ Type type_of(PyObject* descr) {
         if (dtype.num() == kNumbers[type]) return static_cast<Type>(type);
     return is_bfloat16(dtype) ? kBFloat16 : kTypes;
 }
+
+py::object dtype_of(Type type) {
+    if (!native_dtypes[type]) is_bfloat16(py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")));
+    return py::reinterpret_borrow<py::object>(native_dtypes[type].load());
+}
+
+namespace {
 
 // By its type alone: isinstance would run code of the array's class in the middle of the checks.
 bool is_masked(const py::object& array) {
@@ -63,8 +77,6 @@ bool is_masked(const py::object& array) {
 }
 
 }  // namespace
-
-std::atomic<PyObject*> native_dtypes[kTypes + 1];
 
 void find_dtypes() {
     for (int type = 0; type < kTypes; ++type)
@@ -112,9 +124,32 @@ bool is_array(py::handle object) {
            offers(object, "__cuda_array_interface__");
 }
 
-py::object as_numpy(py::object source, const Name& name) {
-    if (PyObject_TypeCheck(source.ptr(), ndarray_type())) return source;
-    constexpr int kCPU = 1;
+bool is_on_gpu(py::handle object) {
+    return is_cupy(object) ||
+           (!PyObject_TypeCheck(object.ptr(), ndarray_type()) && offers(object, "__cuda_array_interface__"));
+}
+
+namespace {
+
+// What is on a GPU and offers nothing but DLPack, whose pointers only libraries of arrays know how to keep.
+py::object view_with_cupy(const py::object& source, const Name& name) {
+    const std::string what = name.text() + " is of type " + type_name(source) + " and on a GPU, ";
+    try {
+        return py::module_::import("cupy").attr("from_dlpack")(source);
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;
+        if (error.matches(PyExc_ImportError))
+            throw std::runtime_error(what + "where it takes CuPy to view it: install cupy-cuda13x or cupy-cuda12x");
+        throw py::type_error(what + "which CuPy cannot view: " + error.what());
+    }
+}
+
+}  // namespace
+
+py::object as_array(py::object source, const Name& name) {
+    if (PyObject_TypeCheck(source.ptr(), ndarray_type()) || is_cupy(source)) return source;
+    constexpr int kCPU = 1, kCUDA = 2;
+    const bool has_interface = offers(source, "__cuda_array_interface__");
     if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) {
         static const py::handle from_dlpack = py::object(py::module_::import("numpy").attr("from_dlpack")).release();
         try {
@@ -124,6 +159,7 @@ py::object as_numpy(py::object source, const Name& name) {
                 if (PyObject_TypeCheck(array.ptr(), ndarray_type())) return array;
                 throw py::type_error(name.text() + " gives a " + type_name(array) + ", expected a NumPy array");
             }
+            if (device == kCUDA && !has_interface) return view_with_cupy(source, name);
         } catch (py::error_already_set& error) {
             std::string what = name.text() + " is of type " + type_name(source);
             if (error.matches(PyExc_BufferError)) {
@@ -143,39 +179,60 @@ py::object as_numpy(py::object source, const Name& name) {
             throw py::type_error(name.text() + " is of type " + type_name(source) +
                                  " whose __dlpack_device__ gives no pair of integers");
         }
-    } else if (!offers(source, "__cuda_array_interface__")) {
-        throw py::type_error(name.text() + " is of type " + type_name(source) + ", expected an array");
     }
-    throw std::runtime_error(name.text() +
-                             " is on a GPU, expected host memory: this build of fusedstep has no CUDA engine");
+    if (has_interface) return source;
+    throw py::type_error(name.text() + " is of type " + type_name(source) + ", expected an array");
 }
 
-View look(const py::object& array, const Name& name, bool writable, const Like* like) {
+namespace {
+
+Sight see(const py::object& array, const Name& name) {
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
     const Type type = type_of(a.descr);  // first, since it may import
     View view{a.data, type, 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
+    return {view, py::reinterpret_borrow<py::dtype>(a.descr), (a.flags & kContiguous) != 0,
+            (a.flags & kWriteable) != 0};
+}
 
+}  // namespace
+
+std::string place_text(int device) {
+    return device == kHost ? "in host memory" : "on GPU " + std::to_string(device);
+}
+
+void refuse_place(const Name& name, int device, const Name& other, int expected) {
+    const std::string what =
+        name.text() + " is " + place_text(device) + ", expected it " + place_text(expected) + " like " + other.text();
+    if (device == kHost || expected == kHost) throw py::type_error(what);
+    throw py::value_error(what);
+}
+
+View look(const py::object& array, const Name& name, bool writable, const Like* like, uintptr_t* stream) {
+    const bool on_host = PyObject_TypeCheck(array.ptr(), ndarray_type());
+    const Sight sight = on_host ? see(array, name) : see_on_gpu(array, name, stream);
+    const View& view = sight.view;
+    if (like && view.device != like->device && like->device != kAnywhere)
+        refuse_place(name, view.device, like->name, like->device);
     if (!((like ? like->types : kFloats) & among(view.type))) {
         std::string like_what = like ? " like " + like->name.text() : "";
         std::string expected = like ? kTypeNames[like->type] : "float32, float64, float16 or bfloat16";
-        auto dtype = py::reinterpret_borrow<py::dtype>(a.descr);
-        bool swapped = dtype.byteorder() == '>' || dtype.byteorder() == '<';
-        throw py::type_error(name.text() + " is " + std::string(py::str(dtype)) + ", expected " + expected +
+        const char order = on_host ? py::reinterpret_borrow<py::dtype>(sight.dtype).byteorder() : '=';
+        const bool swapped = order == '>' || order == '<';
+        throw py::type_error(name.text() + " is " + std::string(py::str(sight.dtype)) + ", expected " + expected +
                              (swapped ? " in native byte order" : "") + like_what);
     }
     if (like && !std::ranges::equal(view.shape, like->shape))
         throw py::value_error(name.text() + " has shape " + shape_text(view.shape) + ", expected " +
                               shape_text(like->shape) + " like " + like->name.text());
-    if (!(a.flags & kContiguous))
+    if (!sight.contiguous)
         throw py::value_error(name.text() + " is not C-contiguous, expected contiguous memory in row-major order");
-    if (view.size && reinterpret_cast<uintptr_t>(a.data) % static_cast<uintptr_t>(kItemSize[view.type]))
+    if (view.size && reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(kItemSize[view.type]))
         throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
                               std::to_string(kItemSize[view.type]) + " bytes");
-    if (writable && !(a.flags & kWriteable))
-        throw py::value_error(name.text() + " is read-only, expected a writable array");
+    if (writable && !sight.writable) throw py::value_error(name.text() + " is read-only, expected a writable array");
     return view;
 }
 

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <atomic>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -25,6 +26,9 @@ inline PyTypeObject* ndarray_type() {
 // address can be recognised only of one that never dies.
 extern std::atomic<PyObject*> native_dtypes[kTypes + 1];
 void find_dtypes();
+// The type that a dtype of NumPy is, or kTypes; and the dtype that a type is, for which ml_dtypes may be imported.
+Type type_of(PyObject* descr);
+py::object dtype_of(Type type);
 
 constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
@@ -42,6 +46,17 @@ struct Name {
 
 using Shape = std::span<const py::ssize_t>;
 
+// Whether a weak reference is to an object.
+inline bool refers_to(const py::object& reference, const py::object& object) {
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject* found = nullptr;
+    PyWeakref_GetRef(reference.ptr(), &found);
+    return py::reinterpret_steal<py::object>(found).is(object);
+#else
+    return PyWeakref_GET_OBJECT(reference.ptr()) == object.ptr();
+#endif
+}
+
 // The memory of an array, and what must stay true for it to be the same memory in the next call. The shape is
 // borrowed: from the array, or from whoever keeps the view.
 struct View {
@@ -49,10 +64,14 @@ struct View {
     Type type = kTypes;
     int64_t size = 0;
     Shape shape;
+    int device = kHost;
+    std::shared_ptr<std::vector<py::ssize_t>> own_shape = nullptr;  // of an array on a GPU
+    py::object seen = {};  // a weak reference to an array of CuPy, which stays where it is as long as it lives
 
     int64_t bytes() const { return size * kItemSize[type]; }
     // Whether `array` is plainly what this view saw; false also where a full look is needed to tell.
     bool is_still(const py::object& array, int flags) const {
+        if (seen) return refers_to(seen, array);
         if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
         const auto& a = *py::detail::array_proxy(array.ptr());
         if (a.data != data || a.descr != native_dtypes[type] || (a.flags & flags) != flags) return false;
@@ -82,17 +101,33 @@ struct Like {
     Type type;
     Among types;
     Name name;
+    int device = kHost;  // or kAnywhere
+};
+constexpr int kAnywhere = -2;
+std::string place_text(int device);
+// TypeError where one is in host memory and the other is not, ValueError where they are on two GPUs.
+[[noreturn]] void refuse_place(const Name& name, int device, const Name& other, int expected);
+
+// What there is to see of an array.
+struct Sight {
+    View view;
+    py::object dtype;
+    bool contiguous, writable;
 };
 
 // The qualified name of an object's type, such as numpy.float32.
 std::string type_name(py::handle object);
 
-// `source` itself if it is a NumPy array, else a NumPy view of it, where it offers one.
-py::object as_numpy(py::object source, const Name& name);
+// Whether what is no NumPy array says that it is on a GPU.
+bool is_on_gpu(py::handle object);
 
-// Look at a NumPy array from all sides; without `like`, it may be of any type of float. Raises TypeError or ValueError,
+// `source` itself if it is a NumPy array or on a GPU, else a NumPy view of it, where it offers one.
+py::object as_array(py::object source, const Name& name);
+
+// Look at such an array from all sides; without `like`, it may be of any type of float. Raises TypeError or ValueError,
 // the array's name first.
-View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr);
+View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr,
+          uintptr_t* stream = nullptr);
 
 // Whether `object` counts as one array rather than as a container of arrays.
 bool is_array(py::handle object);

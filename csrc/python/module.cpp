@@ -55,6 +55,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.attr("compiler") = FUSEDSTEP_COMPILER;
     m.attr("flags") = FUSEDSTEP_FLAGS;
     m.attr("commit") = FUSEDSTEP_COMMIT;
+    m.attr("tickets") = cuda::kTickets;
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa);
     m.def("num_threads", &num_threads);
@@ -69,5 +70,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def("check", &Plan::check)
         .def("bind", &Plan::bind)
         .def("set_hypers", &Plan::set_hypers)
-        .def("run", &Plan::run);
+        .def("run", &Plan::run)
+        .def("read", &Plan::read)
+        .def("refresh", &Plan::refresh)
+        .def_property_readonly("was_captured", &Plan::was_captured);
 }

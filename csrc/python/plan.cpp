@@ -44,25 +44,23 @@ bool plainly_equal(py::handle a, py::handle b) {
     return false;
 }
 
+// What the hyperparameter number j of a rule is called.
+std::string_view hyper_name(const Kernel& kernel, size_t j) {
+    const size_t own = kernel.rule_hyper_count;
+    return j < own ? word(kernel.hypers, j) : word(Around::hypers, j - own);
+}
+
+py::tuple shape_tuple(Shape shape) {
+    py::tuple tuple(shape.size());
+    for (size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
+    return tuple;
+}
+
+py::object device_of(const View& view) {
+    return view.device == kHost ? py::none() : py::object(py::int_(view.device));
+}
+
 }  // namespace
-
-// Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.
-class Plan::Turn {
-public:
-    explicit Turn(Plan& plan) : plan_(plan) {
-        if (plan_.busy_.exchange(true, std::memory_order_acquire))
-            throw std::runtime_error("this optimizer is already in a step, expected one step at a time");
-    }
-    ~Turn() {
-        plan_.params_.clear();
-        plan_.grads_.clear();
-        plan_.busy_.store(false, std::memory_order_release);
-    }
-    Turn(const Turn&) = delete;
-
-private:
-    Plan& plan_;
-};
 
 Plan::Plan(int rule, py::object params) : rule_(rule) {
     Container container = open(params, "params");
@@ -187,8 +185,8 @@ bool Plan::fetch(py::object params, py::object grads) {
     }
     auto is_plain = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type(); };
     for (size_t i = 0; i < tensors_.size(); ++i) {
-        if (!is_plain(params_[i])) params_[i] = as_numpy(std::move(params_[i]), param_name(i));
-        if (!is_plain(grads_[i]) && !grads_[i].is_none()) grads_[i] = as_numpy(std::move(grads_[i]), grad_name(i));
+        if (!is_plain(params_[i])) params_[i] = as_array(std::move(params_[i]), param_name(i));
+        if (!is_plain(grads_[i]) && !grads_[i].is_none()) grads_[i] = as_array(std::move(grads_[i]), grad_name(i));
     }
     return true;
 }
@@ -205,7 +203,29 @@ View Plan::look_at_param(size_t i) {
             like.name = span_name(i * kRoles + role);
             if (like.types & among(tensor.views[role].type)) like.type = tensor.views[role].type;
         }
-    return look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like);
+    like.device = kAnywhere;
+    cuda::Stream stream = 0;
+    View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &stream);
+    const int first = tensors_.front().views[kParam].device;
+    if (i && (seen.device == kHost) != (first == kHost)) refuse_place(param_name(i), seen.device, param_name(0), first);
+    if (stream) others_.emplace_back(seen.device, stream);
+    return seen;
+}
+
+View Plan::look_at_grad(size_t i, bool writable) {
+    const View& param = tensors_[i].views[kParam];
+    Like like{tensors_[i].shape, param.type, grads_of(param.type), param_name(i), param.device};
+    cuda::Stream stream = 0;
+    View seen = look(grads_[i], grad_name(i), writable, &like, &stream);
+    if (stream) others_.emplace_back(seen.device, stream);
+    return seen;
+}
+
+// A tensor whose parameter is elsewhere than its states makes no step before they have followed.
+void Plan::moved(size_t i) {
+    Tensor& tensor = tensors_[i];
+    for (int role = kStates; role < kRoles; ++role)
+        if (tensor.has(role)) tensor.bound = false;
 }
 
 // Everything about every array, before the first write. What was seen last time is only recognised. False if a tensor
@@ -219,24 +239,28 @@ bool Plan::check_arrays() {
         if (!param.is_still(params_[i], kWritable)) {
             View seen = look_at_param(i);
             if (seen.data != param.data || seen.bytes() != param.bytes()) disjoint_ = owned_sorted_ = false;
+            if (seen.data != param.data || seen.size != param.size || seen.type != param.type) tensors_changed_ = true;
+            if (seen.device != param.device) moved(i);
             tensor.shape.assign(seen.shape.begin(), seen.shape.end());
-            param = seen;
+            param = std::move(seen);
             param.shape = tensor.shape;
             grad = {};
             slots_[i].arrays[kParam] = param.data;
         }
         slots_[i].size = 0;
-        if (grads_[i].is_none()) {
+        grads_changed_ = grads_changed_ || tensor.takes_part == grads_[i].is_none();
+        tensor.takes_part = !grads_[i].is_none();
+        if (!tensor.takes_part) {
             grad = {};
             continue;
         }
         const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
         if (!grad.data || !grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
-            Like like{tensor.shape, param.type, grads_of(param.type), param_name(i)};
             grad = {};
             disjoint_ = false;
-            grad = look(grads_[i], grad_name(i), zeroed, &like);
+            grad = look_at_grad(i, zeroed);
             grad.shape = tensor.shape;
+            grads_changed_ = true;
             slots_[i].arrays[kGrad] = grad.data;
             settle(i);
         }
@@ -274,7 +298,8 @@ py::list Plan::check(py::object params, py::object grads) {
         if (grads_[i].is_none())
             seen.append(py::none());
         else
-            seen.append(py::make_tuple(params_[i].attr("shape"), params_[i].attr("dtype")));
+            seen.append(py::make_tuple(shape_tuple(tensors_[i].shape), dtype_of(tensors_[i].views[kParam].type),
+                                       device_of(tensors_[i].views[kParam])));
     }
     return seen;
 }
@@ -291,6 +316,7 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
     held_ = {clocks};
     owned_sorted_ = disjoint_ = false;
+    tensors_changed_ = true;
     const size_t state_count = kernel_of(rule_).state_count;
     for (size_t i = 0; i < n; ++i) {
         Tensor& tensor = tensors_[i];
@@ -303,28 +329,30 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         py::tuple arrays = kept[i];
         if (arrays.size() != state_count + 2) throw py::value_error("bind: wrong number of arrays");
         const Type param = tensor.views[kParam].type;
-        Like like{tensor.shape, param, states_of(param), param_name(i)};
+        const int device = tensor.views[kParam].device;
+        Like like{tensor.shape, param, states_of(param), param_name(i), device};
         for (size_t j = 0; j < arrays.size(); ++j) {
             const int role = j < state_count ? kStates + j : j == state_count ? kAverage : kMaster;
             py::object array = arrays[j];
             if (array.is_none()) continue;
             Name name = span_name(i * kRoles + role);
             if (role == kMaster) {
-                const Type master = py::array(array).itemsize() == kItemSize[kUInt16] ? kUInt16 : kFloat32;
+                const bool split = py::cast<int64_t>(array.attr("dtype").attr("itemsize")) == kItemSize[kUInt16];
+                const Type master = split ? kUInt16 : kFloat32;
                 if (!(params_of(master) & kHalves & among(param))) {
                     tensor.bound = false;  // so that no step is made with a parameter that it does not fit
                     continue;
                 }
-                name.state = master == kUInt16 ? "remainder" : "master";
-                like = {tensor.shape, master, among(master), param_name(i)};
+                name.state = split ? "remainder" : "master";
+                like = {tensor.shape, master, among(master), param_name(i), device};
             }
-            array = as_numpy(std::move(array), name);
+            array = as_array(std::move(array), name);
             View& view = tensor.views[role] = look(array, name, true, &like);
             view.shape = tensor.shape;
             slots_[i].arrays[role] = view.data;
-            like = {tensor.shape, view.type, among(view.type), name};  // the others are of its type
+            like = {tensor.shape, view.type, among(view.type), name, device};  // the others are of its type
             // The owner of the memory too: NumPy does not resize what somebody else refers to.
-            held_.push_back(py::reinterpret_borrow<py::array>(array).base());
+            if (device == kHost) held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
         }
         settle(i);
@@ -340,22 +368,35 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     for (py::ssize_t i = 0; i < row_of.size(); ++i)
         if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
             throw py::index_error("set_hypers: no such row");
-    std::vector<double> table;
+    std::vector<cuda::Number> numbers;
+    std::vector<py::object> live;
+    int device = kHost;
     for (py::handle row : rows)
-        for (py::handle number : py::cast<py::list>(row)) table.push_back(py::cast<double>(number));
-    if (table.size() != rows.size() * kernel.hyper_count)
+        for (py::handle number : py::cast<py::list>(row)) {
+            const size_t j = numbers.size() % kernel.hyper_count;
+            numbers.push_back(number_of(number, {hyper_name(kernel, j)}, &device));
+            if (numbers.back().at) live.push_back(py::reinterpret_borrow<py::object>(number));
+        }
+    if (numbers.size() != rows.size() * kernel.hyper_count)
         throw py::value_error("set_hypers: wrong number of hyperparameters");
-    table_ = std::move(table);
+    table_.clear();
+    for (const cuda::Number& number : numbers) table_.push_back(number.value);
+    numbers_ = std::move(numbers);
+    live_ = std::move(live);
+    numbers_device_ = device;
+    hypers_changed_ = true;
     rows_.clear();
     measures_ = skip_nonfinite_ = skip_nonfinite;
     for (size_t row = 0; row < rows.size(); ++row) {
         const double* hypers = table_.data() + row * kernel.hyper_count;
         const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + kernel.rule_hyper_count);
         const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
-        rows_.push_back({around.averages(), around.zero_grad != 0, master, Around::scale(around, 1), nullptr});
+        rows_.push_back({around.averages(), around.zero_grad != 0, master, Around::scale(around, 1),
+                         Around::variant(around), nullptr});
         measures_ = measures_ || around.measures();
     }
     for (size_t i = 0; i < tensors_.size(); ++i) {
+        grads_changed_ = grads_changed_ || tensors_[i].row != row_of_tensor(i);
         tensors_[i].row = row_of_tensor(i);
         tensors_[i].ready = is_ready(i);
     }
@@ -409,10 +450,19 @@ void Plan::derive(double grad_scale) {
     }
 }
 
-py::object Plan::run(py::object params, py::object grads, double grad_scale) {
+py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream) {
     Turn turn(*this);
     if (!fetch(params, grads)) return py::bool_(false);
     if (!check_arrays()) return py::bool_(false);
+    if (on_gpu()) return run_on_gpu(grad_scale, stream);
+    if (!live_.empty() || is_on_gpu(grad_scale))
+        throw py::type_error(
+            "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
+    if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
+    return run_on_host(py::cast<double>(grad_scale));
+}
+
+py::object Plan::run_on_host(double grad_scale) {
     py::object result = py::bool_(true);
     if (measures_) {
         py::tuple found = examine(grad_scale);

@@ -5,6 +5,7 @@
 #include <atomic>
 
 #include "arrays.h"
+#include "gpu.h"
 
 namespace fusedstep {
 
@@ -22,7 +23,8 @@ public:
 
     const py::list& keys() const { return keys_; }
 
-    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype) if it has a gradient, else None.
+    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device) if it has a gradient, else
+    // None; the device is the number of a GPU, or None.
     py::list check(py::object params, py::object grads);
 
     // Take over the states, the average and the master of each tensor (a tuple, in it None for what is not there; or
@@ -34,10 +36,18 @@ public:
     // is skipped.
     void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite);
 
-    // Make a step. False, and nothing done, if the arguments are not the tensors of this plan, or lack states; else
-    // True, or, where the gradients were measured, a tuple: their norm, and the number of the tensor for whose gradient
-    // the step was skipped, or None.
-    py::object run(py::object params, py::object grads, double grad_scale);
+    // Make a step, on GPUs in a stream or, if that is None, in the current one. False, and nothing done, if the
+    // arguments are not the tensors of this plan, or lack states; else True. Where the gradients were measured, a
+    // tuple: their norm, and the number of the tensor for whose gradient the step was skipped, or None; on GPUs, a
+    // ticket.
+    py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream);
+
+    // That tuple, for one of the last kTickets tickets; waits for the step.
+    py::tuple read(int64_t ticket);
+    // Whether the steps of a graph may change what a ticket says.
+    bool was_captured() const { return was_captured_ || !captured_.empty(); }
+    // Bring the clocks up to date, where only a GPU knows them; waits for the steps.
+    void refresh();
 
 private:
     struct Tensor {
@@ -47,6 +57,7 @@ private:
         uint64_t number = 0;
         Clock* clock = nullptr;
         int64_t row = 0;
+        bool takes_part = false;  // has a gradient in this step
 
         bool has(int role) const { return views[role].type != kTypes; }
     };
@@ -55,6 +66,7 @@ private:
         bool averages, zero_grad;
         Type master;  // of half-precision parameters
         double scale;
+        Variant variant;
         Group* group;  // in this step, or null
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts
@@ -70,11 +82,21 @@ private:
     bool fetch_params(const Container& params);
     void fetch_grads(const Container& grads);
     View look_at_param(size_t i);
+    View look_at_grad(size_t i, bool writable);
+    void moved(size_t i);
     bool check_arrays();
     void check_overlap();
     py::tuple examine(double grad_scale);
     void derive(double grad_scale);
     const double* hypers(size_t i) const;
+    bool on_gpu() const { return !tensors_.empty() && tensors_.front().views[kParam].device != kHost; }
+    py::object run_on_host(double grad_scale);
+    py::object run_on_gpu(py::handle grad_scale, py::handle stream);
+    std::vector<cuda::Stream> streams_of(py::handle stream) const;
+    void find_devices();
+    void open_session(const cuda::Engine& engine);
+    void set_gradients();
+    void keep_foreign(const cuda::Engine& engine, const std::vector<cuda::Stream>& streams);
 
     const int rule_;
     Kind kind_;
@@ -82,6 +104,9 @@ private:
     std::vector<Tensor> tensors_;
     std::vector<Row> rows_;
     std::vector<double> table_;
+    std::vector<cuda::Number> numbers_;  // the same, some of them on a GPU
+    int numbers_device_ = kHost;         // where these are
+    std::vector<py::object> live_;       // and their arrays
     bool measures_ = false, skip_nonfinite_ = false;
     std::vector<Slot> slots_;                 // of all tensors; without a gradient in this step, the size is 0
     std::vector<Group> groups_;               // of this step
@@ -90,6 +115,35 @@ private:
     std::vector<Span> owned_spans_, grad_spans_;
     bool owned_sorted_ = false, disjoint_ = false;
     std::atomic<bool> busy_{false};
+
+    // On GPUs. What the host knows of the clocks may be out of date: where steps are skipped, or come from a graph.
+    std::unique_ptr<cuda::Session> session_;
+    std::vector<std::unique_ptr<cuda::Session>> captured_;  // those that a graph may still use
+    std::vector<int> devices_;
+    std::vector<std::pair<int, cuda::Stream>> others_;  // streams that arrays of this step come from
+    InFlight in_flight_;
+    bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;
+    bool clocks_stale_ = false, was_captured_ = false;
+    int64_t tickets_ = 0, gradient_count_ = 0;
+};
+
+// Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.
+class Plan::Turn {
+public:
+    explicit Turn(Plan& plan) : plan_(plan) {
+        if (plan_.busy_.exchange(true, std::memory_order_acquire))
+            throw std::runtime_error("this optimizer is already in a step, expected one step at a time");
+    }
+    ~Turn() {
+        plan_.params_.clear();
+        plan_.grads_.clear();
+        plan_.others_.clear();
+        plan_.busy_.store(false, std::memory_order_release);
+    }
+    Turn(const Turn&) = delete;
+
+private:
+    Plan& plan_;
 };
 
 }  // namespace fusedstep

@@ -6,6 +6,7 @@
 #include "../cpu/dispatch.h"
 #include "../cpu/float_mode.h"
 #include "../philox.h"
+#include "gpu.h"
 
 namespace fusedstep {
 namespace {
@@ -24,6 +25,43 @@ void without_gil(int64_t bytes, Work work) {
     work();
 }
 
+// The same on a GPU: what it needs to know goes there with the step.
+void run_on_gpu(int rule, const std::vector<Slot>& slots, const double* values, const Clock& clock, int device,
+                std::vector<cuda::Stream> others, std::vector<py::object> arrays) {
+    static auto& in_flight = *new InFlight;  // never destroyed: at exit, there is no interpreter any more
+    const Kernel& kernel = kernel_of(rule);
+    const auto& around = *reinterpret_cast<const Around::Hyper*>(values + kernel.rule_hyper_count);
+    const cuda::Engine& engine = gpu_engine({"p"});
+    const cuda::Stream own = current_stream(device);
+    const bool captured = engine.is_capturing(own);
+    std::vector<cuda::Tensor> tensors;
+    std::vector<cuda::Gradient> gradients;
+    for (size_t i = 0; i < slots.size(); ++i) {
+        tensors.push_back(tensor_on_gpu(slots[i], slots[i].size, 0));
+        tensors.back().number = i;
+        gradients.push_back(gradient_on_gpu(slots[i], static_cast<int32_t>(i), 0));
+    }
+    std::vector<cuda::Number> numbers;
+    for (int j = 0; j < kernel.hyper_count; ++j) numbers.push_back({values[j], nullptr});
+    cuda::Step step{};
+    step.mode = {{values[kernel.hyper_count], nullptr}, static_cast<int64_t>(slots.size()), around.measures(), false};
+    step.weight = weight_of(Around::variant(around));
+    step.streams = {&own, 1};
+
+    auto order_others = [&](bool before) {
+        for (cuda::Stream other : others)
+            if (other != own && !captured) before ? engine.order(device, other, own) : engine.order(device, own, other);
+    };
+    order_others(true);
+    engine.run_once({rule, kernel.hyper_count, kernel.rule_hyper_count}, std::move(tensors), gradients,
+                    std::move(numbers), std::vector<Clock>(slots.size(), clock), device, step);
+    order_others(false);
+    if (captured) return;
+    std::erase_if(arrays, [](const py::object& array) { return is_cupy(array); });
+    in_flight.sweep();
+    in_flight.add(engine, device, own, std::move(arrays));
+}
+
 }  // namespace
 
 Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std::vector<const double*>& hypers,
@@ -40,7 +78,7 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
     mode.ieee();
     double largest = 0;
     for (size_t i = 0; i < slots.size(); ++i) largest = larger(largest, magnitude(around(i).grad_scale));
-    for (size_t i = 0; i < slots.size(); ++i) shares[i] = Around::share(around(i), largest, sums[i]);
+    for (size_t i = 0; i < slots.size(); ++i) shares[i] = Around::share(around(i).grad_scale, largest, sums[i]);
     Measure found;
     found.norm = Around::norm(add_up(shares.data(), shares.size()), largest * grad_scale);
     for (size_t i = 0; i < slots.size(); ++i) {
@@ -94,15 +132,20 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     }
     for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
     auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
-    for (size_t id = 0; id < held.size(); ++id) held[id] = as_numpy(std::move(held[id]), name(id));
+    for (size_t id = 0; id < held.size(); ++id) held[id] = as_array(std::move(held[id]), name(id));
 
     std::vector<Span> spans;
     spans.reserve(held.size());
     std::vector<Slot> slots(count);
+    std::vector<cuda::Stream> others;
+    int device = kHost;  // of all of them
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
-        View p = look(held[i * roles], name(i * roles), true);
-        Like like{p.shape, p.type, grads_of(p.type), name(i * roles)};
+        cuda::Stream other = 0;
+        View p = look(held[i * roles], name(i * roles), true, nullptr, &other);
+        if (i == 0) device = p.device;
+        if (p.device != device) refuse_place(name(i * roles), p.device, name(0), device);
+        Like like{p.shape, p.type, grads_of(p.type), name(i * roles), device};
         slot.arrays[kParam] = p.data;
         slot.size = p.size;
         slot.scale = Around::scale(around, grad_scale);
@@ -110,14 +153,15 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Types types{p.type, p.type, p.type};
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
-            View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like);
+            View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like, &other);
+            if (other) others.push_back(other);
             if (role == 1) {
                 slot.arrays[kGrad] = view.data;
                 types.grad = view.type;
                 like.types = states_of(p.type);
             } else {
                 slot.arrays[role] = view.data;
-                like = {p.shape, view.type, among(view.type), name(id)};  // the others are of its type
+                like = {p.shape, view.type, among(view.type), name(id), device};  // the others are of its type
                 types.state = view.type;
             }
             add_span(spans, view, id);
@@ -129,6 +173,14 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     auto [a, b] = find_overlap(spans, {});
     if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
 
+    if (device != kHost) {
+        run_on_gpu(rule, slots, values, clock, device, std::move(others), std::move(held));
+        Group group{};
+        FloatMode mode;
+        mode.ieee();
+        kernel.derive(values, clock, group);
+        return clock.product;
+    }
     if (around.measures()) {
         Measure found = measure(kernel, slots, std::vector<const double*>(count, values), grad_scale, false);
         for (size_t i = 0; i < count; ++i) slots[i].scale = found.scales[i];

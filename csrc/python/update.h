@@ -6,7 +6,8 @@
 namespace fusedstep {
 
 // One update of one array, or of lists of arrays: arrays = (p, g, states...), hypers = the rule's numbers and the scale
-// of the gradients as doubles, t = the number of the update, from 1. Returns Nadam's product after the update.
+// of the gradients as doubles, t = the number of the update, from 1; on a GPU, in CuPy's current stream. Returns
+// Nadam's product after the update.
 double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double product);
 
 // What a step knows about its gradients before it begins; the scales of the slots, which also clip.

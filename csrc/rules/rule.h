@@ -62,7 +62,7 @@ RULE T with_sign_of(T x, T y) {
 }
 
 // The number of words in "m v": how many states or hyperparameters a rule has.
-constexpr int words(const char* s) {
+RULE constexpr int words(const char* s) {
     int n = *s ? 1 : 0;
     for (; *s; ++s) n += *s == ' ';
     return n;

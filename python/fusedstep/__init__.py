@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Any
 from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
 from .minibatches import minibatches
-from .optimizer import Result
 from .optimizers import *  # noqa: F403 (its __all__ is the list of optimizers)
+from .result import Result
 from .settings import info, set_num_threads, use_isa
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
-"""Arrays that belong to parameters: of which dtype, where in memory, and as NumPy sees them."""
+"""Arrays that belong to parameters: of which dtype, where in memory, and as NumPy or CuPy sees them."""
 
+from importlib import import_module
 from numbers import Real
 from typing import Any, TypeAlias
 
@@ -10,15 +11,21 @@ __all__ = [
     "MASTERS",
     "MASTER_DTYPES",
     "Array",
+    "as_array",
     "as_numpy",
+    "copied",
+    "device_of",
+    "fill",
     "fits",
     "is_bfloat16",
     "is_half",
+    "is_on_gpu",
     "new_array",
     "number",
+    "to_host",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]
+Array: TypeAlias = npt.NDArray[Any]  # or what CuPy calls so
 
 _LINE = 64  # bytes
 # What the master of a parameter is called, and its dtype.
@@ -37,8 +44,43 @@ def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     return registered and dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
 
 
-def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Return zeros, aligned to cache lines."""
+def is_on_gpu(value: Any) -> bool:
+    """Return whether a value is an array, of whatever library, on a GPU."""
+    kind = type(value)
+    if isinstance(value, np.ndarray) or not hasattr(kind, "__cuda_array_interface__"):
+        return False
+    return not hasattr(kind, "__dlpack_device__") or value.__dlpack_device__()[0] != 1  # CPU
+
+
+def device_of(array: Array) -> int | None:
+    """Return the number of the GPU where an array of NumPy or CuPy is, or None for host memory."""
+    return None if isinstance(array, np.ndarray) else array.device.id
+
+
+def _cupy() -> Any:
+    try:
+        return import_module("cupy")
+    except ImportError as error:
+        raise RuntimeError(
+            "states beside parameters on a GPU are arrays of CuPy: install cupy-cuda13x or cupy-cuda12x, or call "
+            "fusedstep.functional with states of your own"
+        ) from error
+
+
+def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None = None) -> Array:
+    """Return zeros: in host memory, aligned to cache lines, or on a GPU."""
+    if device is not None:
+        cupy = _cupy()
+        with cupy.cuda.Device(device):
+            try:
+                zeros: Array = cupy.zeros(shape, dtype)
+                return zeros
+            except MemoryError as error:
+                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+                raise MemoryError(
+                    f"states need {size:,} bytes more than GPU {device} has left: free some, as by "
+                    "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
+                ) from error
     # A view: nobody can resize it, and the plan's reference to its owner keeps that as it is.
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     owner = np.zeros(size + _LINE, np.uint8)
@@ -51,6 +93,35 @@ def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
     if name in MASTER_DTYPES:
         return is_half(param) and state == MASTER_DTYPES[name] and (name == "master" or is_bfloat16(param))
     return param == state or (is_half(param) and state == np.float32)
+
+
+def to_host(array: Array) -> Array:
+    """Return an array of NumPy as it is, and a copy in host memory of one on a GPU."""
+    return array if isinstance(array, np.ndarray) else array.get()
+
+
+def copied(array: Array) -> Array:
+    """Return a copy in host memory."""
+    return array.copy() if isinstance(array, np.ndarray) else array.get()
+
+
+def fill(target: Array, source: Any) -> None:
+    """Copy an array, or a number, into an array, wherever they are."""
+    if isinstance(target, np.ndarray):
+        target[...] = to_host(source) if is_on_gpu(source) else source
+        return
+    host = np.empty(target.shape, target.dtype)
+    host[...] = to_host(source) if is_on_gpu(source) else source
+    with _cupy().cuda.Device(target.device.id):
+        target.set(host)
+
+
+def as_array(value: Any, label: str) -> Array:
+    """Return an array of NumPy or CuPy, or the view of one of another library that they have, or refuse it."""
+    if not is_on_gpu(value):
+        return as_numpy(value, label)
+    array: Array = _cupy().asarray(value)  # itself, if it is CuPy's
+    return array
 
 
 def as_numpy(value: Any, label: str) -> Array:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .arrays import MASTERS, Array, as_numpy, fits, number
+from .arrays import MASTERS, Array, as_array, device_of, fill, fits, is_on_gpu, number, to_host
+from .hyperparameters import settled
 from .progress import Restored, listed
 from .schedules.description import Plateaus, describe, rebuild, remember
 from .schedules.plateau import plateau
@@ -145,7 +146,7 @@ def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None)
         flat = [("state", key, name, a) for key, some in known["state"].items() for name, a in some.items()]
         flat += [("ema", key, None, a) for key, a in known["ema"].items()]
         flat += [("params", key, None, a) for key, a in parameters.items()]
-        arrays = {_label(part, key, name): array for part, key, name, array in flat}
+        arrays = {_label(part, key, name): to_host(array) for part, key, name, array in flat}
         if len(arrays) < len(flat):
             raise ValueError(f"keys are {listed(known['t'])}, expected keys that differ as text")
         hyperparameters = known["hyperparameters"]
@@ -245,7 +246,7 @@ def _described(opt: "Optimizer", known: dict[str, Any]) -> dict[str, Any]:
     def plain(some: Mapping[str, Any]) -> dict[str, Any]:
         return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
 
-    hyperparameters = plain(known["hyperparameters"])
+    hyperparameters = plain(settled(known["hyperparameters"]))
     hyperparameters["overrides"] = {key: plain(some) for key, some in hyperparameters["overrides"].items()}
     return {"optimizer": type(opt).__name__, **known, "hyperparameters": hyperparameters}
 
@@ -259,7 +260,7 @@ class _Prepared(NamedTuple):
 
     def fill(self, opt: "Optimizer") -> None:
         for target, source in self.restored.copies:
-            target[...] = source
+            fill(target, source)
         remember(self.plateaus)
         opt._become(self.candidate, self.restored.progress)
 
@@ -353,15 +354,15 @@ def _check_names(names: str) -> None:
 
 
 def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
-    """Yield keys and NumPy arrays of one array, a sequence or a mapping; nothing of None."""
+    """Yield keys and arrays of one array, a sequence or a mapping; nothing of None."""
     if params is None:
         return
-    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__"):
+    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__") or is_on_gpu(params):
         params = [params]
     if not isinstance(params, (Mapping, Sequence)):
         raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
     for key, array in params.items() if isinstance(params, Mapping) else enumerate(params):
-        yield key, as_numpy(array, f"params[{key!r}]")
+        yield key, as_array(array, f"params[{key!r}]")
 
 
 def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:
@@ -387,7 +388,7 @@ def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, 
             raise TypeError(f"params[{key!r}] is {target.dtype}, expected {stored[key].dtype} like the file")
         if target.shape != stored[key].shape:
             raise ValueError(f"params[{key!r}] has shape {target.shape}, expected {stored[key].shape} like the file")
-        if not target.flags.writeable:
+        if device_of(target) is None and not target.flags.writeable:
             raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
 
 

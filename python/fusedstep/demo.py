@@ -3,7 +3,8 @@ Train a small network on handwritten digits with every optimizer: `python -m fus
 
 Each optimizer trains twice from the same weights on the same batches, once with the kernels and once with the class of
 the same name in `fusedstep.reference`: accuracy, time, and whether both end with the same bits. With `--dtype bfloat16`
-or `--dtype float16` it does so for each way to keep parameters in 16 bits, beside float32.
+or `--dtype float16` it does so for each way to keep parameters in 16 bits, beside float32. With `--device cuda` the
+parameters of the kernels are arrays of CuPy, and their steps are made on the GPU.
 """
 
 import argparse
@@ -19,7 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from . import optimizers, reference
+from .arrays import is_on_gpu, to_host
 from .minibatches import minibatches
+from .settings import info
 from .verify import classes
 
 __all__ = ["Digits", "Run", "Storage", "gradients", "load", "main", "quadratic", "same_bits", "storages", "train"]
@@ -181,6 +184,7 @@ def train(
     epochs: int,
     after_epoch: Callable[[], object] = lambda: None,
     dtype: npt.DTypeLike = np.float32,
+    place: Callable[[Array], Array] = np.asarray,
 ) -> Run:
     """
     Train the network, always from the same weights and with the same batches.
@@ -197,26 +201,31 @@ def train(
         Called without arguments after each epoch.
     dtype : dtype
         Of the parameters and of their gradients. The network computes in float32 in any case.
+    place : callable
+        Puts an array of NumPy where the steps are to be made, as `cupy.asarray` does. The network computes in NumPy.
 
     Returns
     -------
     Run
         Weights, losses, accuracies, and the seconds spent in the optimizer.
     """
-    params = _as(dtype, _initial_params())
+    params = _placed(_as(dtype, _initial_params()), place)
     losses = [_loss(_widened(params), digits.x, digits.y)]
     seconds = 0.0
     batches = minibatches(len(digits.y), BATCH, seed=1)
     for _ in range(epochs):
         for rows in batches:
             grads = _as(dtype, gradients(_widened(params), digits.x[rows], digits.y[rows]))
+            grads = _placed(grads, place)
+            _wait_for(params)
             begin = perf_counter()
             optimizer.step(params, grads)
+            _wait_for(params)
             seconds += perf_counter() - begin
         losses.append(_loss(_widened(params), digits.x, digits.y))
         after_epoch()
     return Run(
-        params,
+        _placed(params, to_host),
         losses,
         _accuracy(_widened(params), digits.x, digits.y),
         _accuracy(_widened(params), digits.x_test, digits.y_test),
@@ -229,7 +238,17 @@ def _as(dtype: npt.DTypeLike, arrays: Params) -> Params:
 
 
 def _widened(params: Params) -> Params:
-    return _as(np.float32, params)
+    return _as(np.float32, _placed(params, to_host))
+
+
+def _placed(arrays: Params, place: Callable[[Array], Array]) -> Params:
+    return {key: place(array) for key, array in arrays.items()}
+
+
+def _wait_for(params: Params) -> None:
+    array: Any = params["w1"]
+    if is_on_gpu(array):
+        array.device.synchronize()
 
 
 def same_bits(a: Params, b: Params) -> bool:
@@ -238,12 +257,17 @@ def same_bits(a: Params, b: Params) -> bool:
 
 
 def _both(
-    name: str, storage: Storage, digits: Digits, epochs: int, after_epoch: Callable[[], object]
+    name: str,
+    storage: Storage,
+    digits: Digits,
+    epochs: int,
+    after_epoch: Callable[[], object],
+    place: Callable[[Array], Array] = np.asarray,
 ) -> tuple[Run, Run]:
     """Return the runs of an optimizer with the kernels and with the reference."""
     fused, plain = (
-        train(getattr(package, name)(lr=_rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype)
-        for package in (optimizers, reference)
+        train(getattr(package, name)(lr=_rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
+        for package, at in ((optimizers, place), (reference, np.asarray))
     )
     return fused, plain
 
@@ -252,7 +276,7 @@ def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
     return all(same_bits(fused.params, plain.params) for fused, plain in pairs)
 
 
-def _train_all(epochs: int, kept: list[Storage]) -> Runs:
+def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array]) -> Runs:
     """Return the two runs of each optimizer for each storage, under a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -264,7 +288,7 @@ def _train_all(epochs: int, kept: list[Storage]) -> Runs:
         for name, pairs in runs.items():
             progress.update(task, description=name)
             for storage in kept:
-                pairs.append(_both(name, storage, digits, epochs, lambda: progress.advance(task)))
+                pairs.append(_both(name, storage, digits, epochs, lambda: progress.advance(task), place))
     return runs
 
 
@@ -419,7 +443,8 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package is missing.
+        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
+        missing.
     """
     parser = argparse.ArgumentParser(
         prog="python -m fusedstep demo",
@@ -431,6 +456,7 @@ def main(argv: list[str]) -> int:
         default="float32",
         help="of the parameters (%(default)s); the others are compared with float32, in every way to keep them",
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where steps are made (%(default)s)")
     defaults = ", ".join(f"{epochs} for {dtype}" for dtype, epochs in EPOCHS.items())
     parser.add_argument("--epochs", type=int, help=f"times through the training images ({defaults})")
     parser.add_argument(
@@ -450,16 +476,25 @@ def main(argv: list[str]) -> int:
     needed = {"sklearn": ("scikit-learn", "demo"), "rich": ("rich", "demo"), "matplotlib": ("matplotlib", "demo")}
     if options.dtype == "bfloat16":
         needed["ml_dtypes"] = ("ml_dtypes", "bf16")
+    if options.device == "cuda":
+        needed["cupy"] = ("cupy-cuda13x or cupy-cuda12x", "cuda13")
     if missing := [found for module, found in needed.items() if find_spec(module) is None]:
         packages, extras = zip(*missing, strict=True)
         wanted = f"fusedstep[{','.join(dict.fromkeys(extras))}]"
         print(f'demo needs {", ".join(packages)}: python -m pip install "{wanted}"', file=sys.stderr)
         return 2
 
+    place: Callable[[Array], Array] = np.asarray
+    if options.device == "cuda":
+        if not (cuda := info()["cuda"])["devices"]:
+            print(f"demo --device cuda: {cuda['why_none']}", file=sys.stderr)
+            return 2
+        place = import_module("cupy").asarray
+
     from rich.console import Console
 
     kept = storages(options.dtype)
-    runs = _train_all(epochs, kept)
+    runs = _train_all(epochs, kept, place)
     if len(kept) == 1:
         Console().print(_table_of_times(runs))
         _plot(runs, options.output)

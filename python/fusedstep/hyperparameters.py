@@ -8,7 +8,21 @@ from numbers import Integral, Real
 from operator import le, lt
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
-__all__ = ["CLIPS", "Layer", "Scheduled", "Settings", "at", "check", "check_clips", "declared", "integer", "numbers"]
+from .arrays import as_array, is_on_gpu, to_host
+
+__all__ = [
+    "CLIPS",
+    "Layer",
+    "Scheduled",
+    "Settings",
+    "at",
+    "check",
+    "check_clips",
+    "declared",
+    "integer",
+    "numbers",
+    "settled",
+]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 
@@ -36,6 +50,7 @@ RANGES: dict[str, tuple[float, _BELOW, _BELOW, float]] = {
 _SIGN: dict[_BELOW, str] = {le: "<=", lt: "<"}
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 _OPTIONAL = {*CLIPS, "ema"}  # None switches them off
+_ONLY_NUMBERS = {"initial_accumulator", "schedule_decay"}  # needed before a step
 
 
 def _declared(owner: Any) -> dict[str, Any]:
@@ -83,6 +98,8 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
         return value
     if value is None and name in _OPTIONAL:
         return None
+    if is_on_gpu(value) and name not in _ONLY_NUMBERS:
+        return value  # read there, at each step
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
     low, above, below, high = RANGES[name]
@@ -111,19 +128,31 @@ def check_clips(values: Mapping[str, Any], label: str = "") -> None:
         raise ValueError(f"{label}{chosen[1]} stands beside {chosen[0]}, expected one of them to be None")
 
 
-def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[float]:
+def settled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters with the numbers that are on a GPU as they are now."""
+
+    def now(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: now(some) for key, some in value.items()}
+        return to_host(as_array(value, "hyperparameter")).item() if is_on_gpu(value) else value
+
+    return {name: now(value) for name, value in values.items()}
+
+
+def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[Any]:
     """
     Return the numbers that a rule calls `names`, from the hyperparameters of a class or function.
 
     A dialect is a number too: `eps_inside` is eps where eps_mode is "inside" and otherwise 0, and `velocity_step` is
     1 where velocity is "step" and otherwise 0. `decay_base` is Nadam's 0.96**schedule_decay. What is None is infinite.
+    A number on a GPU stays there.
     """
     return [_number(name, values) for name in names]
 
 
-def _number(name: str, values: Mapping[str, Any]) -> float:
+def _number(name: str, values: Mapping[str, Any]) -> Any:
     if name in values:
-        return INF if values[name] is None else float(values[name])
+        return INF if values[name] is None else _plain(values[name])
     if name == "master":
         return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
     if name == "decay_base":
@@ -132,7 +161,11 @@ def _number(name: str, values: Mapping[str, Any]) -> float:
     mode = values.get(f"{field}_mode")
     if mode is None:
         return float(values[field] == choice)
-    return float(values[field]) if mode == choice else 0.0
+    return _plain(values[field]) if mode == choice else 0.0
+
+
+def _plain(value: Any) -> Any:
+    return value if is_on_gpu(value) else float(value)
 
 
 @lru_cache
@@ -166,7 +199,7 @@ class Layer:
         self.scheduled = {name: value for name, value in self.values.items() if callable(value)}
         self._fixed = [] if self.scheduled else numbers(self._names, self.values)
 
-    def at(self, done: int) -> list[float]:
+    def at(self, done: int) -> list[Any]:
         """Return the numbers of the update that follows `done` others."""
         return self._fixed or numbers(self._names, self.values | at(self.scheduled, done))
 

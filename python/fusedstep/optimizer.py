@@ -16,35 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _cpu, checkpoint
-from .arrays import Array
-from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared
+from .arrays import Array, copied, is_on_gpu
+from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
 from .progress import Averages, Progress, listed, noise_number
+from .result import PLAIN, Result, Results, told
 
-__all__ = ["Optimizer", "Result"]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """
-    What a step found out.
-
-    Attributes
-    ----------
-    grad_norm : float or None
-        Norm of all gradients of the step, unscaled and before clipping; None unless clipping by a norm or
-        `skip_nonfinite` asked for it.
-    skipped : bool
-        Whether nothing was updated, because a gradient was not finite.
-    nonfinite : hashable
-        Key of the first parameter whose gradient was not finite, where the step was skipped; else None.
-    """
-
-    grad_norm: float | None = None
-    skipped: bool = False
-    nonfinite: Hashable = None
+__all__ = ["Optimizer"]
 
 
-_PLAIN = Result()
 _ONE = 1.0
 
 
@@ -169,6 +148,8 @@ class Optimizer:
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
+        self._captured: list[_cpu.Plan] = []  # plans of steps that graphs may repeat
+        self._results = Results()
         self._settings = self._settle()
         self._matching = _Matching(None, [], [], np.zeros(0, np.int64), False)
         self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
@@ -248,7 +229,7 @@ class Optimizer:
 
     # Steps.
 
-    def step(self, params: Any, grads: Any, *, grad_scale: float = _ONE) -> Result:
+    def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
         """
         Update parameters in place, once.
 
@@ -288,7 +269,7 @@ class Optimizer:
         -----
         Everything is checked before the first write: a refused step changes nothing.
         """
-        if grad_scale is not _ONE:
+        if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
         if not self._turn.acquire(False):
             raise RuntimeError("this optimizer is already in a step, expected one step at a time")
@@ -297,21 +278,21 @@ class Optimizer:
                 self._refresh()
             plan = self._plan
             if plan is not None:
-                outcome = plan.run(params, grads, grad_scale)
+                outcome = plan.run(params, grads, grad_scale, stream)
                 if outcome is True:
-                    return _PLAIN
+                    return PLAIN
                 if outcome is not False:
                     return self._result(plan, outcome)
-            return self._replan(params, grads, grad_scale)
+            return self._replan(params, grads, grad_scale, stream)
         finally:
             self._turn.release()
 
-    @staticmethod
-    def _result(plan: _cpu.Plan, outcome: Literal[True] | tuple[float, int | None]) -> Result:
+    def _result(self, plan: _cpu.Plan, outcome: bool | int | tuple[float, int | None]) -> Result:
         if outcome is True:
-            return _PLAIN
-        norm, at = outcome
-        return Result(norm, at is not None, None if at is None else plan.keys[at])
+            return PLAIN
+        if isinstance(outcome, tuple):
+            return told(plan, outcome)
+        return self._results.add(plan, outcome)
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
@@ -323,7 +304,7 @@ class Optimizer:
                 if self._plan is not None and self._settings.rule == before.rule:
                     self._match(self._plan.keys)
                 else:
-                    self._plan = None
+                    self._drop_plan()
             except BaseException:
                 self._changed = self._stale = True
                 raise
@@ -369,9 +350,14 @@ class Optimizer:
             rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
         plan.set_hypers([matching.layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
 
-    def _replan(self, params: Any, grads: Any, grad_scale: float) -> Result:
-        """Make a step with tensors that are new: look at them all, make their states, and remember them."""
+    def _drop_plan(self) -> None:
+        if self._plan is not None and self._plan.was_captured:
+            self._captured.append(self._plan)
         self._plan = None
+
+    def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+        """Make a step with tensors that are new: look at them all, make their states, and remember them."""
+        self._drop_plan()
         number, names, _ = _cpu.rules[self._settings.rule]
         plan = _cpu.Plan(number, params)
         seen = plan.check(params, grads)
@@ -404,7 +390,8 @@ class Optimizer:
         )
         self._hand_over(plan, progress.clocks["t"][clock_index])
 
-        outcome = plan.run(params, grads, grad_scale)
+        progress.refresh = plan.refresh
+        outcome = plan.run(params, grads, grad_scale, stream)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         result = self._result(plan, outcome)
@@ -430,8 +417,9 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
             known = self._known()
-            known["state"] = {key: {n: a.copy() for n, a in some.items()} for key, some in known["state"].items()}
-            known["ema"] = {key: array.copy() for key, array in known["ema"].items()}
+            known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
+            known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
+            known["hyperparameters"] = settled(known["hyperparameters"])
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
@@ -456,7 +444,8 @@ class Optimizer:
         for name, value in other._known()["hyperparameters"].items():
             object.__setattr__(self, name, other.overrides if name == "overrides" else value)
         self._progress.become(progress)
-        self._plan, self._changed, self._stale = None, True, True
+        self._drop_plan()
+        self._changed = self._stale = True
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
@@ -11,7 +11,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, as_numpy, fits, is_half, new_array, number
+from .arrays import (
+    MASTER_DTYPES,
+    MASTERS,
+    Array,
+    as_array,
+    device_of,
+    fill,
+    fits,
+    is_half,
+    new_array,
+    number,
+    to_host,
+)
 from .hyperparameters import Scheduled
 
 __all__ = ["Averages", "Progress", "Restored", "listed", "noise_number"]
@@ -73,9 +85,17 @@ class Progress:
 
     def __init__(self) -> None:
         self.clock_of: dict[Hashable, int] = {}
-        self.clocks = np.zeros(0, _CLOCK)
+        self._clocks = np.zeros(0, _CLOCK)
+        self.refresh: Callable[[], None] | None = None  # brings the clocks up to date, where a GPU advances them
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
+
+    @property
+    def clocks(self) -> Array:
+        """Step count, product and average of each parameter, in the order of `clock_of`."""
+        if self.refresh is not None:
+            self.refresh()
+        return self._clocks
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
         """Return the same progress, with room for further parameters; what is added there is not added here."""
@@ -83,9 +103,9 @@ class Progress:
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
         for key in keys:
             other.clock_of.setdefault(key, len(other.clock_of))
-        other.clocks = np.zeros(len(other.clock_of), _CLOCK)
-        other.clocks["product"] = 1
-        other.clocks[: len(self.clocks)] = self.clocks
+        other._clocks = np.zeros(len(other.clock_of), _CLOCK)
+        other._clocks["product"] = 1
+        other._clocks[: len(self._clocks)] = self.clocks
         return other
 
     def make(
@@ -93,14 +113,22 @@ class Progress:
         key: Hashable,
         shape: tuple[int, ...],
         dtype: np.dtype[Any],
+        device: int | None,
         starts: Mapping[str, float],
         state_dtype: str,
         averaged: bool,
         master: bool | str,
     ) -> None:
-        """Make what a parameter still lacks: states, where they start, its average, and its master, and no other."""
+        """
+        Make what a parameter still lacks: states, where they start, its average, and its master, and no other.
+
+        What it has follows it, to another device or back to host memory.
+        """
         own = MASTERS.get(master)
-        states = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
+        known = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
+        states = {name: _moved(array, device) for name, array in known.items()}
+        if key in self.ema:
+            self.ema[key] = _moved(self.ema[key], device)
         if own == "remainder" and dtype == np.float16:
             raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
         if own in states and not is_half(dtype):
@@ -112,16 +140,16 @@ class Progress:
             wanted = like.dtype
         for name, start in starts.items():
             if name not in states:
-                states[name] = new_array(shape, wanted)
+                states[name] = new_array(shape, wanted, device)
                 if start:
                     with np.errstate(over="ignore"):  # by way of the compute type, as every scalar
-                        states[name][...] = start if wanted == np.float64 else np.float32(start)
+                        fill(states[name], start if wanted == np.float64 else np.float32(start))
         if averaged and key not in self.ema:
-            self.ema[key] = new_array(shape, wanted)
+            self.ema[key] = new_array(shape, wanted, device)
         if (
             own and own not in states and is_half(dtype)
         ):  # at 0, which no other parameter rounds to: it begins where the parameter is
-            states[own] = new_array(shape, MASTER_DTYPES[own])
+            states[own] = new_array(shape, MASTER_DTYPES[own], device)
         self.state[key] = MappingProxyType(states)
 
     @property
@@ -132,7 +160,7 @@ class Progress:
 
     def become(self, other: "Progress") -> None:
         """Take over another progress, in the mappings that callers may hold."""
-        self.clocks = other.clocks
+        self._clocks, self.refresh = other._clocks, other.refresh
         for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
             mine.clear()
             mine.update(others)  # type: ignore[arg-type]
@@ -143,7 +171,11 @@ class Progress:
         state = {}
         for key, states in self.state.items():
             made = [array for name, array in states.items() if name not in MASTER_DTYPES]
-            later = {name: np.zeros_like(made[0]) for name in names if made and name not in states}
+            later = {
+                name: new_array(made[0].shape, made[0].dtype, device_of(made[0]))
+                for name in names
+                if made and name not in states
+            }
             state[key] = dict(states) | later
         return {
             "t": self.t,
@@ -211,8 +243,17 @@ class Progress:
             product = _product(
                 parts["product"].get(key, 1.0), f"product[{key!r}]", "product" in may_have and t[key] > 0
             )
-            other.clocks[i] = (t[key], product, key in other.ema)
+            other._clocks[i] = (t[key], product, key in other.ema)
         return Restored(other, _apart(copies))
+
+
+def _moved(array: Array, device: int | None) -> Array:
+    """Return an array that is where it should be: itself, or a copy."""
+    if device_of(array) == device:
+        return array
+    there = new_array(array.shape, array.dtype, device)
+    fill(there, array)
+    return there
 
 
 def listed(keys: Iterable[Hashable]) -> str:
@@ -250,7 +291,7 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array
             shape, dtype = target.shape, dtype if name in MASTER_DTYPES else target.dtype
     pairs = []
     for label, (name, target, source) in arrays.items():
-        source = as_numpy(source, label)
+        source = to_host(as_array(source, label))
         wanted = MASTER_DTYPES.get(name, dtype)
         if wanted is None and source.dtype not in (np.float32, np.float64) and not is_half(source.dtype):
             raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
@@ -263,7 +304,7 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array
             raise ValueError(f"{label} has shape {source.shape}, expected {shape} like the rest of its parameter")
         if target is None:
             target = new_array(source.shape, source.dtype)
-        if not target.flags.writeable:
+        if device_of(target) is None and not target.flags.writeable:
             raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
         pairs.append((target, source))
     if dtype is not None and dtype != np.float32:  # then it is that of the parameter
@@ -280,7 +321,8 @@ def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
 
 def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
     """Return the same pairs; a source that lies in the memory of a target is copied first."""
-    bounds = sorted(byte_bounds(target) for target, _ in pairs if target.size)  # they do not overlap
+    in_host = (target for target, _ in pairs if target.size and device_of(target) is None)
+    bounds = sorted(map(byte_bounds, in_host))  # they do not overlap
 
     def is_in_a_target(source: Array) -> bool:
         low, high = byte_bounds(source)

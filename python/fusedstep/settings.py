@@ -75,7 +75,8 @@ def info() -> dict[str, Any]:
     dict
         version; isa: the instruction set in use, and isa_from: why; isas: those of this build that run here, and
         isas_built: all of this build; threads: their number, and threads_from: where it comes from; cuda: whether
-        this build has a CUDA engine, and its devices; compiler, flags, commit: how it was built.
+        this build has an engine for GPUs, how that was built, the GPUs that it can use, and if none, why; compiler,
+        flags, commit: how it was built.
     """
     return {
         "version": _cpu.version,
@@ -85,10 +86,26 @@ def info() -> dict[str, Any]:
         "isas_built": list(_cpu.built_isas),
         "threads": _cpu.num_threads(),
         "threads_from": _why["threads"],
-        "cuda": {"built": False, "devices": []},
+        "cuda": _cuda_info(),
         "compiler": _cpu.compiler,
         "flags": _cpu.flags,
         "commit": _cpu.commit or "unknown",
+    }
+
+
+def _cuda_info() -> dict[str, Any]:
+    try:
+        from . import _cuda  # loaded for this only when somebody asks, as it is for the first array on a GPU
+    except ImportError as error:
+        return {"built": False, "devices": [], "why_none": f"this build has no engine for GPUs ({error})"}
+    devices, why = _cuda.find_devices()
+    return {
+        "built": True,
+        "devices": devices,
+        "why_none": why or (None if devices else "CUDA finds no GPU"),
+        "compiler": _cuda.compiler,
+        "flags": _cuda.flags,
+        "architectures": _cuda.architectures,
     }
 
 

@@ -2,14 +2,15 @@
 The promise of equal bits, checked on this machine: `python -m fusedstep verify`.
 
 Every optimizer in every dialect, in float32, float64 and half precision, on every instruction set, with several numbers
-of threads, over awkward sizes, alignments and values, against the NumPy reference. Bits are equal, or both are NaN.
+of threads, and on a GPU if there is one and CuPy, over awkward sizes, alignments and values, against the NumPy
+reference. Bits are equal, or both are NaN.
 """
 
 import argparse
 import inspect
 import itertools
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, get_args
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 
 from . import _cpu, optimizers, reference
+from .arrays import copied, fill, to_host
 from .hyperparameters import declared
-from .settings import set_num_threads, use_isa
+from .settings import info, set_num_threads, use_isa
 
 __all__ = ["Case", "Guarded", "cases", "classes", "dialects", "difference", "halves", "main", "outcome"]
 
@@ -126,24 +128,28 @@ def _pairwise(factors: list[tuple[Options, ...]]) -> Iterator[Options]:
 
 
 class Guarded:
-    """Arrays cut out of larger ones, each off the vector boundary by an amount of its own, between guard elements."""
+    """
+    Arrays cut out of larger ones, each off the vector boundary by an amount of its own, between guard elements.
+
+    They are in host memory, or wherever `place` puts a NumPy array.
+    """
 
     margin = 32
 
-    def __init__(self, arrays: list[Array]) -> None:
+    def __init__(self, arrays: list[Array], place: Callable[[Array], Array] = np.asarray) -> None:
         self.arrays = []
         self._guards = []
         for i, array in enumerate(arrays):
             start = self.margin + 7 * i % 16
             whole = np.full(array.size + start + self.margin, 12345.678, array.dtype)
-            part = whole[start : start + array.size]
-            part[...] = array.reshape(-1)
-            self.arrays.append(part.reshape(array.shape))
+            whole[start : start + array.size] = array.reshape(-1)
+            whole = place(whole)
+            self.arrays.append(whole[start : start + array.size].reshape(array.shape))
             self._guards += [whole[:start], whole[start + array.size :]]
 
     def intact(self) -> bool:
         """Return whether nobody wrote outside the arrays."""
-        return all((guard == guard.dtype.type(12345.678)).all() for guard in self._guards)
+        return all((to_host(guard) == guard.dtype.type(12345.678)).all() for guard in self._guards)
 
 
 def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
@@ -160,37 +166,45 @@ def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
         return np.where(rng.random(n) < 0.15, rng.choice(specials, n), numbers).astype(dtype)
 
 
-def outcome(optimizer: Any, dtype: Any, sizes: tuple[int, ...], grad_dtype: Any = None) -> list[Array]:
+def outcome(
+    optimizer: Any,
+    dtype: Any,
+    sizes: tuple[int, ...],
+    grad_dtype: Any = None,
+    place: Callable[[Array], Array] = np.asarray,
+) -> list[Array]:
     """
     Return all that five steps change, for arrays of these sizes.
 
     These are parameters, gradients and the norm after each step, and in the end states and averages. States are
     disturbed once, so that every value meets every other one. Where a norm clips, gradients are of ordinary size until
-    the last step: otherwise they would all end as 0 or NaN.
+    the last step: otherwise they would all end as 0 or NaN. The steps are made wherever `place` puts NumPy arrays.
     """
     rng = np.random.default_rng(sum(sizes))
     grad_dtype = grad_dtype or dtype
-    params = Guarded([values(rng, n, dtype) for n in sizes])
+    params = Guarded([values(rng, n, dtype) for n in sizes], place)
     clips = optimizer.clip_norm is not None or optimizer.clip_global_norm is not None
     seen = []
     for step in range(STEPS):
         tame = clips and step < STEPS - 1
         grads = Guarded(
-            [rng.standard_normal(n).astype(grad_dtype) if tame else values(rng, n, grad_dtype) for n in sizes]
+            [rng.standard_normal(n).astype(grad_dtype) if tame else values(rng, n, grad_dtype) for n in sizes],
+            place,
         )
         result = optimizer.step(params.arrays, grads.arrays, grad_scale=1.0 + step % 2)
-        seen += [array.copy() for array in params.arrays + grads.arrays]
+        seen += [copied(array) for array in params.arrays + grads.arrays]
         seen.append(np.array([result.grad_norm or 0.0]))
         if step == 1:
             for i, n in enumerate(sizes):
                 for name, state in sorted(optimizer.state.get(i, {}).items()):
                     if name != "P":
-                        state[...] = np.where(rng.random(n) < 0.2, values(rng, n, state.dtype), state)
+                        known = to_host(state)
+                        fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
         if not (params.intact() and grads.intact()):
             raise AssertionError("an element outside the arrays was written")
     states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
-    seen += [state[name].copy() for state in states for name in sorted(state) if name != "P"]
-    return seen + [optimizer.ema[i].copy() for i in range(len(sizes)) if i in optimizer.ema]
+    seen += [copied(state[name]) for state in states for name in sorted(state) if name != "P"]
+    return seen + [copied(optimizer.ema[i]) for i in range(len(sizes)) if i in optimizer.ema]
 
 
 def difference(found: list[Array], expected: list[Array]) -> int:
@@ -207,13 +221,26 @@ def difference(found: list[Array], expected: list[Array]) -> int:
     return count
 
 
+def _gpu() -> Callable[[Array], Array] | str:
+    """Return what puts an array on the GPU, or why there is nothing."""
+    cuda = info()["cuda"]
+    if not cuda["devices"]:
+        return f"none, {cuda['why_none']}"
+    if find_spec("cupy") is None:
+        return "none, CuPy is not installed"
+    place: Callable[[Array], Array] = import_module("cupy").asarray
+    return place
+
+
 def main(argv: list[str]) -> int:
     """Run the whole grid, print a table, and return 1 if a bit differs anywhere."""
     parser = argparse.ArgumentParser(prog="python -m fusedstep verify", description="Check the promise of equal bits.")
     parser.parse_args(argv)
     isa, threads = _cpu.isa(), _cpu.num_threads()
+    gpu = _gpu()
     begin = time.perf_counter()
     total = 0
+    print(f"GPU: {gpu if isinstance(gpu, str) else 'the current one of CuPy'}")
     print(f"instruction sets {', '.join(_cpu.isas)}; threads {', '.join(map(str, THREADS))}; sizes {SMALL + LARGE}")
     print(f"{'optimizer':<12}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
     try:
@@ -231,6 +258,10 @@ def main(argv: list[str]) -> int:
                             use_isa(name)
                             set_num_threads(count)
                             different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1]), expected)
+                            elements += sum(a.size for a in expected)
+                            runs += 1
+                        if not isinstance(gpu, str):
+                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1], gpu), expected)
                             elements += sum(a.size for a in expected)
                             runs += 1
                 total += different

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "rules/rule.h"
+#include "../rules/rule.h"
 
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -55,10 +55,24 @@ RULE Halves narrowed(Words h) {
 }
 #endif
 
-// The lower half of x times m.
-RULE constexpr uint64_t product(uint64_t x, uint32_t m) {
-    return (x & 0xffffffff) * m;
+// What storage.h and philox.h do with numbers.
+
+RULE Words bits_of(Floats x) {
+    return (Words)x;
 }
+RULE Floats float_of(Words bits) {
+    return (Floats)bits;
+}
+RULE Floats value_of(Words x) {
+    return __builtin_convertvector((Ints)x, Floats);
+}
+RULE Words integer_of(Floats x) {
+    return (Words) __builtin_convertvector(x, Ints);
+}
+RULE Words is_nan(Floats x) {
+    return (Words)(x != x);
+}
+
 #if defined(__AVX512F__)
 RULE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)x, _mm512_set1_epi64(m));

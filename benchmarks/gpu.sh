@@ -1,0 +1,86 @@
+#!/usr/bin/env bash
+# Build the package on a machine with a GPU, test it, run it under compute-sanitizer and measure it, in at most 8 minutes.
+# Logs and the record go to $OUT. Nothing is downloaded: what pyproject.toml asks for must be installed, and CuPy.
+set -euo pipefail
+
+out=${OUT:-$(dirname "$0")/results}
+mkdir -p "$out"
+out=$(cd "$out" && pwd)
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+export PYTHONPATH="$folder/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+summary=()
+failed=0
+
+# part NAME SECONDS COMMAND...: run a command for so long at most, keep what it says, and remember how it ended.
+part() {
+    local name=$1 seconds=$2 begin=$SECONDS status=0 how=passed
+    shift 2
+    echo "$name ..."
+    timeout --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1 </dev/null || status=$?
+    if ((status)); then
+        failed=1
+        how="FAILED ($status)"
+        ((status == 124 || status == 137)) && how="STOPPED after $seconds s"
+        tail -n 30 "$out/$name.log"
+    fi
+    summary+=("$(printf '%-10s %4d s  %s' "$name" $((SECONDS - begin)) "$how")")
+    return "$status"
+}
+
+finish() {
+    printf '\n%s\n' "everything is in $out"
+    printf '%s\n' "${summary[@]}"
+    exit "$failed"
+}
+
+# For the GPUs that CMake finds here; ninja takes all cores.
+export FUSEDSTEP_CUDA=ON
+build='python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps --target "$0/site" \
+    --config-settings=build-dir="$0/build" . && python3 -m fusedstep info'
+part build 180 bash -c "$build" "$folder" || finish
+
+workers=()
+if python3 -c "import xdist" 2>/dev/null; then workers=(-n 6); fi
+part tests 90 python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" -m gpu tests/test_cuda.py || true
+
+cat >"$folder/short.py" <<'PYTHON'
+import cupy
+import numpy as np
+from ml_dtypes import bfloat16
+
+import fusedstep
+from fusedstep import reference, verify
+
+cupy.cuda.set_allocator(None)  # memory of its own for each array: what is read or written beyond it is seen
+verify.Guarded.margin = 0
+CASES = [
+    ("Adam", {"clip_global_norm": 20.0, "ema": 0.9, "zero_grad": True}, np.float32, np.float32),
+    ("AdamW", {"clip_norm": 3.0}, np.float64, np.float64),
+    ("SGD", {"l1": 0.1, "clip_value": 0.5}, np.float32, bfloat16),
+    ("NAG", {"master_weights": "split", "clip_global_norm": 20.0}, bfloat16, bfloat16),
+    ("RMSprop", {"centered": True, "momentum": 0.9, "state_dtype": "same", "rounding": "stochastic"}, bfloat16, bfloat16),
+    ("Nadam", {"master_weights": True, "ema": 0.9}, np.float16, np.float32),
+    ("Lion", {"skip_nonfinite": True}, np.float32, np.float32),
+]
+for sizes in ((1, 3, 0, 33, 1023, 1025, 4099), (7,) * 100):
+    for name, options, dtype, grad_dtype in CASES:
+        expected = verify.outcome(getattr(reference, name)(**options), dtype, sizes, grad_dtype)
+        found = verify.outcome(getattr(fusedstep, name)(**options), dtype, sizes, grad_dtype, cupy.asarray)
+        different = verify.difference(found, expected)
+        print(f"{name}, {len(sizes)} tensors: {different} elements differ", flush=True)
+        assert different == 0
+PYTHON
+for tool in "memcheck --track-stream-ordered-races all" racecheck initcheck; do
+    # shellcheck disable=SC2086
+    part "${tool%% *}" 35 compute-sanitizer --tool $tool --report-api-errors no --error-exitcode 1 \
+        python3 "$folder/short.py" || true
+done
+
+left=$((465 - SECONDS))
+minutes=$(awk "BEGIN { print ($left - 40) / 60 }")
+part gpu "$left" python3 benchmarks/gpu.py --json "$out/gpu.json" --minutes "$minutes" || true
+cat "$out/gpu.log"
+finish
