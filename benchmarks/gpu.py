@@ -483,27 +483,22 @@ def lists(report: Report, quick: bool) -> None:
         _free()
 
     job = Job("adam", 64, count=10_000)
-    torch = [cls(job) for cls in _contestants(report, job, (Torch,))]
-    ours, odd = Fusedstep(job), Fusedstep(replace(job, odd=True))
-    entries = [entry(ours), *map(entry, torch)]
-    times = timed([*entries, Entry("odd", odd.step)], quick)
-    mine = times["fusedstep"]
+    entries = [entry(cls(job)) for cls in (Fusedstep, *_contestants(report, job, (Torch,)))]
+    odd = Entry("odd", Fusedstep(replace(job, odd=True)).step)
+    alone, loop = timed([*entries, odd], quick), timed(entries, quick, loop_time)
+    mine, scattered = alone.pop("fusedstep"), alone.pop("odd")
     report.add(f"{job}: GPU time", mine, goal="<= 25 us", moved=job.moved)
-    report.add(f"{job} odd: over aligned", times["odd"], mine, "aligned", inverse=True, moved=job.moved)
-    for one in torch:
-        report.add(f"{job}: against {one.name}", mine, times[one.name], one.name, goal=">= 20")
-    for clock, what in ((loop_time, "loop"), (call_time, "host, per call")):
-        times = timed(entries, quick, clock)
-        others = [(times[one.name], one.name) for one in torch] or [()]
-        for other in others:
-            report.add(f"{job}: {what}", times["fusedstep"], *other)
+    report.add(f"{job} odd: over aligned", scattered, mine, "aligned", inverse=True, moved=job.moved)
+    for name, other in alone.items():
+        report.add(f"{job}: against {name}", mine, other, name, goal=">= 20")
+        report.add(f"{job}, loop: against {name}", loop["fusedstep"], loop[name], name)
 
 
 def host(report: Report, quick: bool) -> None:
     """Time the calls, which return before the GPU has begun: the same arrays again, and others."""
     for count in (1, 100, 10_000):
         job = Job("adam", 64, count=count)
-        torch = [cls(job) for cls in _contestants(report, job, (Torch,))]
+        fused = [cls(job) for cls in _contestants(report, job, (Torch,))]
         again = [[g[:] for g in job.grads] for _ in range(2)]
         entries = {
             "the same arrays": entry(Fusedstep(job)),
@@ -511,14 +506,14 @@ def host(report: Report, quick: bool) -> None:
             "new gradients, other memory": Entry("elsewhere", _with_gradients(job, job.grads, replace(job).grads)),
             "functional.adam": Entry("functional", _functional(job)),
         }
-        if torch:
+        if fused:
             from torch import from_dlpack
 
             tensors = [[from_dlpack(array) for array in arrays] for arrays in (job.params(), job.grads)]
-            one = [arrays[0] for arrays in tensors] if count == 1 else tensors
-            entries["torch tensors"] = Entry("tensors", partial(job.optimizer().step, *one))
-        times = timed([*entries.values(), *map(entry, torch)], quick, call_time)
-        other = (times[torch[0].name], torch[0].name) if torch else ()
+            args = [arrays[0] for arrays in tensors] if count == 1 else tensors
+            entries["torch tensors"] = Entry("tensors", partial(job.optimizer().step, *args))
+        times = timed([*entries.values(), *map(entry, fused)], quick, call_time)
+        other = (times[fused[0].name], fused[0].name) if fused else ()
         for what, mine in entries.items():
             report.add(f"host, {job}: {what}", times[mine.name], *other)
 
@@ -707,9 +702,7 @@ def main() -> int:
             about["failed"].append(name)
             report.note(f"{name}: FAILED, {type(error).__name__}: {error}")
         if unqueued:
-            report.note(
-                f"{name}: {len(unqueued)} times a step did not fit into the queue, and the host's time is in it"
-            )
+            report.note(f"{name}: {len(unqueued)} times, a step did not fit into the queue, and the host counted too")
             unqueued.clear()
         about["clocks"][name] = _clocks()
         about["seconds"] = time.perf_counter() - start

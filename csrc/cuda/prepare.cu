@@ -171,7 +171,8 @@ __global__ void __launch_bounds__(kManyThreads, 1)
 }
 
 template <class Rule>
-__global__ void prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Found* found) {
+__global__ void __launch_bounds__(kFewThreads, 8)
+    prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Found* found) {
     const int32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i == 0) table.offenders[table.device] = kNobody;  // of the next step
     if (i >= table.count || table.gradients[i].place < 0) return;

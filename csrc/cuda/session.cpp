@@ -187,9 +187,8 @@ int64_t Part::blocks_at_once(Loop loop, Weight weight) {
 }
 
 void Part::update(const Step& step, Stream stream) {
-    const int threads = 128;
-    launch(preparations[rule_.number], std::max(1, (table_.count + threads - 1) / threads), threads, stream, table_,
-           step.mode, found_ + step.ticket);
+    launch(preparations[rule_.number], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
+           table_, step.mode, found_ + step.ticket);
     for (Loop loop : {float32, float64, mixed}) {
         if (!gradients_of_[loop]) continue;
         const int64_t blocks =

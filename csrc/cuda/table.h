@@ -115,6 +115,7 @@ struct Common {
 };
 extern const Common common;
 constexpr int kManyThreads = 1024;
+constexpr int kFewThreads = 128;  // of a block that prepares
 
 // A piece of what the host tells the device. It travels as an argument of a kernel, which is copied when that is
 // started: nothing has to be kept or waited for.

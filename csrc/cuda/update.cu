@@ -28,22 +28,37 @@ struct alignas(sizeof(T) * n) Pack {
     T x[n];
 };
 
-// The random bits of the elements [i, i + n) of an array.
+// n elements of an array from the i-th on, which are aligned to be read at once. They are in global memory, which the
+// compiler does not see of a pointer that comes from shared memory.
+template <class T, int n>
+RULE Pack<T, n>& pack_at(const void* array, int i) {
+    T* first = static_cast<T*>(const_cast<void*>(array)) + i;
+#ifdef __CUDA_ARCH__
+    __builtin_assume(__isGlobal(first));
+#endif
+    return *reinterpret_cast<Pack<T, n>*>(first);
+}
+
+// The random bits of two elements of an array, the first of which is even. Not inlined: it needs many registers, and is
+// needed rarely.
+[[maybe_unused]] __host__ __device__ __noinline__ uint32_t noise_word(uint64_t key, uint32_t role, int64_t i) {
+    const int within = static_cast<int>(i % kNoiseTile);
+    const uint64_t counter = static_cast<uint64_t>(i / kNoiseTile) * kCounters + within / 2 % kCounters;
+    uint64_t x[4] = {counter, counter >> 32, role, 0};
+    philox(x, key);
+    const int which = within / (2 * kCounters);
+    return static_cast<uint32_t>(which < 2 ? (which == 0 ? x[0] : x[1]) : (which == 2 ? x[2] : x[3]));
+}
+
+// Those of the elements [i, i + n).
 template <int n>
 RULE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n]) {
     uint32_t word = 0;
 #pragma unroll
     for (int j = 0; j < n; ++j) {
-        const int64_t at = i + j;
-        if (j == 0 || at % 2 == 0) {
-            const int within = static_cast<int>(at % kNoiseTile);
-            const uint64_t counter = static_cast<uint64_t>(at / kNoiseTile) * kCounters + within / 2 % kCounters;
-            uint64_t x[4] = {counter, counter >> 32, role, 0};
-            philox(x, key);
-            const int which = within / (2 * kCounters);
-            word = static_cast<uint32_t>(which < 2 ? (which == 0 ? x[0] : x[1]) : (which == 2 ? x[2] : x[3]));
-        }
-        noise[j] = at % 2 == 0 ? word & 0xffff : word >> 16;
+        const bool odd = (i + j) % 2;
+        if (j == 0 || !odd) word = noise_word(key, role, i + j - odd);
+        noise[j] = odd ? word >> 16 : word & 0xffff;
     }
 }
 
@@ -52,13 +67,13 @@ RULE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n])
 
 template <int n>
 RULE void load(Type, const void* array, int i, double (&x)[n]) {
-    const auto pack = *reinterpret_cast<const Pack<double, n>*>(static_cast<const double*>(array) + i);
+    const auto pack = pack_at<double, n>(array, i);
     for (int j = 0; j < n; ++j) x[j] = pack.x[j];
 }
 
 template <int n>
 RULE void load_halves(const void* array, int i, uint32_t (&h)[n]) {
-    const auto pack = *reinterpret_cast<const Pack<uint16_t, n>*>(static_cast<const uint16_t*>(array) + i);
+    const auto pack = pack_at<uint16_t, n>(array, i);
     for (int j = 0; j < n; ++j) h[j] = pack.x[j];
 }
 
@@ -75,7 +90,7 @@ RULE void load_halves(const void* array, int i, uint32_t (&h)[n]) {
 template <int n>
 RULE void load(Type type, const void* array, int i, float (&x)[n]) {
     if (type == kFloat32) {
-        const auto pack = *reinterpret_cast<const Pack<float, n>*>(static_cast<const float*>(array) + i);
+        const auto pack = pack_at<float, n>(array, i);
         for (int j = 0; j < n; ++j) x[j] = pack.x[j];
     } else {
         uint32_t h[n];
@@ -88,7 +103,7 @@ template <class T, int n, class X>
 RULE void put(void* array, int i, const X (&x)[n]) {
     Pack<T, n> pack;
     for (int j = 0; j < n; ++j) pack.x[j] = static_cast<T>(x[j]);
-    *reinterpret_cast<Pack<T, n>*>(static_cast<T*>(array) + i) = pack;
+    pack_at<T, n>(array, i) = pack;
 }
 
 // How what is stored is rounded: by chance, with a key for the random bits and the number of the element, or to
@@ -151,7 +166,7 @@ RULE void store_with_master(const Types& types, void* param, void* master, int i
 template <int n>
 RULE void zero(Type type, void* array, int i) {
     const uint32_t zeros[n] = {};
-    if (type == kFloat64)
+    if constexpr (kLoop == float64)
         put<double>(array, i, zeros);
     else if (type == kFloat32)
         put<float>(array, i, zeros);
@@ -161,6 +176,11 @@ RULE void zero(Type type, void* array, int i) {
 
 RULE void* at(void* array, Type type, int64_t i) {
     return static_cast<char*>(array) + i * (type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2);
+}
+
+// What is in shared memory is read again after this, instead of being kept in registers, which would run out.
+RULE void read_anew() {
+    asm volatile("" ::: "memory");
 }
 
 // A tile of a tensor, as its warp sees it; in shared memory, since there is too much of it for registers.
@@ -230,6 +250,7 @@ struct Tile {
     // the first is written, so that memory has enough to do.
     template <int n, int kBatch>
     RULE void update(int i, int stride) const {
+        read_anew();
         const Types types = this->types();
         T p[kBatch][n], g[kBatch][n], a[kBatch][n], b[kBatch][n], c[kBatch][n];
 #pragma unroll
@@ -251,6 +272,7 @@ struct Tile {
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
+            read_anew();
 #pragma unroll
             for (int j = 0; j < n; ++j) compute(p[u][j], g[u][j], a[u][j], b[u][j], c[u][j]);
             if constexpr (kStateCount > 0) store(types.state, s0, at, a[u], rounding(kStates, at));
@@ -265,6 +287,7 @@ struct Tile {
                 store(types.param, param, at, p[u], rounding(kParam, at));
             }
             if (averages) {
+                read_anew();
                 T e[n];
                 load(types.state, average, at, e);
                 for (int j = 0; j < n; ++j) e[j] = Around::average(k.around, e[j], p[u][j]);

@@ -276,7 +276,7 @@ def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
     return all(same_bits(fused.params, plain.params) for fused, plain in pairs)
 
 
-def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array]) -> Runs:
+def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array] = np.asarray) -> Runs:
     """Return the two runs of each optimizer for each storage, under a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
