@@ -355,9 +355,8 @@ def _agree(report: Report, job: Job, wanted: list[type[peers.Contestant]]) -> No
             one.step()
     mine = ours.param().get().astype(np.float64)
     change = np.abs(mine - before).max()
-    ulp = np.spacing(np.abs(mine).astype(np.float32 if few.dtype == "bfloat16" else few.dtype)).astype(np.float64)
-    if few.dtype == "bfloat16":
-        ulp *= 2**16
+    size = np.maximum(np.abs(mine), np.abs(before)).astype(np.float32)  # where it began counts: a step may cancel it
+    ulp = np.spacing(size) * (2.0**16 if few.dtype == "bfloat16" else 1.0)
     for other in others:
         param = other.param()
         apart = np.abs((param if isinstance(param, np.ndarray) else param.get()).astype(np.float64) - mine)

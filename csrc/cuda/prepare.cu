@@ -7,7 +7,7 @@
 #include "../rules/all.h"
 #include "../scalars.h"
 #include "../storage.h"
-#include "flush.h"
+#include "device.h"
 #include "table.h"
 
 namespace {
@@ -177,10 +177,10 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     if (i == 0) table.offenders[table.device] = kNobody;  // of the next step
     if (i >= table.count || table.gradients[i].place < 0) return;
     const Flush<double> mode;
-    double hypers[kMaxHypers];
     constexpr int kCount = words(Rule::hypers) + words(Around::hypers);
+    __shared__ double rooms[kFewThreads][kCount];  // there are too many for registers
+    double* const hypers = rooms[threadIdx.x];
     const Number* numbers = hypers_of(table, i);
-#pragma unroll
     for (int j = 0; j < kCount; ++j) hypers[j] = value_of(numbers[j]);
     const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
 
@@ -189,6 +189,7 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     derived.group.zero_grad = around.zero_grad != 0;
     if (derived.skipped) return;
     derive<Rule>(hypers, table.clocks[i], derived.group);
+    read_anew();
     const double step_scale = value_of(how.grad_scale);
     const double scale = how.measures ? Around::scale(around, step_scale, own_squares(table)[i], found->norm)
                                       : Around::scale(around, step_scale);

@@ -9,7 +9,7 @@
 #include "../rules/all.h"
 #include "../scalars.h"
 #include "../storage.h"
-#include "flush.h"
+#include "device.h"
 #include "table.h"
 
 #define JOIN(a, b) a##b
@@ -176,11 +176,6 @@ RULE void zero(Type type, void* array, int i) {
 
 RULE void* at(void* array, Type type, int64_t i) {
     return static_cast<char*>(array) + i * (type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2);
-}
-
-// What is in shared memory is read again after this, instead of being kept in registers, which would run out.
-RULE void read_anew() {
-    asm volatile("" ::: "memory");
 }
 
 // A tile of a tensor, as its warp sees it; in shared memory, since there is too much of it for registers.
