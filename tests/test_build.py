@@ -187,10 +187,19 @@ def test_rules_know_numbers_only():
 
 def test_engines_know_no_rule_by_name():
     names = set(rules()) | {name for name in _cpu.rules if not name.startswith("limit")}
-    for path in (*(CSRC / "cpu").iterdir(), *(CSRC / "python").iterdir(), CSRC / "step.h", CSRC / "around.h"):
+    shared = [CSRC / f"{name}.h" for name in ("around", "norm", "philox", "scalars", "step", "storage")]
+    for path in (*shared, *(path for folder in ("cpu", "cuda", "python") for path in (CSRC / folder).iterdir())):
         words = set(re.findall(r"\w+", code_of(path)))
         assert not words & names, path.name
-        assert path.parent.name != "cpu" or "pybind11" not in path.read_text()
+
+
+def test_engines_know_nothing_of_python_and_plans_nothing_of_cuda():
+    for folder in ("cpu", "cuda"):
+        for path in (CSRC / folder).iterdir():
+            assert path == CSRC / "cuda" / "module.cpp" or "pybind11" not in path.read_text(), path
+    for folder in ("cpu", "python", "rules"):
+        for path in (CSRC / folder).iterdir():
+            assert "cuda_runtime.h" not in includes(path), path
 
 
 def imports(path):

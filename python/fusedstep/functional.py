@@ -10,7 +10,9 @@ is checked before the first write.
 
 All of them raise TypeError for what is no array, a wrong dtype or a wrong type of hyperparameter, ValueError for a
 wrong shape, a read-only, unaligned, overlapping or non-contiguous array or a hyperparameter out of range, BufferError
-for an array of another library that does not export its memory, and RuntimeError for an array on a GPU.
+for an array of another library that does not export its memory, and RuntimeError for an array on a GPU that cannot be
+used. Arrays on a GPU, of CuPy or with `__cuda_array_interface__`, are updated there, all of a call on one device, in
+CuPy's current stream (without CuPy, the default stream); nothing is waited for.
 
 Hyperparameters and options mean what they mean for the class in `fusedstep`, which also cites the papers in full.
 Averages, masters and the skipping of steps need a memory, and belong to the classes alone. The random bits of

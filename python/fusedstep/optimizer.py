@@ -115,6 +115,9 @@ class Optimizer:
 
     Notes
     -----
+    Beside parameters on a GPU, most numbers may also be a float64 array of one element there: it is read by each step
+    and not checked, so that a CUDA graph can be replayed with another learning rate.
+
     Every hyperparameter that is a number may be a function: it is called with the number of finished updates of the
     parameter, 0 at the first, and returns the number; see `fusedstep.schedules`. An instance makes one step at a time.
     It can be pickled, if such functions can, and copied; parameters are not part of it.
@@ -242,9 +245,13 @@ class Optimizer:
             Their gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
             half precision for a float32 one. A gradient that is None, or missing from a mapping, leaves its parameter,
             states and step count alone. Gradients are only read, unless `zero_grad`.
-        grad_scale : float
+        grad_scale : float or array
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
-            accumulated batches.
+            accumulated batches. Beside parameters on a GPU also a float64 array of one element there.
+        stream : object, optional
+            On a GPU, the stream in which to make the step, with ``__cuda_stream__``, as streams of CuPy and PyTorch
+            have it; by default CuPy's current one. What CuPy's current stream does before is waited for there, and
+            what comes after waits for the step.
 
         Returns
         -------
@@ -254,20 +261,31 @@ class Optimizer:
         Raises
         ------
         TypeError
-            If something is not an array, or has a dtype or byte order that is not wanted; if `grads` is another kind
-            of container than `params`; or if a scheduled hyperparameter is no number.
+            If something is not an array, or has a dtype or byte order that is not wanted; if some arrays are in host
+            memory and others on a GPU; if `grads` is another kind of container than `params`; or if a scheduled
+            hyperparameter is no number.
         ValueError
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
-            call or a state; if `grads` has another length than `params`, or a key that `params` lacks; if a scheduled
-            hyperparameter or `grad_scale` is out of range; or if an override fits no parameter.
+            call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
+            `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
+            an override fits no parameter.
         BufferError
             If an array of another library does not export its memory.
+        MemoryError
+            If there is no memory for the states.
         RuntimeError
-            If an array is on a GPU, if this optimizer is already in a step, or if `params` changes during the call.
+            If an array is on a GPU that cannot be used, with what CUDA says or what is missing; if this optimizer is
+            already in a step; if a first step is captured into a graph; or if `params` changes during the call.
 
         Notes
         -----
         Everything is checked before the first write: a refused step changes nothing.
+
+        On a GPU, the step is put into a stream and not waited for: one launch derives the scalars and one updates all
+        tensors of a device; where gradients are measured, two or three come before them. Reading the result,
+        `t` or a checkpoint waits. Parameters may be spread over several GPUs. A step may be captured into a CUDA graph
+        once it has been made before: each replay is an update, counts, and reads what is on the GPU (`grad_scale`,
+        hyperparameters) anew. The graph uses the states and tables of this optimizer, which must live as long.
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)

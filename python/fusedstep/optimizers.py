@@ -218,7 +218,9 @@ class RMSprop(Optimizer):
     torch_states = (("v", "square_avg"), ("m", "grad_avg"), ("b", "momentum_buffer"))
 
     def _rule(self, values: Mapping[str, Any]) -> str:
-        return self.rule + ("_centered" if values["centered"] else "") + ("_momentum" if values["momentum"] else "")
+        momentum = values["momentum"]
+        without = isinstance(momentum, float) and momentum == 0  # a function, or a number on a GPU, may become another
+        return self.rule + ("_centered" if values["centered"] else "") + ("" if without else "_momentum")
 
 
 @dataclass(eq=False)
