@@ -34,16 +34,9 @@ public:
     void set_gradients(std::span<const Gradient> gradients) override {
         each([&](Part& part, size_t) { part.set_gradients(gradients); });
     }
-    bool captures(std::span<const Stream> streams) override {
-        bool any = false;
-        each([&](Part&, size_t d) { any = any || is_capturing(streams[d]); });
-        return any;
-    }
-
     void run(const Step& step) override {
-        const bool captured = captures(step.streams);
         each([&](Part& part, size_t d) {
-            part.begin(step.streams[d], captured);
+            part.begin(step.streams[d], step.captured);
             if (!step.mode.measures) return;
             part.square(step.streams[d]);
             if (d) part.between.record(step.streams[d]);
@@ -51,15 +44,23 @@ public:
         if (step.mode.measures) measure(step);
         each([&](Part& part, size_t d) {
             part.update(step, step.streams[d]);
-            part.end(step.streams[d], captured);
+            part.end(step.streams[d], step.captured);
         });
     }
 
+    bool was_captured() const override { return parts_.front().was_captured(); }
+
+    void wait() override {
+        const std::lock_guard lock(reading_);
+        each([](Part& part, size_t) { part.wait(); });
+    }
     Found read(int64_t ticket) override {
+        const std::lock_guard lock(reading_);
         const OnDevice here(parts_.front().device);
         return parts_.front().read(ticket);
     }
     void read_clocks(std::span<Clock> clocks) override {
+        const std::lock_guard lock(reading_);
         const OnDevice here(parts_.front().device);
         parts_.front().read_clocks(clocks);
     }
@@ -92,8 +93,14 @@ private:
         }
     }
 
+    std::mutex reading_;
     std::deque<Part> parts_;  // which stay where they are
 };
+
+bool captures(int device, Stream stream) {
+    const OnDevice here(device);
+    return is_capturing(stream);
+}
 
 std::unique_ptr<Session> open(const RuleShape& rule, std::span<const int> devices) {
     return std::make_unique<Devices>(rule, devices);
@@ -145,6 +152,6 @@ void run_once(const RuleShape& rule, std::vector<Tensor> tensors, std::span<cons
 }  // namespace
 
 extern const Engine engine;
-const Engine engine = {open, device_of, order, mark, is_capturing, run_once};
+const Engine engine = {kLayout, open, device_of, order, mark, captures, run_once};
 
 }  // namespace fusedstep::cuda

@@ -18,9 +18,10 @@ struct Step {
     Mode mode;
     Weight weight;
     std::span<const Stream> streams;  // of each device
-    int64_t ticket;                   // under which what it found out can be read, below kTickets
+    bool captured;                    // into a graph
+    int64_t ticket;                   // under which what it found out can be read, below 2 kTickets
 };
-constexpr int64_t kTickets = 256;
+constexpr int64_t kTickets = 256;  // and as many for steps in graphs, so that no other step takes theirs
 
 class Session {
 public:
@@ -31,12 +32,14 @@ public:
     // Rows of hyperparameters.
     virtual void set_hypers(std::vector<Number> hypers) = 0;
     virtual void set_gradients(std::span<const Gradient> gradients) = 0;
-    // Whether one of the streams is being captured into a graph.
-    virtual bool captures(std::span<const Stream> streams) = 0;
     // Everything goes to the streams; nothing is waited for.
     virtual void run(const Step& step) = 0;
 
-    // What waits for the steps so far.
+    // Whether a graph may use it.
+    virtual bool was_captured() const = 0;
+
+    // What waits for the steps so far; from any thread.
+    virtual void wait() = 0;
     virtual Found read(int64_t ticket) = 0;
     virtual void read_clocks(std::span<Clock> clocks) = 0;
 };
@@ -55,17 +58,20 @@ public:
 };
 
 struct Engine {
+    int64_t layout;
     std::unique_ptr<Session> (*open)(const RuleShape& rule, std::span<const int> devices);
     int (*device_of)(const void* pointer);  // or kHost
     // Make `later` wait for all that `earlier` has been asked to do so far.
     void (*order)(int device, Stream earlier, Stream later);
     std::unique_ptr<Mark> (*mark)(int device, Stream stream);
-    bool (*is_capturing)(Stream stream);
+    bool (*is_capturing)(int device, Stream stream);
     // A step of a caller who owns all state, with clocks of its own.
     void (*run_once)(const RuleShape& rule, std::vector<Tensor> tensors, std::span<const Gradient> gradients,
                      std::vector<Number> hypers, std::span<const Clock> clocks, int device, const Step& step);
 };
 
 constexpr const char* kCapsule = "fusedstep.cuda.Engine";
+// Differs between builds that would not understand each other.
+constexpr int64_t kLayout = sizeof(Tensor) + 1000 * (sizeof(Gradient) + 1000 * (sizeof(Step) + 1000 * sizeof(Engine)));
 
 }  // namespace fusedstep::cuda

@@ -26,13 +26,29 @@ class OnDevice {
 public:
     explicit OnDevice(int device) {
         check(cudaGetDevice(&before_), "asking for the current GPU");
-        if (device != before_) check(cudaSetDevice(device), "choosing a GPU");
+        if (device == before_) return;
+        check(cudaSetDevice(device), "choosing a GPU");
+        changed_ = true;
     }
-    ~OnDevice() { cudaSetDevice(before_); }
+    ~OnDevice() {
+        if (changed_) cudaSetDevice(before_);
+    }
     OnDevice(const OnDevice&) = delete;
 
 private:
     int before_;
+    bool changed_ = false;
+};
+
+// Lets this thread do what the capture of a stream elsewhere would forbid, though it does not concern it.
+class Unrelated {
+public:
+    Unrelated() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    ~Unrelated() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+    Unrelated(const Unrelated&) = delete;
+
+private:
+    cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 inline cudaStream_t stream_of(Stream stream) {
@@ -60,6 +76,7 @@ public:
         check(cudaStreamWaitEvent(stream_of(stream), event_, 0), "waiting for an event");
     }
     bool is_reached() const {
+        const Unrelated mode;
         const cudaError_t error = cudaEventQuery(event_);
         if (error == cudaErrorNotReady) return cudaGetLastError(), false;
         check(error, "asking for an event");
@@ -91,8 +108,13 @@ public:
     Memory() = default;
     Memory(int64_t bytes, const Stream* stream) : ordered_(stream != nullptr), stream_(stream ? *stream : 0) {
         if (bytes == 0) return;
-        const cudaError_t error =
-            ordered_ ? cudaMallocAsync(&data_, bytes, stream_of(stream_)) : cudaMalloc(&data_, bytes);
+        const Unrelated mode;
+        cudaError_t error = ordered_ ? cudaMallocAsync(&data_, bytes, stream_of(stream_)) : cudaMalloc(&data_, bytes);
+        if (ordered_ && error == cudaErrorNotSupported) {  // an old GPU
+            cudaGetLastError();
+            ordered_ = false;
+            error = cudaMalloc(&data_, bytes);
+        }
         if (error == cudaErrorMemoryAllocation) {
             cudaGetLastError();
             throw OutOfMemory();
@@ -100,6 +122,7 @@ public:
         check(error, "taking memory of the GPU");
     }
     ~Memory() {
+        const Unrelated mode;
         if (data_) ordered_ ? cudaFreeAsync(data_, stream_of(stream_)) : cudaFree(data_);
     }
     Memory(Memory&& other) noexcept { swap(other); }

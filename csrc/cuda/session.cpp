@@ -40,6 +40,7 @@ Part::Part(const RuleShape& rule, int device, int index, int devices, const Stre
     table_.devices = devices;
     table_.hyper_count = rule.hyper_count;
     table_.rule_hyper_count = rule.rule_hyper_count;
+    find_occupancies();
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "asking about a GPU");
 }
 
@@ -62,12 +63,14 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
     constexpr int64_t kMostTiles = INT32_MAX - (1 << 20);  // so that a warp can step over the end
     if (tiles > kMostTiles) throw std::length_error("the tensors of one step have some 2**41 elements");
     const int64_t count = static_cast<int64_t>(tensors_.size());
+    hyper_room_ = std::max<int64_t>(count, 1) * table_.hyper_count;
     auto cut = [&](Cut piece) {
         auto each = [&](auto*& array, int64_t n) {
             piece(const_cast<std::remove_const_t<std::remove_reference_t<decltype(*array)>>*&>(array), n);
         };
         each(table_.tensors, count);
         each(table_.gradients, count);
+        each(table_.hypers, hyper_room_);
         each(table_.clocks, count);
         each(table_.derived, count);
         each(table_.owners, tiles);
@@ -77,7 +80,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
         each(table_.squares, count * table_.devices);
         each(table_.shares, count + blocks_of(count));
         each(table_.offenders, table_.devices);
-        each(found_, kTickets);
+        each(found_, 2 * kTickets);
         return piece.bytes();
     };
     const int64_t bytes = cut(Cut());
@@ -93,11 +96,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
 }
 
 void Part::set_hypers(std::vector<Number> hypers) {
-    if (hypers.size() > hyper_room_) {
-        hyper_memory_ = Memory(hypers.size() * sizeof(Number), has_order_ ? &order_ : nullptr);
-        table_.hypers = hyper_memory_.as<Number>();
-        hyper_room_ = hypers.size();
-    }
+    if (hypers.size() > hyper_room_) throw std::length_error("there are more rows of hyperparameters than tensors");
     hypers_ = std::move(hypers);
     hypers_changed_ = true;
 }
@@ -129,7 +128,8 @@ void Part::send(Stream stream, const void* to, const void* from, size_t bytes) {
 
 // Tell the device what has changed; in a graph, everything but the clocks, since others may have come in between.
 void Part::begin(Stream stream, bool captured) {
-    if (!captured && has_last_ && stream != last_stream_) last_.let_wait(stream);
+    constexpr Stream kDefaults = 2;  // other handles may be used again for another stream
+    if (!captured && has_last_ && (stream != last_stream_ || stream > kDefaults)) last_.let_wait(stream);
     was_captured_ = was_captured_ || captured;
     if (tensors_changed_) {
         send(stream, table_.clocks, clocks_);
@@ -177,13 +177,20 @@ void Part::receive(const Part& first, const Step& step, Stream stream) {
           "copying from one GPU to another");
 }
 
-int64_t Part::blocks_at_once(Loop loop, Weight weight) {
-    int& occupancy = occupancies_[loop][weight];
-    if (occupancy == 0)
-        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&occupancy, update_of(loop, rule_.number, weight), kThreads,
-                                                            0),
-              "asking how much of a kernel runs at once");
-    return static_cast<int64_t>(std::max(occupancy, 1)) * multiprocessors_;
+// Of all kernels of the rule, which are loaded thereby: in a capture, it would be too late.
+void Part::find_occupancies() {
+    auto occupancy = [](auto kernel, int threads) {
+        int blocks = 0;
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0), "loading a kernel");
+        return std::max(blocks, 1);
+    };
+    for (Loop loop : {float32, float64, mixed})
+        for (Weight weight : {kLight, kFull})
+            occupancies_[loop][weight] = occupancy(update_of(loop, rule_.number, weight), kThreads);
+    occupancy(preparations[rule_.number], kFewThreads);
+    occupancy(common.square, kThreads);
+    occupancy(common.add_tiles, kManyThreads);
+    occupancy(common.measure, kManyThreads);
 }
 
 void Part::update(const Step& step, Stream stream) {
@@ -191,8 +198,8 @@ void Part::update(const Step& step, Stream stream) {
            table_, step.mode, found_ + step.ticket);
     for (Loop loop : {float32, float64, mixed}) {
         if (!gradients_of_[loop]) continue;
-        const int64_t blocks =
-            std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, blocks_at_once(loop, step.weight));
+        const int64_t at_once = static_cast<int64_t>(occupancies_[loop][step.weight]) * multiprocessors_;
+        const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, at_once);
         launch(update_of(loop, rule_.number, step.weight), blocks, kThreads, stream, table_);
     }
 }
@@ -204,12 +211,16 @@ void Part::end(Stream stream, bool captured) {
     has_last_ = true;
 }
 
-// Read from the device once the steps so far are done: those of graphs are known to nobody but it.
-void Part::fetch(void* to, const void* from, size_t bytes) {
+// For the steps so far; those of graphs are known to nobody but the device.
+void Part::wait() const {
     if (was_captured_)
         check(cudaDeviceSynchronize(), "waiting for the GPU");
     else if (has_last_)
         last_.wait();
+}
+
+void Part::fetch(void* to, const void* from, size_t bytes) {
+    wait();
     if (!reader_) check(cudaStreamCreateWithFlags(&reader_, cudaStreamNonBlocking), "making a stream");
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, reader_), "reading from the GPU");
     check(cudaStreamSynchronize(reader_), "reading from the GPU");

@@ -21,6 +21,7 @@ public:
 
     // A step, piece by piece.
     void begin(Stream stream, bool captured);
+    bool was_captured() const { return was_captured_; }
     void square(Stream stream);
     void collect(const Part& other, Stream stream);
     void measure(const Step& step, Stream stream);
@@ -28,6 +29,7 @@ public:
     void update(const Step& step, Stream stream);
     void end(Stream stream, bool captured);
 
+    void wait() const;
     Found read(int64_t ticket);
     void read_clocks(std::span<Clock> clocks);
 
@@ -41,7 +43,7 @@ private:
         send(stream, to, from.data(), from.size() * sizeof(X));
     }
     void fetch(void* to, const void* from, size_t bytes);
-    int64_t blocks_at_once(Loop loop, Weight weight);
+    void find_occupancies();
 
     const RuleShape rule_;
     const bool has_order_;
@@ -58,7 +60,7 @@ private:
     std::vector<int32_t> large_;
     bool tensors_changed_ = false, hypers_changed_ = false;
     size_t first_changed_ = 0, last_changed_ = 0;  // of the gradients
-    Memory memory_, hyper_memory_;
+    Memory memory_;
     size_t hyper_room_ = 0;  // numbers
     Found* found_ = nullptr;
 

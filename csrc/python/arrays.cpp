@@ -210,9 +210,9 @@ void refuse_place(const Name& name, int device, const Name& other, int expected)
     throw py::value_error(what);
 }
 
-View look(const py::object& array, const Name& name, bool writable, const Like* like, uintptr_t* stream) {
+View look(const py::object& array, const Name& name, bool writable, const Like* like, Foreigners* foreign) {
     const bool on_host = PyObject_TypeCheck(array.ptr(), ndarray_type());
-    const Sight sight = on_host ? see(array, name) : see_on_gpu(array, name, stream);
+    const Sight sight = on_host ? see(array, name) : see_on_gpu(array, name, foreign);
     const View& view = sight.view;
     if (like && view.device != like->device && like->device != kAnywhere)
         refuse_place(name, view.device, like->name, like->device);

@@ -115,6 +115,14 @@ struct Sight {
     bool contiguous, writable;
 };
 
+// An array on a GPU that is not CuPy's: it must live until the work on it is done, and may come from another stream.
+struct Foreign {
+    py::object array;
+    int device;
+    uintptr_t stream;  // or 0
+};
+using Foreigners = std::vector<Foreign>;
+
 // The qualified name of an object's type, such as numpy.float32.
 std::string type_name(py::handle object);
 
@@ -124,10 +132,10 @@ bool is_on_gpu(py::handle object);
 // `source` itself if it is a NumPy array or on a GPU, else a NumPy view of it, where it offers one.
 py::object as_array(py::object source, const Name& name);
 
-// Look at such an array from all sides; without `like`, it may be of any type of float. Raises TypeError or ValueError,
-// the array's name first.
+// Look at such an array from all sides, and note a foreign one; without `like`, it may be of any type of float. Raises
+// TypeError or ValueError, the array's name first.
 View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr,
-          uintptr_t* stream = nullptr);
+          Foreigners* foreign = nullptr);
 
 // Whether `object` counts as one array rather than as a container of arrays.
 bool is_array(py::handle object);

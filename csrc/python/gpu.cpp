@@ -1,6 +1,8 @@
 #include "gpu.h"
 
 #include <algorithm>
+#include <deque>
+#include <mutex>
 
 namespace fusedstep {
 namespace {
@@ -71,7 +73,10 @@ const cuda::Engine& gpu_engine(const Name& name) {
             throw std::runtime_error(name.text() + " is on a GPU, but no GPU can be used here: " +
                                      (why.is_none() ? "CUDA finds none" : std::string(py::str(why))) +
                                      "; `nvidia-smi` tells what the driver sees");
-        found = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
+        const cuda::Engine* engine = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
+        if (engine->layout != cuda::kLayout)
+            throw std::runtime_error("fusedstep._cuda and fusedstep._cpu are of two builds: install fusedstep again");
+        found = engine;
         its_module = module.release().ptr();
     } catch (py::error_already_set& error) {
         if (!error.matches(PyExc_ImportError)) throw;
@@ -84,7 +89,7 @@ const cuda::Engine& gpu_engine(const Name& name) {
     return *found;
 }
 
-Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream) {
+Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign) {
     py::dict interface;
     try {
         interface = py::dict(array.attr("__cuda_array_interface__"));
@@ -97,6 +102,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream
     }
     Sight sight;
     View& view = sight.view;
+    cuda::Stream stream = 0;
     try {
         py::tuple data = interface["data"];
         view.data = reinterpret_cast<char*>(py::cast<uintptr_t>(data[0]));
@@ -109,9 +115,11 @@ Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream
         view.size = 1;
         for (py::handle n : py::tuple(interface["shape"])) {
             view.own_shape->push_back(py::cast<py::ssize_t>(n));
-            if (view.own_shape->back() < 0) throw py::cast_error();
-            view.size *= view.own_shape->back();
+            if (view.own_shape->back() < 0 || __builtin_mul_overflow(view.size, view.own_shape->back(), &view.size))
+                throw py::cast_error();
         }
+        int64_t bytes;
+        if (__builtin_mul_overflow(view.size, kItemSize[kFloat64], &bytes)) throw py::cast_error();
         view.shape = *view.own_shape;
         sight.contiguous = true;
         py::object strides = interface.attr("get")("strides");
@@ -125,7 +133,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream
         py::object mask = interface.attr("get")("mask");
         if (!mask.is_none()) throw py::type_error(name.text() + " has a mask, expected a plain array");
         py::object theirs = interface.attr("get")("stream");
-        if (stream && !theirs.is_none() && !is_cupy(array)) *stream = legacy_if_null(py::cast<cuda::Stream>(theirs));
+        if (!theirs.is_none()) stream = legacy_if_null(py::cast<cuda::Stream>(theirs));
     } catch (py::cast_error&) {
         throw py::type_error(name.text() + " is of type " + type_name(array) +
                              " whose __cuda_array_interface__ is not of version 2 or 3");
@@ -140,15 +148,23 @@ Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream
     view.device = view.size ? engine.device_of(view.data) : device_of_empty(array);
     if (view.device == kHost)
         throw py::value_error(name.text() + " is said to be on a GPU, but its address is in host memory");
-    if (is_cupy(array)) view.seen = py::weakref(array);
+    if (is_cupy(array))
+        view.seen = py::weakref(array);
+    else
+        foreign->push_back({array, view.device, stream});
     return sight;
 }
 
-cuda::Number number_of(py::handle object, const Name& name, int* device) {
-    if (PyFloat_Check(object.ptr()) || !is_on_gpu(object)) return {py::cast<double>(object), nullptr};
-    const View view = see_on_gpu(py::reinterpret_borrow<py::object>(object), name).view;
+cuda::Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign) {
+    if (PyFloat_CheckExact(object.ptr()) || !is_on_gpu(object)) return {py::cast<double>(object), nullptr};
+    const View view = see_on_gpu(py::reinterpret_borrow<py::object>(object), name, foreign).view;
     if (view.type != kFloat64 || view.size != 1)
         throw py::type_error(name.text() + " is an array on a GPU, expected float64 and one element");
+    if (reinterpret_cast<uintptr_t>(view.data) % sizeof(double))
+        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of 8 bytes");
+    if (*device != kHost && *device != view.device)
+        throw py::value_error(name.text() + " is " + place_text(view.device) + ", and another number " +
+                              place_text(*device) + ", expected all on one GPU");
     *device = view.device;
     return {1, reinterpret_cast<const double*>(view.data)};  // 1, since what is there counts as switched on
 }
@@ -172,6 +188,7 @@ cuda::Stream stream_of(py::handle object) {
 }
 
 int8_t head_of(const void* data, Type type, Type param) {
+    if (type == kTypes) return 0;
     const int64_t vector = vector_length(param);
     const auto element = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) / kItemSize[type]);
     return static_cast<int8_t>((vector - element % vector) % vector);
@@ -210,12 +227,73 @@ cuda::Weight weight_of(Variant variant) {
     return variant <= kDecayed ? cuda::kLight : cuda::kFull;
 }
 
-void InFlight::add(const cuda::Engine& engine, int device, cuda::Stream stream, std::vector<py::object> arrays) {
-    if (!arrays.empty()) waiting_.emplace_back(engine.mark(device, stream), std::move(arrays));
+cuda::Stream Surroundings::stream_on(int device) const {
+    return streams_[std::ranges::find(devices_, device) - devices_.begin()];
 }
 
-void InFlight::sweep() {
-    while (!waiting_.empty() && waiting_.front().first->is_reached()) waiting_.pop_front();
+bool Surroundings::is_captured() const {
+    for (int device : devices_)
+        if (engine_.is_capturing(device, stream_on(device))) return true;
+    return false;
+}
+
+// A stream outside of a graph cannot be waited for in it, nor the other way round; the graph grows to a stream that is
+// made to wait for one in it.
+void Surroundings::order(bool before) const {
+    for (const Foreign& other : foreign_) {
+        const cuda::Stream own = stream_on(other.device);
+        if (!other.stream || other.stream == own) continue;
+        if (engine_.is_capturing(other.device, own) && !engine_.is_capturing(other.device, other.stream)) continue;
+        before ? engine_.order(other.device, other.stream, own) : engine_.order(other.device, own, other.stream);
+    }
+}
+
+namespace {
+
+// Arrays of other libraries that a stream still works on.
+class InFlight {
+public:
+    // There is one, which is never destroyed: at exit, there is no interpreter any more.
+    static InFlight& all() {
+        static auto& list = *new InFlight;
+        return list;
+    }
+
+    void add(std::unique_ptr<cuda::Mark> done, std::vector<py::object> arrays) {
+        const std::lock_guard lock(mutex_);
+        waiting_.emplace_back(std::move(done), std::move(arrays));
+    }
+
+    // Let go of those that are no longer needed. What becomes of them may run anybody's code, so it is not under the
+    // lock.
+    void sweep() {
+        std::vector<Waiting> done;
+        {
+            const std::lock_guard lock(mutex_);
+            for (; !waiting_.empty() && waiting_.front().first->is_reached(); waiting_.pop_front())
+                done.push_back(std::move(waiting_.front()));
+        }
+    }
+
+private:
+    using Waiting = std::pair<std::unique_ptr<cuda::Mark>, std::vector<py::object>>;
+
+    std::mutex mutex_;
+    std::deque<Waiting> waiting_;
+};
+
+}  // namespace
+
+void Surroundings::end() {
+    order(false);
+    InFlight::all().sweep();
+    if (is_captured()) return;  // the caller keeps what a graph uses
+    for (int device : devices_) {
+        std::vector<py::object> arrays;
+        for (const Foreign& one : foreign_)
+            if (one.device == device && one.array) arrays.push_back(one.array);
+        if (!arrays.empty()) InFlight::all().add(engine_.mark(device, stream_on(device)), std::move(arrays));
+    }
 }
 
 }  // namespace fusedstep

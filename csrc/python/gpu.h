@@ -1,8 +1,6 @@
 // Arrays on GPUs, as plans see them, and the engine that works on them; CUDA itself is nowhere needed.
 #pragma once
 
-#include <deque>
-
 #include "../cuda/engine.h"
 #include "arrays.h"
 
@@ -14,11 +12,11 @@ bool is_cupy(py::handle array);
 // The engine, imported when it is first needed, which is for `name`.
 const cuda::Engine& gpu_engine(const Name& name);
 
-// Look at an array on a GPU. Where another library than CuPy says so, `stream` becomes that whose work it comes from.
-Sight see_on_gpu(const py::object& array, const Name& name, cuda::Stream* stream = nullptr);
+Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign);
 
-// A hyperparameter or factor: a number, or a float64 array of one element on a GPU, whose device is stored.
-cuda::Number number_of(py::handle object, const Name& name, int* device);
+// A hyperparameter or factor that may be a float64 array of one element on a GPU. All of a step are on one, which is
+// stored in `device`.
+cuda::Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign);
 
 // The stream that CuPy uses now on a device, or the default stream where there is no CuPy.
 cuda::Stream current_stream(int device);
@@ -35,15 +33,28 @@ cuda::Gradient gradient_on_gpu(const Slot& slot, int32_t place, int32_t row);
 // Which of the two loops a row of hyperparameters needs.
 cuda::Weight weight_of(Variant variant);
 
-// Arrays of other libraries that a stream still works on.
-class InFlight {
+// What surrounds the work of a call on GPUs: streams that it must be ordered with, and arrays that must outlive it.
+class Surroundings {
 public:
-    void add(const cuda::Engine& engine, int device, cuda::Stream stream, std::vector<py::object> arrays);
-    // Let go of those that are no longer needed.
-    void sweep();
+    Surroundings(const cuda::Engine& engine, std::span<const int> devices, std::span<const cuda::Stream> streams,
+                 Foreigners foreign)
+        : engine_(engine), devices_(devices), streams_(streams), foreign_(std::move(foreign)) {}
+
+    // The streams of the work wait for all that the others have been asked to do.
+    void begin() const { order(true); }
+    // The others wait for the work, and foreign arrays are kept until it is done.
+    void end();
+    // Whether the work goes into a graph, known once it has begun.
+    bool is_captured() const;
 
 private:
-    std::deque<std::pair<std::unique_ptr<cuda::Mark>, std::vector<py::object>>> waiting_;
+    void order(bool before) const;
+    cuda::Stream stream_on(int device) const;
+
+    const cuda::Engine& engine_;
+    const std::span<const int> devices_;
+    const std::span<const cuda::Stream> streams_;
+    Foreigners foreign_;
 };
 
 }  // namespace fusedstep

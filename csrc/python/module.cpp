@@ -64,6 +64,10 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         return update(checked(rule), arrays, hypers, t, product);
     });
 
+    py::class_<Ticket>(m, "Ticket")
+        .def("read", &Ticket::read)
+        .def_property_readonly("is_captured", &Ticket::is_captured);
+
     py::class_<Plan>(m, "Plan")
         .def(py::init([](int rule, py::object params) { return std::make_unique<Plan>(checked(rule), params); }))
         .def_property_readonly("keys", &Plan::keys)
@@ -71,7 +75,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def("bind", &Plan::bind)
         .def("set_hypers", &Plan::set_hypers)
         .def("run", &Plan::run)
-        .def("read", &Plan::read)
+        .def("wait", &Plan::wait)
         .def("refresh", &Plan::refresh)
         .def_property_readonly("was_captured", &Plan::was_captured);
 }

@@ -204,21 +204,16 @@ View Plan::look_at_param(size_t i) {
             if (like.types & among(tensor.views[role].type)) like.type = tensor.views[role].type;
         }
     like.device = kAnywhere;
-    cuda::Stream stream = 0;
-    View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &stream);
+    View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
     const int first = tensors_.front().views[kParam].device;
     if (i && (seen.device == kHost) != (first == kHost)) refuse_place(param_name(i), seen.device, param_name(0), first);
-    if (stream) others_.emplace_back(seen.device, stream);
     return seen;
 }
 
 View Plan::look_at_grad(size_t i, bool writable) {
     const View& param = tensors_[i].views[kParam];
     Like like{tensors_[i].shape, param.type, grads_of(param.type), param_name(i), param.device};
-    cuda::Stream stream = 0;
-    View seen = look(grads_[i], grad_name(i), writable, &like, &stream);
-    if (stream) others_.emplace_back(seen.device, stream);
-    return seen;
+    return look(grads_[i], grad_name(i), writable, &like, &foreign_);
 }
 
 // A tensor whose parameter is elsewhere than its states makes no step before they have followed.
@@ -239,13 +234,16 @@ bool Plan::check_arrays() {
         if (!param.is_still(params_[i], kWritable)) {
             View seen = look_at_param(i);
             if (seen.data != param.data || seen.bytes() != param.bytes()) disjoint_ = owned_sorted_ = false;
-            if (seen.data != param.data || seen.size != param.size || seen.type != param.type) tensors_changed_ = true;
+            if (seen.data != param.data || seen.size != param.size || seen.type != param.type ||
+                seen.device != param.device)
+                tensors_changed_ = true;
             if (seen.device != param.device) moved(i);
             tensor.shape.assign(seen.shape.begin(), seen.shape.end());
             param = std::move(seen);
             param.shape = tensor.shape;
             grad = {};
             slots_[i].arrays[kParam] = param.data;
+            settle(i);
         }
         slots_[i].size = 0;
         grads_changed_ = grads_changed_ || tensor.takes_part == grads_[i].is_none();
@@ -347,7 +345,13 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
                 like = {tensor.shape, master, among(master), param_name(i), device};
             }
             array = as_array(std::move(array), name);
-            View& view = tensor.views[role] = look(array, name, true, &like);
+            like.device = kAnywhere;
+            View seen = look(array, name, true, &like, &foreign_);
+            if (seen.device != device) {  // it follows its parameter before that makes a step
+                tensor.bound = false;
+                break;
+            }
+            View& view = tensor.views[role] = std::move(seen);
             view.shape = tensor.shape;
             slots_[i].arrays[role] = view.data;
             like = {tensor.shape, view.type, among(view.type), name, device};  // the others are of its type
@@ -374,7 +378,11 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     for (py::handle row : rows)
         for (py::handle number : py::cast<py::list>(row)) {
             const size_t j = numbers.size() % kernel.hyper_count;
-            numbers.push_back(number_of(number, {hyper_name(kernel, j)}, &device));
+            if (PyFloat_CheckExact(number.ptr())) {
+                numbers.push_back({PyFloat_AS_DOUBLE(number.ptr()), nullptr});
+                continue;
+            }
+            numbers.push_back(number_of(number, {hyper_name(kernel, j)}, &device, &foreign_));
             if (numbers.back().at) live.push_back(py::reinterpret_borrow<py::object>(number));
         }
     if (numbers.size() != rows.size() * kernel.hyper_count)
@@ -455,10 +463,11 @@ py::object Plan::run(py::object params, py::object grads, py::object grad_scale,
     if (!fetch(params, grads)) return py::bool_(false);
     if (!check_arrays()) return py::bool_(false);
     if (on_gpu()) return run_on_gpu(grad_scale, stream);
-    if (!live_.empty() || is_on_gpu(grad_scale))
+    if (!live_.empty() || (!PyFloat_CheckExact(grad_scale.ptr()) && is_on_gpu(grad_scale)))
         throw py::type_error(
             "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
     if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
+    if (session_) close_session();
     return run_on_host(py::cast<double>(grad_scale));
 }
 

@@ -17,6 +17,21 @@ struct Container {
     py::object items;
 };
 
+// What a step on GPUs finds out about its gradients, once it is read.
+class Ticket {
+public:
+    Ticket(std::shared_ptr<cuda::Session> session, int64_t number) : session_(std::move(session)), number_(number) {}
+
+    // The norm, and the number of the tensor for whose gradient the step was skipped, or None. Waits for the step.
+    py::tuple read() const;
+    // Whether it is about a step in a graph, and may change with each replay.
+    bool is_captured() const { return number_ >= cuda::kTickets; }
+
+private:
+    const std::shared_ptr<cuda::Session> session_;
+    const int64_t number_;
+};
+
 class Plan {
 public:
     Plan(int rule, py::object params);
@@ -39,13 +54,13 @@ public:
     // Make a step, on GPUs in a stream or, if that is None, in the current one. False, and nothing done, if the
     // arguments are not the tensors of this plan, or lack states; else True. Where the gradients were measured, a
     // tuple: their norm, and the number of the tensor for whose gradient the step was skipped, or None; on GPUs, a
-    // ticket.
+    // ticket, which is good until kTickets - 1 further steps have been made.
     py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream);
 
-    // That tuple, for one of the last kTickets tickets; waits for the step.
-    py::tuple read(int64_t ticket);
-    // Whether the steps of a graph may change what a ticket says.
-    bool was_captured() const { return was_captured_ || !captured_.empty(); }
+    // Whether a graph may use what it has.
+    bool was_captured() const { return !captured_.empty() || (session_ && session_->was_captured()); }
+    // Wait for the steps on GPUs.
+    void wait();
     // Bring the clocks up to date, where only a GPU knows them; waits for the steps.
     void refresh();
 
@@ -95,8 +110,8 @@ private:
     std::vector<cuda::Stream> streams_of(py::handle stream) const;
     void find_devices();
     void open_session(const cuda::Engine& engine);
+    void close_session();
     void set_gradients();
-    void keep_foreign(const cuda::Engine& engine, const std::vector<cuda::Stream>& streams);
 
     const int rule_;
     Kind kind_;
@@ -117,14 +132,13 @@ private:
     std::atomic<bool> busy_{false};
 
     // On GPUs. What the host knows of the clocks may be out of date: where steps are skipped, or come from a graph.
-    std::unique_ptr<cuda::Session> session_;
-    std::vector<std::unique_ptr<cuda::Session>> captured_;  // those that a graph may still use
+    std::shared_ptr<cuda::Session> session_;
+    std::vector<std::shared_ptr<cuda::Session>> captured_;  // those that a graph may still use
     std::vector<int> devices_;
-    std::vector<std::pair<int, cuda::Stream>> others_;  // streams that arrays of this step come from
-    InFlight in_flight_;
+    Foreigners foreign_;  // in the step that is running
     bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;
-    bool clocks_stale_ = false, was_captured_ = false;
-    int64_t tickets_ = 0, gradient_count_ = 0;
+    bool clocks_stale_ = false;
+    int64_t tickets_ = 0, captured_tickets_ = 0, gradient_count_ = 0;
 };
 
 // Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.
@@ -137,7 +151,7 @@ public:
     ~Turn() {
         plan_.params_.clear();
         plan_.grads_.clear();
-        plan_.others_.clear();
+        plan_.foreign_.clear();
         plan_.busy_.store(false, std::memory_order_release);
     }
     Turn(const Turn&) = delete;

@@ -26,11 +26,19 @@ void Plan::find_devices() {
             devices_.push_back(tensor.views[kParam].device);
 }
 
-// Tell the GPUs of all tensors anew, and how far they are.
-void Plan::open_session(const cuda::Engine& engine) {
+// The clocks come back to the host, and the next step on GPUs tells them everything.
+void Plan::close_session() {
     refresh();
+    if (session_ && session_->was_captured()) captured_.push_back(session_);
+    session_.reset();
+    clocks_stale_ = false;
+    tensors_changed_ = true;
+}
+
+void Plan::open_session(const cuda::Engine& engine) {
+    close_session();
     const Kernel& kernel = kernel_of(rule_);
-    std::unique_ptr<cuda::Session> session =
+    std::shared_ptr<cuda::Session> session =
         engine.open({rule_, kernel.hyper_count, kernel.rule_hyper_count}, devices_);
     std::vector<cuda::Tensor> tensors;
     std::vector<Clock> clocks;
@@ -42,9 +50,7 @@ void Plan::open_session(const cuda::Engine& engine) {
         clocks.push_back(*tensors_[i].clock);
     }
     session->set_tensors(std::move(tensors), clocks);
-    if (session_ && was_captured_) captured_.push_back(std::move(session_));
     session_ = std::move(session);
-    was_captured_ = tensors_changed_ = false;
     grads_changed_ = hypers_changed_ = true;
 }
 
@@ -62,19 +68,27 @@ void Plan::set_gradients() {
 
 py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     const cuda::Engine& engine = gpu_engine(param_name(0));
-    int scale_device = numbers_device_;
+    int numbers_device = numbers_device_;
     cuda::Step step{};
-    step.mode.grad_scale = number_of(grad_scale, {"grad_scale"}, &scale_device);
+    step.mode.grad_scale = number_of(grad_scale, {"grad_scale"}, &numbers_device, &foreign_);
+    for (const py::object& number : live_)
+        if (!is_cupy(number)) see_on_gpu(number, {"a hyperparameter"}, &foreign_);
     if (tensors_changed_) find_devices();
-    for (int device : {numbers_device_, scale_device})
-        if (device != kHost && (devices_.size() > 1 || device != devices_[0]))
-            throw py::value_error("a hyperparameter or grad_scale is " + place_text(device) +
-                                  ", expected a number, or all of params there");
+    if (numbers_device != kHost && (devices_.size() > 1 || numbers_device != devices_[0]))
+        throw py::value_error("a hyperparameter or grad_scale is " + place_text(numbers_device) +
+                              ", expected a number, or all of params there");
     const std::vector<cuda::Stream> streams = streams_of(stream);
-    const bool captured = std::ranges::any_of(streams, engine.is_capturing);
-    if (captured && (tensors_changed_ || !session_))
-        throw std::runtime_error("the stream is being captured, expected a step with these params before that");
-    if (tensors_changed_ || !session_) open_session(engine);
+    // Memory of CuPy comes from its current stream and returns to it.
+    if (!stream.is_none()) foreign_.push_back({{}, devices_[0], current_stream(devices_[0])});
+    Surroundings surroundings(engine, devices_, streams, std::move(foreign_));
+    surroundings.begin();
+    step.captured = surroundings.is_captured();
+    if (tensors_changed_ || !session_) {
+        if (step.captured)
+            throw std::runtime_error("the stream is being captured, expected a step with these params before that");
+        open_session(engine);
+    }
+    tensors_changed_ = true;  // until the GPUs have been told
     if (hypers_changed_) session_->set_hypers(numbers_);
     hypers_changed_ = false;
     if (grads_changed_) set_gradients();
@@ -85,66 +99,53 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     step.weight = cuda::kLight;
     for (const Row& row : rows_) step.weight = std::max(step.weight, weight_of(row.variant));
     step.streams = streams;
-    step.ticket = tickets_ % cuda::kTickets;
-
-    // Memory of CuPy comes from its current stream and returns to it; that of others may have a stream of their own.
-    if (!captured) {
-        in_flight_.sweep();
-        if (!stream.is_none()) others_.emplace_back(devices_[0], current_stream(devices_[0]));
-    }
-    auto order_others = [&](bool before) {
-        for (auto [device, other] : others_) {
-            const cuda::Stream own = streams[std::ranges::find(devices_, device) - devices_.begin()];
-            if (own != other && !captured) before ? engine.order(device, other, own) : engine.order(device, own, other);
-        }
-    };
-    order_others(true);
-    try {
+    int64_t& tickets = step.captured ? captured_tickets_ : tickets_;
+    step.ticket = tickets % cuda::kTickets + (step.captured ? cuda::kTickets : 0);
+    {
+        py::gil_scoped_release release;  // where the queue of a stream is full, this waits
         session_->run(step);
-    } catch (...) {
-        tensors_changed_ = true;  // what the GPU knows is not known any more: the next step tells it all again
-        throw;
     }
-    order_others(false);
-    if (!captured) keep_foreign(engine, streams);
-
-    was_captured_ = was_captured_ || captured;
-    clocks_stale_ = clocks_stale_ || captured || skip_nonfinite_ || !live_.empty();
+    tensors_changed_ = false;
+    clocks_stale_ = clocks_stale_ || session_->was_captured() || skip_nonfinite_ || !live_.empty();
     derive(1);
+    surroundings.end();
     if (!measures_) return py::bool_(true);
-    return py::int_(tickets_++);
+    ++tickets;
+    return py::cast(Ticket(session_, step.ticket));
 }
 
-// Arrays that are not CuPy's live until their step is done; those of CuPy return to the stream that made it.
-void Plan::keep_foreign(const cuda::Engine& engine, const std::vector<cuda::Stream>& streams) {
-    for (size_t d = 0; d < devices_.size(); ++d) {
-        std::vector<py::object> arrays;
-        for (size_t i = 0; i < tensors_.size(); ++i) {
-            if (tensors_[i].views[kParam].device != devices_[d]) continue;
-            for (const py::object& array : {params_[i], grads_[i]})
-                if (!array.is_none() && !is_cupy(array)) arrays.push_back(array);
-        }
-        in_flight_.add(engine, devices_[d], streams[d], std::move(arrays));
-    }
-}
-
-py::tuple Plan::read(int64_t ticket) {
-    Turn turn(*this);
+py::tuple Ticket::read() const {
     cuda::Found found;
     {
         py::gil_scoped_release release;
-        found = session_->read(ticket % cuda::kTickets);
+        found = session_->read(number_);
     }
     if (found.offender == cuda::kNobody) return py::make_tuple(found.norm, py::none());
     return py::make_tuple(found.norm, found.offender);
 }
 
+void Plan::wait() {
+    const std::shared_ptr<cuda::Session> session = session_;
+    py::gil_scoped_release release;
+    if (session) session->wait();
+}
+
 void Plan::refresh() {
     if (!clocks_stale_ || !session_) return;
+    const cuda::Engine& engine = gpu_engine({"params"});
+    for (int device : devices_)
+        if (engine.is_capturing(device, current_stream(device)))
+            throw std::runtime_error(
+                "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
+                "it, as a schedule does, must be on the GPU too");
     std::vector<Clock> clocks(tensors_.size());
-    session_->read_clocks(clocks);
+    const std::shared_ptr<cuda::Session> session = session_;
+    {
+        py::gil_scoped_release release;
+        session->read_clocks(clocks);
+    }
     for (size_t i = 0; i < tensors_.size(); ++i) *tensors_[i].clock = clocks[i];
-    clocks_stale_ = was_captured_;
+    clocks_stale_ = session->was_captured();
 }
 
 }  // namespace fusedstep

@@ -27,13 +27,11 @@ void without_gil(int64_t bytes, Work work) {
 
 // The same on a GPU: what it needs to know goes there with the step.
 void run_on_gpu(int rule, const std::vector<Slot>& slots, const double* values, const Clock& clock, int device,
-                std::vector<cuda::Stream> others, std::vector<py::object> arrays) {
-    static auto& in_flight = *new InFlight;  // never destroyed: at exit, there is no interpreter any more
+                Foreigners foreign) {
     const Kernel& kernel = kernel_of(rule);
     const auto& around = *reinterpret_cast<const Around::Hyper*>(values + kernel.rule_hyper_count);
     const cuda::Engine& engine = gpu_engine({"p"});
-    const cuda::Stream own = current_stream(device);
-    const bool captured = engine.is_capturing(own);
+    const cuda::Stream stream = current_stream(device);
     std::vector<cuda::Tensor> tensors;
     std::vector<cuda::Gradient> gradients;
     for (size_t i = 0; i < slots.size(); ++i) {
@@ -46,20 +44,13 @@ void run_on_gpu(int rule, const std::vector<Slot>& slots, const double* values, 
     cuda::Step step{};
     step.mode = {{values[kernel.hyper_count], nullptr}, static_cast<int64_t>(slots.size()), around.measures(), false};
     step.weight = weight_of(Around::variant(around));
-    step.streams = {&own, 1};
+    step.streams = {&stream, 1};
 
-    auto order_others = [&](bool before) {
-        for (cuda::Stream other : others)
-            if (other != own && !captured) before ? engine.order(device, other, own) : engine.order(device, own, other);
-    };
-    order_others(true);
+    Surroundings surroundings(engine, {&device, 1}, step.streams, std::move(foreign));
+    surroundings.begin();
     engine.run_once({rule, kernel.hyper_count, kernel.rule_hyper_count}, std::move(tensors), gradients,
                     std::move(numbers), std::vector<Clock>(slots.size(), clock), device, step);
-    order_others(false);
-    if (captured) return;
-    std::erase_if(arrays, [](const py::object& array) { return is_cupy(array); });
-    in_flight.sweep();
-    in_flight.add(engine, device, own, std::move(arrays));
+    surroundings.end();
 }
 
 }  // namespace
@@ -137,12 +128,11 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     std::vector<Span> spans;
     spans.reserve(held.size());
     std::vector<Slot> slots(count);
-    std::vector<cuda::Stream> others;
+    Foreigners foreign;
     int device = kHost;  // of all of them
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
-        cuda::Stream other = 0;
-        View p = look(held[i * roles], name(i * roles), true, nullptr, &other);
+        View p = look(held[i * roles], name(i * roles), true, nullptr, &foreign);
         if (i == 0) device = p.device;
         if (p.device != device) refuse_place(name(i * roles), p.device, name(0), device);
         Like like{p.shape, p.type, grads_of(p.type), name(i * roles), device};
@@ -153,8 +143,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Types types{p.type, p.type, p.type};
         for (size_t role = 1; role < roles; ++role) {
             size_t id = i * roles + role;
-            View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like, &other);
-            if (other) others.push_back(other);
+            View view = look(held[id], name(id), role > 1 || around.zero_grad != 0, &like, &foreign);
             if (role == 1) {
                 slot.arrays[kGrad] = view.data;
                 types.grad = view.type;
@@ -174,7 +163,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
     if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
 
     if (device != kHost) {
-        run_on_gpu(rule, slots, values, clock, device, std::move(others), std::move(held));
+        run_on_gpu(rule, slots, values, clock, device, std::move(foreign));
         Group group{};
         FloatMode mode;
         mode.ieee();

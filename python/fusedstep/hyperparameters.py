@@ -12,6 +12,7 @@ from .arrays import as_array, is_on_gpu, to_host
 
 __all__ = [
     "CLIPS",
+    "NEVER_ON_GPU",
     "Layer",
     "Scheduled",
     "Settings",
@@ -50,7 +51,7 @@ RANGES: dict[str, tuple[float, _BELOW, _BELOW, float]] = {
 _SIGN: dict[_BELOW, str] = {le: "<=", lt: "<"}
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 _OPTIONAL = {*CLIPS, "ema"}  # None switches them off
-_ONLY_NUMBERS = {"initial_accumulator", "schedule_decay"}  # needed before a step
+NEVER_ON_GPU = {"initial_accumulator", "schedule_decay"}  # but needed by the host
 
 
 def _declared(owner: Any) -> dict[str, Any]:
@@ -98,8 +99,6 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
         return value
     if value is None and name in _OPTIONAL:
         return None
-    if is_on_gpu(value) and name not in _ONLY_NUMBERS:
-        return value  # read there, at each step
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
     low, above, below, high = RANGES[name]
@@ -165,7 +164,7 @@ def _number(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return value if is_on_gpu(value) else float(value)
+    return value if type(value) is float or is_on_gpu(value) else float(value)
 
 
 @lru_cache

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from . import _cpu, checkpoint
 from .arrays import Array, copied, is_on_gpu
-from .hyperparameters import CLIPS, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
+from .hyperparameters import CLIPS, NEVER_ON_GPU, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
 from .progress import Averages, Progress, listed, noise_number
 from .result import PLAIN, Result, Results, told
 
@@ -189,6 +189,8 @@ class Optimizer:
             raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
         if hints[name] is float and callable(value):
             return value
+        if is_on_gpu(value) and hints[name] is float and name not in NEVER_ON_GPU:
+            return value  # read there, by each step
         return check(name, value, hints[name], label)
 
     @classmethod
@@ -294,6 +296,7 @@ class Optimizer:
         try:
             if self._stale:
                 self._refresh()
+            self._results.make_room()
             plan = self._plan
             if plan is not None:
                 outcome = plan.run(params, grads, grad_scale, stream)
@@ -305,29 +308,27 @@ class Optimizer:
         finally:
             self._turn.release()
 
-    def _result(self, plan: _cpu.Plan, outcome: bool | int | tuple[float, int | None]) -> Result:
-        if outcome is True:
-            return PLAIN
-        if isinstance(outcome, tuple):
-            return told(plan, outcome)
-        return self._results.add(plan, outcome)
+    def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.Ticket) -> Result:
+        if isinstance(outcome, _cpu.Ticket):
+            return self._results.add(outcome, plan.keys)
+        return told(outcome, plan.keys) if isinstance(outcome, tuple) else PLAIN
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
         self._stale = False  # first: what is set meanwhile counts in the next step
-        if self._changed:
-            self._changed = False
-            try:
+        changed, self._changed = self._changed, False
+        try:
+            if changed:
                 before, self._settings = self._settings, self._settle()
                 if self._plan is not None and self._settings.rule == before.rule:
                     self._match(self._plan.keys)
                 else:
                     self._drop_plan()
-            except BaseException:
-                self._changed = self._stale = True
-                raise
-        if self._plan is not None:
-            self._hand_over(self._plan, self._progress.clocks["t"][self._clock_index])
+            if self._plan is not None:
+                self._hand_over(self._plan, self._progress, self._clock_index)
+        except BaseException:
+            self._changed = self._stale = True
+            raise
 
     def _match(self, keys: list[Hashable]) -> None:
         """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
@@ -354,18 +355,20 @@ class Optimizer:
         layers = [Layer(settings, combination, names) for combination in combinations]
         self._matching = _Matching(overrides, keys, layers, layer_of, any(layer.scheduled for layer in layers))
 
-    def _hand_over(self, plan: _cpu.Plan, done: npt.NDArray[np.int64]) -> None:
+    def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
         matching = self._matching
+        rows = [(i, 0) for i in range(len(matching.layers))]
+        row_of = matching.layer_of
         if matching.is_scheduled:
             self._stale = True
-        first = int(done[0]) if done.size else 0
-        rows = [(i, first) for i in range(len(matching.layers))]
-        row_of = matching.layer_of
-        if matching.is_scheduled and done.size > 1 and (done != first).any():
-            counts, count_of = np.unique(done, return_inverse=True)
-            pairs, row_of = np.unique(row_of * counts.size + count_of, return_inverse=True)
-            rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
+            done = progress.clocks["t"][clock_index]
+            first = int(done[0]) if done.size else 0
+            rows = [(i, first) for i, _ in rows]
+            if done.size > 1 and (done != first).any():
+                counts, count_of = np.unique(done, return_inverse=True)
+                pairs, row_of = np.unique(row_of * counts.size + count_of, return_inverse=True)
+                rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
         plan.set_hypers([matching.layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
 
     def _drop_plan(self) -> None:
@@ -406,9 +409,9 @@ class Optimizer:
             clock_index,
             np.array([noise_number(key) for key in keys], np.uint64),
         )
-        self._hand_over(plan, progress.clocks["t"][clock_index])
+        self._hand_over(plan, progress, clock_index)
 
-        progress.refresh = plan.refresh
+        progress.plan = plan
         outcome = plan.run(params, grads, grad_scale, stream)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
@@ -452,6 +455,7 @@ class Optimizer:
         now = self._values()
         values = {f.name: now[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
+        self._progress.wait()
         return {"hyperparameters": values, **self._progress.export(self._state_names())}
 
     def _state_names(self) -> tuple[str, ...]:

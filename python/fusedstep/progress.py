@@ -1,7 +1,7 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from . import _cpu
 from .arrays import (
     MASTER_DTYPES,
     MASTERS,
@@ -86,16 +87,21 @@ class Progress:
     def __init__(self) -> None:
         self.clock_of: dict[Hashable, int] = {}
         self._clocks = np.zeros(0, _CLOCK)
-        self.refresh: Callable[[], None] | None = None  # brings the clocks up to date, where a GPU advances them
+        self.plan: _cpu.Plan | None = None  # what advances the clocks, perhaps on a GPU
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
 
     @property
     def clocks(self) -> Array:
         """Step count, product and average of each parameter, in the order of `clock_of`."""
-        if self.refresh is not None:
-            self.refresh()
+        if self.plan is not None:
+            self.plan.refresh()
         return self._clocks
+
+    def wait(self) -> None:
+        """Wait until steps on a GPU have left the arrays as they will be."""
+        if self.plan is not None:
+            self.plan.wait()
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
         """Return the same progress, with room for further parameters; what is added there is not added here."""
@@ -160,7 +166,7 @@ class Progress:
 
     def become(self, other: "Progress") -> None:
         """Take over another progress, in the mappings that callers may hold."""
-        self._clocks, self.refresh = other._clocks, other.refresh
+        self._clocks, self.plan = other._clocks, other.plan
         for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
             mine.clear()
             mine.update(others)  # type: ignore[arg-type]

@@ -37,19 +37,22 @@ class Result:
 PLAIN = Result()
 
 
-def told(plan: _cpu.Plan, found: tuple[float, int | None]) -> Result:
+def told(found: tuple[float, int | None], keys: list[Hashable]) -> Result:
     """Return what a plan found as a result."""
     norm, at = found
-    return Result(norm, at is not None, None if at is None else plan.keys[at])
+    return Result(norm, at is not None, None if at is None else keys[at])
 
 
 class Pending(Result):
     """A result that is on a GPU until it is read. That of a step in a graph is that of its last replay."""
 
-    __slots__ = ("__weakref__", "_found", "_plan", "_ticket")
+    __slots__ = ("__weakref__", "_found", "_keys", "_ticket")
+    _found: Result | None
+    _keys: list[Hashable]
+    _ticket: _cpu.Ticket
 
-    def __init__(self, plan: _cpu.Plan, ticket: int) -> None:
-        for name, value in (("_plan", plan), ("_ticket", ticket), ("_found", None)):
+    def __init__(self, ticket: _cpu.Ticket, keys: list[Hashable]) -> None:
+        for name, value in (("_ticket", ticket), ("_keys", keys), ("_found", None)):
             object.__setattr__(self, name, value)
 
     def __getattribute__(self, name: str) -> Any:
@@ -59,18 +62,20 @@ class Pending(Result):
 
     def read(self) -> Result:
         """Return the result itself."""
-        found: Result | None = self._found
-        if found is None:
-            plan: _cpu.Plan = self._plan
-            found = told(plan, plan.read(self._ticket))
-            if not plan.was_captured:
-                object.__setattr__(self, "_found", found)
+        if self._found is not None:
+            return self._found
+        ticket = self._ticket
+        found = told(ticket.read(), self._keys)
+        if not ticket.is_captured:
+            object.__setattr__(self, "_found", found)
+            object.__setattr__(self, "_ticket", None)  # and the memory behind it
         return found
 
     def __eq__(self, other: object) -> bool:
         return self.read() == (other.read() if isinstance(other, Pending) else other)
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return hash(self.read())
 
     def __reduce__(self) -> tuple[Any, ...]:
         found = self.read()
@@ -86,10 +91,15 @@ class Results:
     def __init__(self) -> None:
         self._pending: deque[ref[Pending]] = deque()
 
-    def add(self, plan: _cpu.Plan, ticket: int) -> Pending:
+    def make_room(self) -> None:
+        """Prepare for the next step."""
+        if len(self._pending) == _cpu.tickets:
+            if (oldest := self._pending[0]()) is not None:
+                oldest.read()
+            self._pending.popleft()
+
+    def add(self, ticket: _cpu.Ticket, keys: list[Hashable]) -> Pending:
         """Return the result that a ticket stands for."""
-        result = Pending(plan, ticket)
+        result = Pending(ticket, keys)
         self._pending.append(ref(result))
-        if len(self._pending) == _cpu.tickets and (oldest := self._pending.popleft()()) is not None:
-            oldest.read()
         return result
