@@ -197,6 +197,36 @@ def test_gradients_may_be_missing(cupy, cls):
     assert gpu.t == host.t == {0: 4, 1: 5, 2: 5}
 
 
+def test_a_gradient_may_be_missing_from_the_first_step(cupy):
+    optimizer = fs.Adam(clip_global_norm=1.0)
+    q = cupy.asarray(np.ones(5, F32))
+    assert optimizer.step(q, None).grad_norm == 0
+    host, gpu = fs.Adam(), fs.Adam()
+    (p, g), (q, _) = _pairs(cupy, 5, 5)
+    for grads in ([g, None], [g, None], [None, g], [g, g.copy()]):
+        host.step([p, p2 := p.copy()], grads)
+        gpu.step([q, cupy.asarray(p2)], [None if x is None else cupy.asarray(x) for x in grads])
+    assert _same(q, p)
+    assert gpu.t == host.t
+
+
+def test_a_parameter_may_change_its_dtype_in_a_step_without_its_gradient(cupy):
+    for cls in (fs.SGD, fs.Adam):
+        options = {} if cls is fs.SGD else {"state_dtype": "float32"}
+        host, gpu = cls(**options), cls(**options)
+        (a, b), (x, y) = _pairs(cupy, 300, 300)
+        h16, g16 = a.astype(np.float16), cupy.asarray(a.astype(np.float16))
+        for params, twins, grads in (
+            ([a, b], [x, y], [a.copy(), b.copy()]),
+            ([h16, b], [g16, y], [None, b.copy()]),
+            ([h16, b], [g16, y], [h16.copy(), b.copy()]),
+        ):
+            host.step(params, grads)
+            gpu.step(twins, [None if g is None else cupy.asarray(g) for g in grads])
+        assert _same(g16, h16)
+        assert _same(y, b)
+
+
 def test_hyperparameters_may_change(cupy):
     host, gpu = fs.Adam(), fs.Adam()
     p, q = _pairs(cupy, 50)
@@ -288,6 +318,34 @@ def test_results_may_be_read_at_any_time(cupy):
     assert repr(found[3]) == repr(wanted[3]).replace("Result", "Pending")
 
 
+def test_results_outlive_the_arrays_of_their_step(cupy):
+    """Other parameters make other tables, and the old ones stay as long as a result is to be read."""
+    host, gpu = fs.SGD(clip_norm=1.0), fs.SGD(clip_norm=1.0)
+    wanted, found = [], []
+    for i in range(4):
+        (p, g), (q, h) = _pairs(cupy, 40, 40, seed=i)
+        wanted.append(host.step(p, g).grad_norm)
+        found.append(gpu.step(q, h))
+    assert [result.grad_norm for result in found] == wanted
+    assert hash(found[0]) == hash(fs.Result(wanted[0]))
+
+
+def test_the_step_count_comes_back_from_the_gpu(cupy):
+    """Also where no state has to follow, and the same plan goes on with arrays of the host."""
+    host, both = (fs.SGD(lr=fs.schedules.step(1.0, 0.5, every=2), skip_nonfinite=True) for _ in range(2))
+    (p, g), (q, h) = _pairs(cupy, 9, 9)
+    for i in range(6):
+        host.step(p, g)
+        if i in (0, 1, 4):
+            both.step(q, h)
+        else:
+            there = q.get()
+            both.step(there, g)
+            q.set(there)
+    assert both.t == host.t == {0: 6}
+    assert _same(q, p)
+
+
 # Numbers on the GPU.
 
 
@@ -317,6 +375,57 @@ def test_hyperparameters_may_be_on_the_gpu(cupy):
     assert gpu.state_dict()["hyperparameters"]["lr"] == host.lr
     assert copy.deepcopy(gpu).beta1 == host.beta1
     assert gpu.t == host.t == {0: 4}
+
+
+def test_a_momentum_on_the_gpu_may_be_0(cupy):
+    host, gpu = fs.RMSprop(momentum=0.5), fs.RMSprop(momentum=cupy.asarray(np.zeros(())))
+    (p, g), (q, h) = _pairs(cupy, 9, 9)
+    gpu.step(q, h)
+    host.momentum = lambda done: 0.0
+    host.step(p, g)
+    assert _same(q, p)
+    assert set(gpu.state[0]) == {"v", "b"}
+
+
+def test_a_refused_hyperparameter_stays_refused(cupy):
+    _, (q, h) = _pairs(cupy, 9, 9)
+    optimizer = fs.SGD()
+    optimizer.step(q, h)
+    optimizer.lr = cupy.asarray(np.ones(1, F32))
+    for _ in range(2):
+        with pytest.raises(TypeError, match="lr is an array on a GPU, expected float64 and one element"):
+            optimizer.step(q, h)
+    assert optimizer.t == {0: 1}
+
+
+def test_functions_take_no_number_on_the_gpu(cupy):
+    class Number(Foreign):
+        __hash__ = object.__hash__
+
+    p = np.ones(3, F32)
+    with pytest.raises(TypeError, match=r"lr is .*, expected a number"):
+        functional.sgd(p, p.copy(), lr=Number(cupy.asarray(np.ones(()))))
+    with pytest.raises(TypeError, match=r"lr\(0\) is .*, expected a number"):
+        fs.SGD(lr=lambda done: cupy.asarray(np.ones(()))).step(p, p.copy())
+
+
+def test_foreign_numbers_on_the_gpu_are_waited_for_and_kept(cupy):
+    theirs = cupy.cuda.Stream(non_blocking=True)
+    (p, g), (q, h) = _pairs(cupy, 9, 9)
+    scale, lr = cupy.zeros((), np.float64), cupy.zeros((), np.float64)
+    cupy.cuda.get_current_stream().synchronize()
+    with theirs:
+        scale.fill(2.0)
+        lr.fill(0.5)
+    number = Foreign(scale, stream=theirs.ptr)
+    alive = weakref.ref(number)
+    optimizer = fs.SGD(lr=Foreign(lr, stream=theirs.ptr))
+    optimizer.step(q, h, grad_scale=number)
+    del number
+    if hasattr(cupy, "emulator"):  # where work waits until somebody waits for it
+        assert alive() is not None
+    fs.SGD(lr=0.5).step(p, g, grad_scale=2.0)
+    assert _same(q, p)
 
 
 def test_numbers_on_the_gpu_that_cannot_be(cupy):
@@ -529,6 +638,91 @@ def test_a_captured_step_is_replayed_with_other_numbers(cupy, cls):
     assert gpu.t == host.t == {0: 9, 1: 9}
 
 
+def test_a_graph_may_be_captured_in_another_stream_than_the_current_one(cupy):
+    host, gpu = fs.Momentum(), fs.Momentum()
+    (p, g), (q, h) = _pairs(cupy, 3000, 3000)
+    streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+    cupy.cuda.get_current_stream().synchronize()
+    with streams[0]:
+        gpu.step(q, h)
+        streams[0].begin_capture()
+        gpu.step(q, h, stream=streams[1])
+        graph = streams[0].end_capture()
+        for _ in range(2):
+            graph.launch(streams[0])
+    streams[0].synchronize()
+    for _ in range(3):
+        host.step(p, g)
+    assert _same(q, p)
+    assert gpu.t == host.t == {0: 3}
+
+
+def test_results_of_graphs_and_of_other_steps_do_not_mix(cupy):
+    optimizer = fs.SGD(lr=0.0, clip_norm=1.0)
+    _, (q, h) = _pairs(cupy, 40, 40)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    with stream:
+        optimizer.step(q, h)
+        stream.begin_capture()
+        captured = optimizer.step(q, h)
+        graph = stream.end_capture()
+        assert np.isnan(captured.grad_norm)  # so far
+        assert not captured.skipped
+        found = []
+        for i in range(_cpu.tickets + 5):
+            h.fill(i)
+            found.append(optimizer.step(q, h))
+        h.fill(1000)
+        graph.launch(stream)
+    stream.synchronize()
+    norms = [result.grad_norm for result in found]
+    assert np.allclose(norms, [i * np.sqrt(40) for i in range(len(found))])
+    assert captured.grad_norm == pytest.approx(1000 * np.sqrt(40))
+    h.fill(1)
+    cupy.cuda.get_current_stream().synchronize()
+    graph.launch(stream)
+    stream.synchronize()
+    assert captured.grad_norm == pytest.approx(np.sqrt(40))
+    assert [result.grad_norm for result in found] == norms
+
+
+def test_a_graph_outlives_changes_of_hyperparameters(cupy):
+    host, gpu = fs.SGD(lr=0.1), fs.SGD(lr=0.1)
+    p, q = _pairs(cupy, 3000, 5)
+    g, h = _pairs(cupy, 3000, 5, seed=1)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    with stream:
+        gpu.step(q, h)
+        stream.begin_capture()
+        gpu.step(q, h)
+        graph = stream.end_capture()
+        gpu.overrides = {1: {"lr": 0.5}}
+        gpu.step(q, h)
+        graph.launch(stream)
+        gpu.step(q, h)
+    stream.synchronize()
+    for overrides in ({}, {1: {"lr": 0.5}}, {}, {1: {"lr": 0.5}}):
+        host.overrides = overrides
+        host.step(p, g)
+    assert all(map(_same, p, q))
+
+
+def test_a_schedule_cannot_be_captured_twice(cupy):
+    optimizer = fs.SGD(lr=fs.schedules.step(0.1, 0.5, every=2))
+    _, (q, h) = _pairs(cupy, 40, 40)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    with stream:
+        optimizer.step(q, h)
+        stream.begin_capture()
+        optimizer.step(q, h)
+        with pytest.raises(RuntimeError, match="the step count is on a GPU, and cannot be read while its stream"):
+            optimizer.step(q, h)
+        assert stream.end_capture() is not None
+
+
 def test_a_graph_outlives_the_plan_of_its_step(cupy):
     host, gpu = fs.Momentum(), fs.Momentum()
     p, q = _pairs(cupy, 3000)
@@ -647,6 +841,20 @@ def test_foreign_arrays_live_until_their_step_is_done(cupy, emulator):
     assert [reference() for reference in alive] == [None] * 4
 
 
+def test_every_stream_of_other_libraries_counts(cupy):
+    """That of the parameter, where the gradient names another one."""
+    first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+    q, h = cupy.zeros(3000, F32), cupy.zeros(3000, F32)
+    cupy.cuda.get_current_stream().synchronize()
+    for step in (lambda p, g: functional.sgd(p, g, lr=1.0), fs.SGD(lr=1.0).step):
+        with first:
+            q.fill(5)
+        with second:
+            h.fill(2)
+        step(Foreign(q, stream=first.ptr), Foreign(h, stream=second.ptr))
+        assert (q.get() == 3).all()
+
+
 class Raising:
     @property
     def __cuda_array_interface__(self):
@@ -665,6 +873,16 @@ BAD = [
     (lambda a: Foreign(a, shape=(5,)), ValueError, "grad has shape (5,), expected (8,) like param"),
     (lambda a: Foreign(a, shape=(-8,)), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
     (lambda a: Foreign(a, shape=...), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
+    (
+        lambda a: Foreign(a, shape=(2**62, 4)),
+        TypeError,
+        "grad is of type .*Foreign whose __cuda_array_interface__ is not",
+    ),
+    (
+        lambda a: Foreign(a, shape=(2**61,)),
+        TypeError,
+        "grad is of type .*Foreign whose __cuda_array_interface__ is not",
+    ),
     (lambda a: Foreign(a, shape=("8",)), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
     (lambda a: Foreign(a, strides=(8,)), ValueError, "grad is not C-contiguous"),
     (lambda a: Foreign(a, strides=(-4,)), ValueError, "grad is not C-contiguous"),
@@ -783,6 +1001,34 @@ def test_training_goes_on_elsewhere(cupy, way, options, dtype, tmp_path):
         assert all(_same(around.state[key][name], straight.state[key][name]) for name in straight.state[key])
 
 
+def test_a_gradient_may_be_missing_where_states_have_yet_to_follow(cupy):
+    (p, g), _ = _pairs(cupy, 50, 50)
+    p2 = p.copy()
+    optimizer = fs.Adam()
+    optimizer.step([p, p2], [g, g.copy()])
+    moved = pickle.loads(pickle.dumps(optimizer))
+    q, q2 = cupy.asarray(p), cupy.asarray(p2)
+    for grads in ([g, None], [None, g], [g, g.copy()]):
+        optimizer.step([p, p2], grads)
+        moved.step([q, q2], [None if x is None else cupy.asarray(x) for x in grads])
+    assert _same(q, p)
+    assert _same(q2, p2)
+
+
+def test_what_is_saved_is_of_one_moment(cupy):
+    """Though the step is still under way in another stream."""
+    host, gpu = fs.Momentum(), fs.Momentum()
+    (p, g), (q, h) = _pairs(cupy, 3000, 3000)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    for _ in range(2):
+        host.step(p, g)
+        with stream:
+            gpu.step(q, h)
+        assert _same(gpu.state_dict()["state"][0]["b"], host.state[0]["b"])
+        assert pickle.loads(pickle.dumps(gpu)).t == host.t
+
+
 def test_loading_fills_the_arrays_that_are_there(cupy, tmp_path):
     (p, g), (q, h) = _pairs(cupy, 8, 8)
     optimizer = fs.Adam()
@@ -821,6 +1067,71 @@ def test_a_launch_that_fails_leaves_the_module_usable(cupy, emulator):
         assert gpu.t == {0: 2}
         if skip == 0:
             assert _same(q, p)
+
+
+def test_a_failure_before_a_capture_does_not_get_into_the_graph(cupy, emulator):
+    optimizer = fs.Momentum()
+    _, (q, h) = _pairs(cupy, 200, 200)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    with stream:
+        optimizer.step(q, h)
+        emulator.emulator_fail(b"cudaLaunchKernel", 0, 719)
+        with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+            optimizer.step(q, h)
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="is being captured, expected a step with these params before"):
+            optimizer.step(q, h)
+        stream.end_capture()
+        optimizer.step(q, h)
+        stream.begin_capture()
+        emulator.emulator_fail(b"cudaLaunchKernel", 2, 719)
+        with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+            optimizer.step(q, h)
+        graph = stream.end_capture()
+        emulator.emulator_reset_calls()
+        optimizer.step(q, h)
+        assert emulator.emulator_calls(b"cudaFree") == 0  # which the graph still uses
+        del graph
+    stream.synchronize()
+    assert optimizer.t == {0: 3}
+
+
+def test_waiting_afterwards_may_fail_and_the_step_counts(cupy, emulator):
+    host, gpu = fs.Nadam(), fs.Nadam()
+    (p, g), (q, h) = _pairs(cupy, 200, 200)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    for i in range(4):
+        host.step(p, g)
+        if i == 2:
+            emulator.emulator_fail(b"cudaEventRecord", 2, 719)  # before, the end of the step, after
+            with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+                gpu.step(q, h, stream=stream)
+        else:
+            gpu.step(q, h, stream=stream)
+    stream.synchronize()
+    gpu.ema = 0.5
+    host.ema = 0.5
+    host.step(p, g)
+    gpu.step(q, h)
+    assert gpu.t == host.t == {0: 5}
+    assert _same(q, p)
+
+
+def test_memory_is_given_back_while_somebody_captures(cupy, emulator):
+    """In the mode that forbids it to every thread."""
+    optimizer = fs.SGD()
+    _, (q, h) = _pairs(cupy, 200, 200)
+    optimizer.step(q, Foreign(h))
+    cupy.cuda.get_current_stream().synchronize()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    assert emulator.emulator_begin_capture(stream.ptr, 0) == 0
+    del optimizer
+    gc.collect()
+    graph = emulator.emulator_end_capture(stream.ptr)
+    assert graph
+    emulator.emulator_graph_destroy(graph)
 
 
 def test_no_memory_for_states(cupy, emulator):
@@ -919,6 +1230,9 @@ def test_two_gpus_where_one_is_wanted(cupy, devices):
         optimizer.step([q, r], grads, stream=cupy.cuda.Stream(non_blocking=True))
     with pytest.raises(ValueError, match="is on GPU 0, expected a number, or all of params there"):
         fs.SGD(lr=cupy.asarray(np.ones(()))).step([q, r], grads)
+    numbers = _spread(cupy, devices, [np.ones(()), np.ones(())])
+    with pytest.raises(ValueError, match="is on GPU 1, and another number on GPU 0, expected all on one GPU"):
+        fs.Momentum(lr=numbers[0], momentum=numbers[1]).step(q, grads[0])
     assert all(map(_same, (q, r), p))
 
 

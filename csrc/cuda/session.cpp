@@ -134,9 +134,13 @@ void Part::begin(Stream stream, bool captured) {
     if (tensors_changed_) {
         send(stream, table_.clocks, clocks_);
         send(stream, table_.large, large_);
-        send(stream, table_.offenders, std::vector<unsigned long long>(table_.devices, kNobody));
-        check(cudaMemsetAsync(table_.squares, 0, sizeof(double) * table_.count * table_.devices, stream_of(stream)),
-              "clearing memory of the GPU");  // tensors without elements have no tile that would set it
+        auto set = [&](void* array, int byte, size_t bytes) {
+            check(cudaMemsetAsync(array, byte, bytes, stream_of(stream)), "setting memory of the GPU");
+        };
+        set(table_.offenders, 0xff, table_.devices * sizeof(*table_.offenders));  // nobody
+        set(found_, 0xff, 2 * kTickets * sizeof(Found));                          // NaN, and nobody
+        // Tensors without elements have no tile that would set their sum.
+        set(table_.squares, 0, sizeof(double) * table_.count * table_.devices);
     }
     if (tensors_changed_ || was_captured_) send(stream, table_.tensors, tensors_);
     if (tensors_changed_ && table_.tiles) launch(common.own, std::min(table_.count, 65535), kThreads, stream, table_);

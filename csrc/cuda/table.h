@@ -60,7 +60,7 @@ struct Found {
     double norm;
     int64_t offender;  // the first tensor whose gradient is not finite, where that matters, or kNobody
 };
-constexpr int64_t kNobody = INT64_MAX;
+constexpr int64_t kNobody = -1;  // the largest, where numbers have no sign
 
 struct Table {
     int32_t count;            // of tensors

@@ -101,5 +101,6 @@ class Results:
     def add(self, ticket: _cpu.Ticket, keys: list[Hashable]) -> Pending:
         """Return the result that a ticket stands for."""
         result = Pending(ticket, keys)
-        self._pending.append(ref(result))
+        if not ticket.is_captured:
+            self._pending.append(ref(result))
         return result
