@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import fusedstep
@@ -14,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_example_of_the_readme_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names = {}
     exec(example, names)
     losses = [float(line.split()[1]) for line in capsys.readouterr().out.splitlines()]
@@ -23,6 +24,15 @@ def test_the_example_of_the_readme_learns(tmp_path, monkeypatch, capsys):
     assert names["batches"].done == 640
     assert (names["params"]["w"] == names["opt"].ema["w"]).all()
     assert names["again"].weight_decay == 0.01
+
+
+def test_the_example_of_the_readme_on_a_gpu(cupy):
+    _, example = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    params = {"w": np.ones((3, 4), np.float32), "b": np.ones(4, np.float32)}
+    names = {"fs": fusedstep, "params": params, "grads": {key: cupy.asarray(p) for key, p in params.items()}}
+    exec(example, names)
+    assert names["result"].grad_norm == 4.0
+    assert names["opt"].t == {"w": 1, "b": 1}
 
 
 MODULES = [module for name, module in sys.modules.items() if name.startswith("fusedstep") and module.__doc__]

@@ -164,7 +164,7 @@ def _number(name: str, values: Mapping[str, Any]) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    return value if type(value) is float or is_on_gpu(value) else float(value)
+    return float(value) if isinstance(value, (int, float)) else value
 
 
 @lru_cache

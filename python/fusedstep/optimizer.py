@@ -19,7 +19,7 @@ from . import _cpu, checkpoint
 from .arrays import Array, copied, is_on_gpu
 from .hyperparameters import CLIPS, NEVER_ON_GPU, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
 from .progress import Averages, Progress, listed, noise_number
-from .result import PLAIN, Result, Results, told
+from .result import PLAIN, Pendings, Result, told
 
 __all__ = ["Optimizer"]
 
@@ -152,7 +152,7 @@ class Optimizer:
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._captured: list[_cpu.Plan] = []  # plans of steps that graphs may repeat
-        self._results = Results()
+        self._pending = Pendings()
         self._settings = self._settle()
         self._matching = _Matching(None, [], [], np.zeros(0, np.int64), False)
         self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
@@ -287,7 +287,9 @@ class Optimizer:
         tensors of a device; where gradients are measured, two or three come before them. Reading the result,
         `t` or a checkpoint waits. Parameters may be spread over several GPUs. A step may be captured into a CUDA graph
         once it has been made before: each replay is an update, counts, and reads what is on the GPU (`grad_scale`,
-        hyperparameters) anew. The graph uses the states and tables of this optimizer, which must live as long.
+        hyperparameters) anew. The graph uses the states and tables of this optimizer, which must live as long; where
+        parameters or options change or a checkpoint is loaded, it has to be captured anew. A step does not know of
+        replays in other streams, and does not wait for them.
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
@@ -296,7 +298,8 @@ class Optimizer:
         try:
             if self._stale:
                 self._refresh()
-            self._results.make_room()
+            if self._pending:
+                self._pending.make_room()
             plan = self._plan
             if plan is not None:
                 outcome = plan.run(params, grads, grad_scale, stream)
@@ -309,9 +312,9 @@ class Optimizer:
             self._turn.release()
 
     def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.Ticket) -> Result:
-        if isinstance(outcome, _cpu.Ticket):
-            return self._results.add(outcome, plan.keys)
-        return told(outcome, plan.keys) if isinstance(outcome, tuple) else PLAIN
+        if isinstance(outcome, bool):
+            return PLAIN
+        return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""

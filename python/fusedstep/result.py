@@ -8,7 +8,7 @@ from weakref import ref
 
 from . import _cpu
 
-__all__ = ["PLAIN", "Pending", "Result", "Results"]
+__all__ = ["PLAIN", "Pending", "Pendings", "Result", "told"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +37,22 @@ class Result:
 PLAIN = Result()
 
 
-def told(found: tuple[float, int | None], keys: list[Hashable]) -> Result:
+def told(found: tuple[float, int | None], plan: _cpu.Plan) -> Result:
     """Return what a plan found as a result."""
     norm, at = found
-    return Result(norm, at is not None, None if at is None else keys[at])
+    return Result(norm, at is not None, None if at is None else plan.keys[at])
 
 
 class Pending(Result):
     """A result that is on a GPU until it is read. That of a step in a graph is that of its last replay."""
 
-    __slots__ = ("__weakref__", "_found", "_keys", "_ticket")
+    __slots__ = ("__weakref__", "_found", "_plan", "_ticket")
     _found: Result | None
-    _keys: list[Hashable]
+    _plan: _cpu.Plan
     _ticket: _cpu.Ticket
 
-    def __init__(self, ticket: _cpu.Ticket, keys: list[Hashable]) -> None:
-        for name, value in (("_ticket", ticket), ("_keys", keys), ("_found", None)):
+    def __init__(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> None:
+        for name, value in (("_ticket", ticket), ("_plan", plan), ("_found", None)):
             object.__setattr__(self, name, value)
 
     def __getattribute__(self, name: str) -> Any:
@@ -65,7 +65,7 @@ class Pending(Result):
         if self._found is not None:
             return self._found
         ticket = self._ticket
-        found = told(ticket.read(), self._keys)
+        found = told(ticket.read(), self._plan)
         if not ticket.is_captured:
             object.__setattr__(self, "_found", found)
             object.__setattr__(self, "_ticket", None)  # and the memory behind it
@@ -85,22 +85,19 @@ class Pending(Result):
 _NAMES = {f.name for f in fields(Result)}
 
 
-class Results:
+class Pendings(deque[ref[Pending]]):
     """The pending results of an optimizer: one is read before the GPU writes over it, if anybody still has it."""
-
-    def __init__(self) -> None:
-        self._pending: deque[ref[Pending]] = deque()
 
     def make_room(self) -> None:
         """Prepare for the next step."""
-        if len(self._pending) == _cpu.tickets:
-            if (oldest := self._pending[0]()) is not None:
+        if len(self) == _cpu.tickets:
+            if (oldest := self[0]()) is not None:
                 oldest.read()
-            self._pending.popleft()
+            self.popleft()
 
-    def add(self, ticket: _cpu.Ticket, keys: list[Hashable]) -> Pending:
+    def add(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> Pending:
         """Return the result that a ticket stands for."""
-        result = Pending(ticket, keys)
+        result = Pending(ticket, plan)
         if not ticket.is_captured:
-            self._pending.append(ref(result))
+            self.append(ref(result))
         return result
