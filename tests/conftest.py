@@ -66,8 +66,9 @@ EMULATOR = ROOT / "tests" / "emulator"
 
 
 def _module(name, path):
-    """Load a module from a file, under a name of its own choice."""
-    spec = importlib.util.spec_from_file_location(name, path)
+    """Load a module from a file, to be found under a name."""
+    # Not by that name: pybind11 would give the module back that it once made for it.
+    spec = importlib.util.spec_from_file_location(f"emulated.{name.rpartition('.')[2]}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

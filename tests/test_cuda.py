@@ -957,6 +957,45 @@ def test_host_and_gpu_do_not_mix(cupy):
         functional.sgd([q, p], [h, g], lr=0.1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+def test_tensors_of_torch(dtype):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs torch with CUDA")
+    own = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    rng = np.random.default_rng(0)
+    p, host, gpu = rng.standard_normal(3000).astype(own), fs.Adam(ema=0.9), fs.Adam(ema=0.9)
+    tensor = torch.from_numpy(p.astype(np.float64)).to("cuda", getattr(torch, dtype))
+    m, v = (torch.zeros_like(tensor) for _ in "mv")
+    host_m, host_v = np.zeros_like(p), np.zeros_like(p)
+    for t in range(1, 4):
+        g = rng.standard_normal(3000).astype(own)
+        grad = torch.from_numpy(g.astype(np.float64)).to("cuda", getattr(torch, dtype))
+        host.step(p, g)
+        gpu.step(tensor, grad)
+        functional.adam(p, g, host_m, host_v, t=t, lr=0.1)
+        functional.adam(tensor, grad, m, v, t=t, lr=0.1)
+        assert (tensor.double().cpu().numpy() == p.astype(np.float64)).all()
+    with pytest.raises(BufferError, match=r"param is of type .*Tensor and does not export its memory; .*\.detach\(\)"):
+        gpu.step(tensor.requires_grad_(), grad)
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements():
+    """Two arrays of 4.3 GB."""
+    cp = pytest.importorskip("cupy")
+    n = 2**31 + 1030
+    if cp.cuda.runtime.memGetInfo()[0] < 6 * n:
+        pytest.skip("needs 13 GB on a GPU")
+    p, g = cp.zeros(n, np.float16), cp.ones(n, np.float16)
+    for i in (0, 2**30, 2**31 - 1, 2**31, n - 1):
+        g[i] = 2
+    result = fs.SGD(lr=1.0, clip_norm=1e9).step(p, g)
+    assert (p == -g).all()
+    assert result.grad_norm == np.sqrt(n + 15.0)
+
+
 # To the GPU and back.
 
 

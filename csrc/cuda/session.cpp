@@ -64,10 +64,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
     if (tiles > kMostTiles) throw std::length_error("the tensors of one step have some 2**41 elements");
     const int64_t count = static_cast<int64_t>(tensors_.size());
     hyper_room_ = std::max<int64_t>(count, 1) * table_.hyper_count;
-    auto cut = [&](Cut piece) {
-        auto each = [&](auto*& array, int64_t n) {
-            piece(const_cast<std::remove_const_t<std::remove_reference_t<decltype(*array)>>*&>(array), n);
-        };
+    auto cut = [&](Cut each) {
         each(table_.tensors, count);
         each(table_.gradients, count);
         each(table_.hypers, hyper_room_);
@@ -81,7 +78,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
         each(table_.shares, count + blocks_of(count));
         each(table_.offenders, table_.devices);
         each(found_, 2 * kTickets);
-        return piece.bytes();
+        return each.bytes();
     };
     const int64_t bytes = cut(Cut());
     Memory memory(bytes, has_order_ ? &order_ : nullptr);

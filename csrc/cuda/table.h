@@ -67,13 +67,13 @@ struct Table {
     int32_t device, devices;  // which one this is, and how many share the step
     int32_t hyper_count, rule_hyper_count;
     int32_t tiles;
-    const Tensor* tensors;
-    const Gradient* gradients;
-    const Number* hypers;
+    Tensor* tensors;
+    Gradient* gradients;
+    Number* hypers;
     Clock* clocks;
     Derived* derived;
     int32_t* owners;                // the tensor of each tile
-    const int32_t* large;           // the tensors of more than a tile
+    int32_t* large;                 // the tensors of more than a tile
     double *sums, *sums_of_sums;    // of squares: of each tile of these; and room for the levels above
     double* squares;                // of each tensor, by device
     double* shares;                 // of each gradient of the step, and room for the levels above
