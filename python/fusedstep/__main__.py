@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedstep info | verify | demo | plot`."""
+"""The command line: `python -m fusedstep info | verify | bench | demo | plot`."""
 
 import sys
 from importlib import import_module
@@ -9,8 +9,9 @@ from .settings import info
 COMMANDS = {
     "info": "what was built, detected and chosen",
     "verify": "compare the kernels with the NumPy reference, bit for bit",
+    "bench": "measure the kernels beside the memory's limit and other people's optimizers",
     "demo": "train a small network with every optimizer",
-    "plot": "draw the schedules",
+    "plot": "draw pictures: of measurements, of runs, of schedules",
 }
 
 

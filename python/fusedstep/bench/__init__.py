@@ -1,0 +1,192 @@
+"""
+Measure on this machine: `python -m fusedstep bench`.
+
+Beside each optimizer run the loop without arithmetic over the same buffers, which shows what the memory allows, and
+other people's optimizers, as far as they are installed: in one process, over the same numbers, with the same
+hyperparameters, in interleaved rounds. What they compute is compared.
+"""
+
+import argparse
+import sys
+import time
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fusedstep import _cpu
+
+from .cases import SIZES, Heat, crossed, devices, dtypes, rules, thread_counts, tour
+
+__all__ = ["main"]
+
+AXES = ("rule", "dtype", "size", "count", "odd", "threads", "isa", "device")
+ROUNDS, QUICK_ROUNDS = 15, 5
+QUICK_MINUTES = 0.75
+
+
+def _choices() -> dict[str, list[Any]]:
+    """Return what "all" means for each axis."""
+    return {
+        "rule": list(rules()),
+        "dtype": dtypes(),
+        "size": list(SIZES),
+        "count": [1, 10, 100, 1000, 10_000],
+        "odd": ["no", "yes"],
+        "threads": thread_counts(),
+        "isa": list(_cpu.isas),
+        "device": devices(),
+    }
+
+
+def _parser(choices: dict[str, list[Any]]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedstep bench",
+        description="Measure optimizer steps beside the memory's limit and other people's optimizers. Without axes: a "
+        "tour that varies each by itself, around Adam in float32; with axes: all their combinations.",
+        epilog='"python -m fusedstep bench compare A.json B.json" tells what has become faster or slower.',
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute: fewer rounds and cases, no slow starters")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after each heat")
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"interleaved rounds ({ROUNDS}, quick {QUICK_ROUNDS})")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin nothing after so many minutes")
+    parser.add_argument("--peers", nargs="*", metavar="NAME", help="only these, by the names in the table")
+    axes = parser.add_argument_group("axes", 'one value, several, or "all"')
+    for name, known in choices.items():
+        text = f"(all: {', '.join(map(str, known))})"
+        axes.add_argument(f"--{name}", nargs="+", metavar=name.upper(), help=text)
+    return parser
+
+
+def _axis(parser: argparse.ArgumentParser, name: str, given: list[str], known: list[Any]) -> list[Any]:
+    """Return the values that the command line asks for."""
+    if given == ["all"]:
+        return known
+    if name in ("size", "count"):
+        values = []
+        for text in given:
+            try:
+                number = float(text)
+                if number != int(number) or not 1 <= number <= 10**12:
+                    raise ValueError
+            except (ValueError, OverflowError):
+                parser.error(f"--{name} is {text!r}, expected whole numbers from 1, like 1000 or 1e6, or all")
+            values.append(int(number))
+        return values
+    by_text = {str(each): each for each in known}
+    if name == "threads":
+        by_text |= {text: int(text) for text in given if text.isdecimal() and 1 <= int(text) <= 1024}
+    if unknown := [text for text in given if text not in by_text]:
+        parser.error(f"--{name} is {unknown[0]!r}, expected {', '.join(by_text)} or all")
+    return [by_text[text] for text in given]
+
+
+def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Heat]:
+    choices = _choices()
+    named = {name: given for name in AXES if (given := getattr(options, name)) is not None}
+    axes = {name: _axis(parser, name, given, choices[name]) for name, given in named.items()}
+    if "odd" in axes:
+        axes["odd"] = [each == "yes" for each in axes["odd"]]
+    if axes.keys() - {"device"}:
+        here = {"threads": choices["threads"][-1:], "isa": choices["isa"][-1:], "device": ["cpu"]}
+        return crossed(**(here | axes))
+    where = axes.get("device", choices["device"])
+    return [heat for device in where for heat in tour(device, options.quick)]
+
+
+def main(argv: list[str]) -> int:
+    """
+    Measure, or compare two measurements.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep bench``.
+
+    Returns
+    -------
+    int
+        0, or 1 if our results differ from the reference, or 2 if a package is missing or a file cannot be read.
+    """
+    if argv[:1] == ["compare"]:
+        from .compare import main as compare
+
+        return compare(argv[1:])
+    parser = _parser(_choices())
+    options = parser.parse_args(argv)
+    if options.rounds is not None and options.rounds < 1:
+        parser.error(f"--rounds is {options.rounds}, expected at least 1")
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json is {options.json}, expected a file in a folder that exists")
+    if missing := [name for name in ("rich", "threadpoolctl") if find_spec(name) is None]:
+        print(f'bench needs {", ".join(missing)}: python -m pip install "fusedstep[bench]"', file=sys.stderr)
+        return 2
+    return _run(_heats(parser, options), options, parser)
+
+
+def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the heats under a progress bar, print a line for each case, and write the record."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from . import machine, table
+    from .heats import entries, estimate, fits, run
+    from .peers import PEERS
+    from .record import Record, write
+
+    start = time.perf_counter()
+    names = {cls.name: cls for cls in PEERS if not (options.quick and cls.starts_slowly)}
+    if unknown := [name for name in options.peers or () if name not in names]:
+        parser.error(f"--peers is {unknown[0]!r}, expected {', '.join(names)}")
+    peers = [cls for name, cls in names.items() if options.peers is None or name in options.peers]
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    minutes = options.minutes or (QUICK_MINUTES if options.quick else float("inf"))
+    about = machine.about(sorted({heat[0].device for heat in heats}))
+    record = Record(about, {"quick": options.quick, "rounds": rounds, "arguments": sys.argv[1:]})
+
+    console = Console(highlight=False, soft_wrap=True)
+    columns: list[str] = []
+    console.print(table.titles(record), markup=False)
+    bars = (
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*bars, console=console, transient=True) as progress:
+        weights = [estimate(heat, peers, rounds) for heat in heats]
+        task = progress.add_task("", total=sum(weights))
+        for number, (heat, weight) in enumerate(zip(heats, weights, strict=True)):
+            done = progress.tasks[0].completed
+            progress.update(task, description=str(heat[0]))
+            if time.perf_counter() - start > 60 * minutes:
+                record.notes.append(f"{len(heats) - number} heats not begun: {minutes:g} minutes were over")
+                break
+            part = weight / (rounds * entries(heat, peers))
+            some = peers
+            if not fits(heat, peers):
+                some = []
+                record.notes.append(f"{heat[0]}: without peers, for lack of memory")
+            if fits(heat, some):
+                found = run(heat, some, rounds, number=number, after_turn=partial(progress.advance, task, part))
+                record.cases += found
+                new = [row.name for each in found for row in each.rows if row.name not in (*columns, *table.OURS)]
+                if new or not columns:
+                    columns += dict.fromkeys(new)
+                    console.print(table.head(columns), markup=False)
+                for each in found:
+                    console.print(table.line(each, columns), markup=False)
+            else:
+                record.notes[-1] = f"{heat[0]}: left out, for lack of memory"
+            progress.update(task, completed=done + weight)
+            record.settings["seconds"] = time.perf_counter() - start
+            if options.json:
+                write(record, options.json)
+    console.print(f"\n{table.LEGEND}", markup=False)
+    for text in table.remarks(record):
+        console.print(text, markup=False)
+    if options.json:
+        write(record, options.json)
+        console.print(f"Record: {options.json}", markup=False)
+    different = [each for each in record.cases if each.ours.ulp]
+    return int(bool(different))

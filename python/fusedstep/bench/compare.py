@@ -1,0 +1,153 @@
+"""Compare two records, with a verdict that knows noise."""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from .record import Measured, Record, read
+
+__all__ = ["Verdict", "compare", "interval", "main"]
+
+FLOOR = 0.03  # what two runs of the same build may differ by: memory lies elsewhere, the machine is in another mood
+
+
+@dataclass
+class Verdict:
+    """
+    What became of a case.
+
+    Parameters
+    ----------
+    case : str
+        The case, and where it ran.
+    before, after : float
+        The median of what is compared: the time in terms of the limit's, or, where there is none, in seconds.
+    low, high : float
+        What after/before lies between: the ends of the intervals of the two medians.
+    seconds : float
+        The time after, over the time before; another day's mood of the machine is in it.
+    says : str
+        "faster", "slower", "same" if the difference is at most 3 % for sure, or "unclear".
+    """
+
+    case: str
+    before: float
+    after: float
+    low: float
+    high: float
+    seconds: float
+    says: str
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """
+    Return the narrowest interval between two of these numbers that holds the true median with 95 % confidence.
+
+    It rests on nothing but order (the sign test): of n numbers the k-th smallest and the k-th largest hold the median
+    unless fewer than k fall on one side. With fewer than 6 numbers, it is all of them.
+    """
+    n, ordered = len(values), sorted(values)
+    k, outside = 0, 0.0
+    while (outside := outside + 2 * math.comb(n, k) / 2**n) <= 0.05:
+        k += 1
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]
+
+
+def compare(a: Record, b: Record) -> list[Verdict]:
+    """
+    Compare the cases that both records have.
+
+    Parameters
+    ----------
+    a, b : Record
+        The run before, and the one after.
+
+    Returns
+    -------
+    list of Verdict
+        For each case, in the order of `b`. What is compared is the time of a step in terms of the limit's in the same
+        round, so that a machine that has become slower for everybody has not made us slower. It is "faster" or
+        "slower" if the intervals of the two medians lie apart, by more than 3 %.
+    """
+    earlier = {each.case: each for each in a.cases}
+    return [_verdict(earlier[each.case], each) for each in b.cases if each.case in earlier]
+
+
+def _verdict(a: Measured, b: Measured) -> Verdict:
+    relative = [_relative(each) for each in (a, b)]
+    before, after = relative if all(relative) else (each.ours.seconds for each in (a, b))
+    (low_a, high_a), (low_b, high_b) = interval(before), interval(after)
+    low, high = low_b / high_a, high_b / low_a
+    says = "unclear"
+    if high < 1 - FLOOR:
+        says = "faster"
+    elif low > 1 + FLOOR:
+        says = "slower"
+    elif low >= 1 - FLOOR and high <= 1 + FLOOR:
+        says = "same"
+    seconds = b.ours.timing.median / a.ours.timing.median
+    return Verdict(f"{b.case}, {b.case.where}", median(before), median(after), low, high, seconds, says)
+
+
+def _relative(measured: Measured) -> list[float]:
+    """Return our time in terms of the limit's, round by round."""
+    limit = measured.row("limit")
+    return [x / y for x, y in zip(measured.ours.seconds, limit.seconds, strict=True)] if limit else []
+
+
+def main(argv: list[str]) -> int:
+    """
+    Print the verdict on each case, and what may explain it.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep bench compare``: two files.
+
+    Returns
+    -------
+    int
+        0, or 1 if something is slower, or 2 if a file is no record.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedstep bench compare",
+        description="Tell what has become faster or slower, in terms of the limit, measured in the same rounds.",
+    )
+    for name in ("before", "after"):
+        parser.add_argument(name, type=Path, metavar=f"{name.upper()}.json")
+    options = parser.parse_args(argv)
+    try:
+        a, b = read(options.before), read(options.after)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    for text in differences(a, b):
+        print(text)
+    print(f"\n{'case':56}{'before':>9}{'after':>9}{'after/before':>18}{'seconds':>9}  verdict")
+    verdicts = compare(a, b)
+    for each in verdicts:
+        span = f"{each.low:.3f} to {each.high:.3f}"
+        print(f"{each.case:56}{each.before:>9.3g}{each.after:>9.3g}{span:>18}{each.seconds:>9.3f}  {each.says}")
+    counts = [f"{sum(v.says == says for v in verdicts)} {says}" for says in ("faster", "slower", "same", "unclear")]
+    only = len({m.case for m in a.cases} ^ {m.case for m in b.cases})
+    print(f"\n{', '.join(counts)}; {only} cases are in one of the files only.")
+    print("before, after: our time in terms of the limit's; seconds: the time after over the time before.")
+    return int(any(each.says == "slower" for each in verdicts))
+
+
+def differences(a: Record, b: Record) -> list[str]:
+    """Return in what the two runs differ, but for dates and loads."""
+    said = []
+    for name in ("cpu", "affinity", "huge_pages", "os", "python", "packages", "environment", "gpus"):
+        before, after = a.machine.get(name), b.machine.get(name)
+        if before != after:
+            said.append(f"{name}: {before} before, {after} after")
+    before, after = a.machine.get("fusedstep", {}), b.machine.get("fusedstep", {})
+    for name in ("version", "compiler", "flags", "commit"):
+        if before.get(name) != after.get(name):
+            said.append(f"{name}: {before.get(name)} before, {after.get(name)} after")
+    return said

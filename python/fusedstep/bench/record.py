@@ -1,0 +1,207 @@
+"""What a run found out, and the JSON that keeps it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+from .harness import Ratio, Timing, ratio
+
+__all__ = ["FORMAT", "Measured", "Record", "Row", "read", "write"]
+
+FORMAT = 1
+
+
+@dataclass
+class Row:
+    """
+    How a contestant fared.
+
+    Parameters
+    ----------
+    name : str
+        "fusedstep", "limit", or a peer.
+    seconds : list of float
+        Of a step, one number per round. All rows of a heat have been interleaved, so round i of one goes with round i
+        of another.
+    ulp, change : float or None
+        How far its parameters were from the reference after some steps: in units in the last place, and as a share of
+        the largest change; None if it was not compared.
+    """
+
+    name: str
+    seconds: list[float]
+    ulp: float | None = None
+    change: float | None = None
+
+    @property
+    def timing(self) -> Timing:
+        """The rounds."""
+        return Timing(self.seconds)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it did the same work. Peers round differently, in float32 all of them."""
+        return self.ulp is None or self.change is None or self.ulp <= 2 or self.change <= 1e-3
+
+
+@dataclass
+class Measured:
+    """
+    A case, with everybody who took part.
+
+    Parameters
+    ----------
+    case : Case
+        What was measured.
+    heat : int
+        Cases of one heat have been interleaved.
+    rows : list of Row
+        The contestants.
+    absent : dict
+        Why others did not take part, by name.
+    disturbed : float
+        How many processors other processes kept busy meanwhile.
+    """
+
+    case: Case
+    heat: int
+    rows: list[Row]
+    absent: dict[str, str] = field(default_factory=dict)
+    disturbed: float = 0.0
+
+    def row(self, name: str) -> Row | None:
+        """Return the row of a contestant, if it took part."""
+        return next((row for row in self.rows if row.name == name), None)
+
+    @property
+    def ours(self) -> Row:
+        """The row of fusedstep."""
+        row = self.row("fusedstep")
+        if row is None:
+            raise ValueError(f"{self.case}: fusedstep is missing")
+        return row
+
+    @property
+    def ns_per_parameter(self) -> float:
+        """The time of our step, in nanoseconds."""
+        return 1e9 * self.ours.timing.median / self.case.parameters
+
+    @property
+    def gb_per_s(self) -> float:
+        """What our step reads and writes."""
+        return self.case.moved / self.ours.timing.median / 1e9
+
+    @property
+    def share(self) -> Ratio | None:
+        """The limit's time over ours."""
+        limit = self.row("limit")
+        return ratio(limit.timing, self.ours.timing) if limit else None
+
+    @property
+    def ratios(self) -> dict[str, Ratio]:
+        """How many times longer each peer took than ours."""
+        ours = self.ours.timing
+        return {row.name: ratio(row.timing, ours) for row in self.rows if row.name not in ("fusedstep", "limit")}
+
+
+@dataclass
+class Record:
+    """
+    A run.
+
+    Parameters
+    ----------
+    machine : dict
+        What the numbers depend on.
+    settings : dict
+        How it was run.
+    cases : list of Measured
+        What was measured.
+    notes : list of str
+        What is to be known besides.
+    """
+
+    machine: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
+    cases: list[Measured] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def write(record: Record, path: Path) -> None:
+    """Write a record, a line for each contestant."""
+    head = {"format": FORMAT, "machine": record.machine, "settings": record.settings, "notes": record.notes}
+    cases = []
+    for each in record.cases:
+        rows = ",\n   ".join(json.dumps(asdict(row)) for row in each.rows)
+        known = {"case": _without_defaults(each.case), "heat": each.heat} | {"disturbed": each.disturbed}
+        about = json.dumps(known | {"absent": each.absent})
+        cases.append(f'  {about[:-1]}, "rows": [\n   {rows}]}}')
+    text = f'{json.dumps(head, indent=1)[:-2]},\n "cases": [\n' + ",\n".join(cases) + "\n ]\n}\n"
+    path.write_text(text)
+
+
+def _without_defaults(case: Case) -> dict[str, Any]:
+    return {f.name: value for f in fields(case) if (value := getattr(case, f.name)) != f.default}
+
+
+def read(path: Path) -> Record:
+    """
+    Read a record.
+
+    Raises
+    ------
+    ValueError
+        If the file is no such record; the message names what was found, and where.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    where = str(path)
+    known = _keys(found, where, {"format": int, "machine": dict, "settings": dict, "notes": list, "cases": list})
+    if known["format"] != FORMAT:
+        raise ValueError(f"{where}: format is {known['format']}, expected {FORMAT}")
+    return Record(
+        known["machine"],
+        known["settings"],
+        [_measured(each, f"{where}: cases[{i}]") for i, each in enumerate(known["cases"])],
+        known["notes"],
+    )
+
+
+def _measured(found: Any, where: str) -> Measured:
+    known = _keys(found, where, {"case": dict, "heat": int, "rows": list, "absent": dict, "disturbed": float})
+    about = known["case"]
+    types = {f.name: type(f.default) for f in fields(Case)}
+    if unknown := about.keys() - types.keys():
+        raise ValueError(f"{where}.case: {', '.join(sorted(unknown))} is unknown, expected {', '.join(types)}")
+    _keys(about, f"{where}.case", {name: list if name == "options" else types[name] for name in about})
+    if "options" in about:
+        about = about | {"options": tuple((name, value) for name, value in about["options"])}
+    rows = [_row(row, f"{where}.rows[{i}]") for i, row in enumerate(known["rows"])]
+    return Measured(Case(**about), known["heat"], rows, known["absent"], known["disturbed"])
+
+
+def _row(found: Any, where: str) -> Row:
+    number = (float, int, type(None))
+    known = _keys(found, where, {"name": str, "seconds": list, "ulp": number, "change": number})
+    seconds = known["seconds"]
+    if not seconds or not all(isinstance(each, (float, int)) and each > 0 for each in seconds):
+        raise ValueError(f"{where}.seconds is {seconds}, expected positive numbers")
+    return Row(known["name"], seconds, known["ulp"], known["change"])
+
+
+def _keys(found: Any, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Check that something is a dict with these keys, and values of these types."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {type(found).__name__}, expected an object")
+    for name, wanted in types.items():
+        if name not in found:
+            raise ValueError(f"{where}: {name} is missing")
+        wanted = (float, int) if wanted is float else wanted
+        if not isinstance(found[name], wanted):
+            raise ValueError(f"{where}: {name} is {found[name]!r}, expected another type")
+    return {name: found[name] for name in types}
