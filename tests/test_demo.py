@@ -72,7 +72,7 @@ def test_gradients(digits, count):
 def test_training(digits, name):
     epochs = []
     fused, plain = (
-        demo.train(getattr(package, name)(lr=demo._rate(name)), digits, 2, lambda: epochs.append(1))
+        demo.train(getattr(package, name)(lr=demo.rate(name)), digits, 2, lambda: epochs.append(1))
         for package in (fs, fs.reference)
     )
     assert demo.same_bits(fused.params, plain.params)
@@ -232,14 +232,14 @@ def test_info():
 def test_usage(arguments):
     result = run(*arguments)
     assert result.returncode == 0
-    assert all(f"  {command} " in result.stdout for command in ("info", "verify", "demo", "plot"))
+    assert all(f"  {command} " in result.stdout for command in ("info", "verify", "bench", "demo", "plot"))
 
 
 def test_unknown_command():
     result = run("dmeo")
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "command is 'dmeo', expected one of info, verify, demo, plot\n"
+    assert result.stderr == "command is 'dmeo', expected one of info, verify, bench, demo, plot\n"
 
 
 def test_command_gets_its_arguments():

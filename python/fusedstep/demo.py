@@ -25,7 +25,19 @@ from .minibatches import minibatches
 from .settings import info
 from .verify import classes
 
-__all__ = ["Digits", "Run", "Storage", "gradients", "load", "main", "quadratic", "same_bits", "storages", "train"]
+__all__ = [
+    "Digits",
+    "Run",
+    "Storage",
+    "gradients",
+    "load",
+    "main",
+    "quadratic",
+    "rate",
+    "same_bits",
+    "storages",
+    "train",
+]
 
 Array = npt.NDArray[Any]
 Params = dict[str, Array]
@@ -266,7 +278,7 @@ def _both(
 ) -> tuple[Run, Run]:
     """Return the runs of an optimizer with the kernels and with the reference."""
     fused, plain = (
-        train(getattr(package, name)(lr=_rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
+        train(getattr(package, name)(lr=rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
         for package, at in ((optimizers, place), (reference, np.asarray))
     )
     return fused, plain
@@ -292,7 +304,8 @@ def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array]
     return runs
 
 
-def _rate(name: str) -> float:
+def rate(name: str) -> float:
+    """Return the learning rate of an optimizer in the demo."""
     return RATES.get(name, OTHER_RATE)
 
 
@@ -352,24 +365,6 @@ def _short(loss: float) -> str:
     return f"{loss:.4f}" if loss >= 0.001 else f"{loss:.0e}"
 
 
-def _plot(runs: Runs, path: Path) -> None:
-    """Draw the curves of float32 into one picture."""
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    axes = figure.subplots()
-    losses = {name: fused.losses for name, [(fused, _)] in runs.items()}
-    by_end = sorted(losses, key=lambda name: -losses[name][-1])  # the legend in the order of the curves
-    for i, name in enumerate(by_end):
-        style = ("-", "--", "-.", ":")[i % 4]
-        axes.semilogy(losses[name], style, color=f"C{i}", linewidth=1.8, label=f"{name}, lr {_rate(name):g}")
-    axes.set(title="Handwritten digits, 64-64-10 network", xlabel="epoch", ylabel="mean loss on the training images")
-    axes.margins(x=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, handlelength=3)
-    figure.savefig(path, dpi=150)
-
-
 def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
     """Draw the curves of a half-precision dtype, a panel for each optimizer."""
     from matplotlib.figure import Figure
@@ -381,7 +376,7 @@ def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
         for (fused, _), storage, style in zip(pairs, kept, STYLES, strict=True):
             label = storage.name if storage is kept[0] else f"{storage.name}, {storage.states} states"
             axes.semilogy(fused.losses, label=label, **style)
-        axes.set_title(f"{name}, lr {_rate(name):g}", fontsize=10)
+        axes.set_title(f"{name}, lr {rate(name):g}", fontsize=10)
         axes.margins(x=0)
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8, labelbottom=True)
@@ -493,11 +488,13 @@ def main(argv: list[str]) -> int:
 
     from rich.console import Console
 
+    from .plot.losses import draw_losses  # not above: it trains with this module
+
     kept = storages(options.dtype)
     runs = _train_all(epochs, kept, place)
     if len(kept) == 1:
         Console().print(_table_of_times(runs))
-        _plot(runs, options.output)
+        draw_losses(options.output, curves={name: fused.losses for name, [(fused, _)] in runs.items()})
     else:
         console = Console(width=None if sys.stdout.isatty() else WIDTH)
         console.print(_table_of_storages(runs, kept, console.width))

@@ -1,14 +1,13 @@
-"""Draw pictures: `python -m fusedstep plot schedules`."""
+"""Every schedule, over the updates that are finished."""
 
-import argparse
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import schedules as s
+from fusedstep import schedules as s
 
-__all__ = ["Panel", "draw_schedules", "main", "panels", "values"]
+from .picture import blank, write
+
+__all__ = ["Panel", "draw_schedules", "panels", "values"]
 
 STYLES = ({"color": "black", "linewidth": 1.4}, {"color": "C0", "linewidth": 1.8, "linestyle": (0, (4, 2))})
 METRIC = [max(0.97**done, 0.3) for done in range(240)]  # what plateau observes: nothing better after 40 updates
@@ -104,49 +103,15 @@ def _draw(axes: Any, name: str, panel: Panel) -> None:
         axes.legend(loc="upper right", fontsize=8, frameon=False, handlelength=2.6, borderpad=0, labelspacing=0.3)
 
 
-def draw_schedules(path: Path) -> dict[str, Any]:
-    """Draw every schedule in a panel of its own, write the picture to `path`, and return the axes by name."""
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-
+def draw_schedules(*paths: Path) -> dict[str, Any]:
+    """Draw every schedule in a panel of its own, write the picture to each path, and return the axes by name."""
     names = list(panels())
     rows: list[Any] = [names[i : i + 3] for i in range(0, len(names), 3)]
     rows[-1] += rows[-1][-1:] * (3 - len(rows[-1]))  # the last panel fills its row
-    figure = Figure(figsize=(9, 12), layout="constrained")
-    axes = figure.subplot_mosaic(rows)
+    figure = blank(12)
+    axes: dict[str, Any] = figure.subplot_mosaic(rows)
     for name, panel in panels().items():
         _draw(axes[name], name, panel)
     figure.supxlabel("finished updates", fontsize=10)
-    figure.savefig(path, dpi=150)
+    write(figure, paths)
     return axes
-
-
-def main(argv: list[str]) -> int:
-    """
-    Draw a picture.
-
-    Parameters
-    ----------
-    argv : list of str
-        The arguments of ``python -m fusedstep plot``.
-
-    Returns
-    -------
-    int
-        0, or 2 if matplotlib is missing.
-    """
-    parser = argparse.ArgumentParser(prog="python -m fusedstep plot", description="Draw a picture.")
-    pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
-    summary = "the value of every schedule over the finished updates"
-    schedules = pictures.add_parser("schedules", help=summary, description=f"Draw {summary}.")
-    schedules.add_argument(
-        "--output", type=Path, default=Path("fusedstep-schedules.png"), help="PNG or SVG to write (%(default)s)"
-    )
-    options = parser.parse_args(argv)
-    if options.output.suffix not in (".png", ".svg") or not options.output.parent.is_dir():
-        parser.error(f"--output is {options.output}, expected a .png or .svg file in a folder that exists")
-    if find_spec("matplotlib") is None:
-        print('plot needs matplotlib: python -m pip install "fusedstep[plot]"', file=sys.stderr)
-        return 2
-    draw_schedules(options.output)
-    print(f"Schedules: {options.output}")
-    return 0
