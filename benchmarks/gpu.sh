@@ -19,7 +19,7 @@ part() {
     local name=$1 seconds=$2 begin=$SECONDS status=0 how=passed
     shift 2
     echo "$name ..."
-    timeout --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1 </dev/null || status=$?
+    timeout --signal=INT --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1 </dev/null || status=$?
     if ((status)); then
         failed=1
         how="FAILED ($status)"
@@ -80,7 +80,9 @@ for tool in "memcheck --track-stream-ordered-races all" racecheck initcheck; do
 done
 
 left=$((465 - SECONDS))
-minutes=$(awk "BEGIN { print ($left - 40) / 60 }")
-part gpu "$left" python3 benchmarks/gpu.py --json "$out/gpu.json" --minutes "$minutes" || true
-cat "$out/gpu.log"
+minutes=$(awk "BEGIN { print ($left / 2 - 20) / 60 }")
+part bench $((left / 2)) python3 -m fusedstep bench --device cuda:0 --minutes "$minutes" --json "$out/gpu.json" || true
+part cases $((465 - SECONDS)) python3 -m pytest -q -p no:cacheprovider -m gpu --benchmark-json="$out/cases.json" \
+    benchmarks/bench_gpu.py || true
+cat "$out/bench.log" "$out/cases.log"
 finish

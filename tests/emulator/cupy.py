@@ -237,6 +237,17 @@ class _Memory:
         _dead[device, stream.ptr, size].append(ptr)
 
 
+class _Pointer:
+    def __init__(self, ptr, mem):
+        self.ptr = ptr
+        self.mem = mem
+        self.device_id = mem.device
+
+    def copy_from_device_async(self, source, size, stream=None):
+        stream = stream or get_current_stream(self.device_id)
+        _check(_library.emulator_copy(self.ptr, source.ptr, size, stream.ptr, self.device_id))
+
+
 class ndarray:  # noqa: N801
     __slots__ = ("__weakref__", "_host", "_memory")
 
@@ -257,7 +268,7 @@ class ndarray:  # noqa: N801
     @property
     def data(self):
         ptr = self._host.__array_interface__["data"][0] if self._memory.ptr else 0
-        return SimpleNamespace(ptr=ptr, device_id=self._memory.device, mem=self._memory)
+        return _Pointer(ptr, self._memory)
 
     @property
     def __cuda_array_interface__(self):

@@ -22,6 +22,7 @@ __all__ = ["main"]
 
 AXES = ("rule", "dtype", "size", "count", "odd", "threads", "isa", "device")
 ROUNDS, QUICK_ROUNDS = 15, 5
+REST, QUICK_REST = 0.02, 0.01  # seconds; the first outlasts the spinning of other people's threads for sure
 QUICK_MINUTES = 0.75
 
 
@@ -116,6 +117,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.rounds is not None and options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}, expected at least 1")
+    if options.minutes is not None and not options.minutes > 0:
+        parser.error(f"--minutes is {options.minutes}, expected more than 0")
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"--json is {options.json}, expected a file in a folder that exists")
     if missing := [name for name in ("rich", "threadpoolctl") if find_spec(name) is None]:
@@ -140,6 +143,7 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
         parser.error(f"--peers is {unknown[0]!r}, expected {', '.join(names)}")
     peers = [cls for name, cls in names.items() if options.peers is None or name in options.peers]
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
+    rest = QUICK_REST if options.quick else REST
     minutes = options.minutes or (QUICK_MINUTES if options.quick else float("inf"))
     about = machine.about(sorted({heat[0].device for heat in heats}))
     record = Record(about, {"quick": options.quick, "rounds": rounds, "arguments": sys.argv[1:]})
@@ -168,7 +172,9 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
                 some = []
                 record.notes.append(f"{heat[0]}: without peers, for lack of memory")
             if fits(heat, some):
-                found = run(heat, some, rounds, number=number, after_turn=partial(progress.advance, task, part))
+                found = run(
+                    heat, some, rounds, number=number, rest=rest, after_turn=partial(progress.advance, task, part)
+                )
                 record.cases += found
                 new = [row.name for each in found for row in each.rows if row.name not in (*columns, *table.OURS)]
                 if new or not columns:

@@ -14,7 +14,21 @@ import numpy as np
 from fusedstep import _cpu, optimizers, verify
 from fusedstep.settings import info
 
-__all__ = ["SIZES", "Case", "crossed", "devices", "dtype_of", "dtypes", "rules", "thread_counts", "tour"]
+__all__ = [
+    "NORMS",
+    "SHORT",
+    "SIZES",
+    "Case",
+    "Heat",
+    "crossed",
+    "devices",
+    "dtype_of",
+    "dtypes",
+    "rules",
+    "short",
+    "thread_counts",
+    "tour",
+]
 
 SIZES = tuple(10**exponent for exponent in range(3, 9))
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
@@ -87,7 +101,8 @@ class Case:
         """Return a fresh optimizer of `package`: ours, or the reference."""
         cls, options = rules()[self.rule]
         half = {"state_dtype": "same"} if dtype_of(self.dtype).itemsize == 2 else {}
-        return getattr(package, cls)(lr=1e-3, **(half | options | dict(self.options)))
+        lr = max(0.01, getattr(optimizers, cls).lr)  # large enough for half precision to notice
+        return getattr(package, cls)(**({"lr": lr} | half | options | dict(self.options)))
 
     @property
     def parameters(self) -> int:
@@ -97,14 +112,24 @@ class Case:
     @property
     def bytes_per_parameter(self) -> int:
         """What a step must read and write: each parameter and each state twice, each gradient once or more often."""
-        o = self.optimizer()
-        p, g = (dtype_of(name).itemsize for name in (self.dtype, self.grad_dtype or self.dtype))
+        passes = 1 + bool(self.optimizer().zero_grad) + bool(dict(self.options).keys() & NORMS)
+        return 2 * self._written + passes * self._grad
+
+    @property
+    def held_per_parameter(self) -> int:
+        """The bytes of a parameter, its gradient and its states."""
+        return self._written + self._grad
+
+    @property
+    def _grad(self) -> int:
+        return dtype_of(self.grad_dtype or self.dtype).itemsize
+
+    @property
+    def _written(self) -> int:
+        o, p = self.optimizer(), dtype_of(self.dtype).itemsize
         state = 4 if p == 2 and o.state_dtype == "float32" else p
         states = len(_cpu.rules[self.rule][1]) + ("ema" in dict(self.options))
-        passes = 1 + o.zero_grad + bool(dict(self.options).keys() & NORMS)
-        master = {False: 0, True: 4, "split": 2}[o.master_weights]
-        moved: int = 2 * p + passes * g + 2 * states * state + 2 * master
-        return moved
+        return p + states * state + {False: 0, True: 4, "split": 2}[o.master_weights]
 
     @property
     def moved(self) -> int:
@@ -116,7 +141,7 @@ def short(number: int) -> str:
     """Return 1000000 as 1e6, and 102400 as it is."""
     digits = str(number).rstrip("0")
     zeros = len(str(number)) - len(digits)
-    return f"{digits}e{zeros}" if zeros > 2 else str(number)
+    return f"{digits}e{zeros}" if zeros > 2 and len(digits) == 1 else str(number)
 
 
 @cache
@@ -196,7 +221,7 @@ def tour(device: str, quick: bool) -> list[Heat]:
     heats = [
         *crossed(size=sizes, **here),
         *crossed(rule=["sgd", "rmsprop", "adadelta"] if quick else others, size=[large], **here),
-        *crossed(size=[16] if quick else [16, 64, 256, 1000, 4000], count=[1000], **here),
+        *crossed(size=[16, 256] if quick else [16, 64, 256, 1000, 4000], count=[1000], **here),
         *crossed(dtype=types, size=both, **here),
         *crossed(size=[cached], states=[NORMAL, SUBNORMAL], **here | {"threads": [1]}),
         *crossed(size=both, odd=[False, True], **here),

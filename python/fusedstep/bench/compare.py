@@ -73,8 +73,8 @@ def compare(a: Record, b: Record) -> list[Verdict]:
         round, so that a machine that has become slower for everybody has not made us slower. It is "faster" or
         "slower" if the intervals of the two medians lie apart, by more than 3 %.
     """
-    earlier = {each.case: each for each in a.cases}
-    return [_verdict(earlier[each.case], each) for each in b.cases if each.case in earlier]
+    before, after = ({each.case: each for each in reversed(some.cases)} for some in (a, b))  # of equal ones the first
+    return [_verdict(before[case], each) for case, each in reversed(after.items()) if case in before]
 
 
 def _verdict(a: Measured, b: Measured) -> Verdict:

@@ -19,7 +19,7 @@ from fusedstep.arrays import to_host
 from .cases import NORMS, Case, dtype_of
 from .gpu import cupy
 
-__all__ = ["AbsentError", "Contestant", "Fusedstep", "Job", "Limit", "disagreements", "on_device"]
+__all__ = ["AbsentError", "Contestant", "Copy", "Fusedstep", "Job", "Limit", "disagreements", "on_device"]
 
 Array = Any  # of NumPy or CuPy
 LINE = 64
@@ -203,6 +203,20 @@ class Limit(Contestant):
         self._step()
 
 
+class Copy(Contestant):
+    """What a copy within a GPU takes that reads and writes as many bytes as a step must."""
+
+    name = "copy"
+
+    def __init__(self, job: Job) -> None:
+        source, self.target = (cupy().empty(job.case.moved // 2, np.uint8) for _ in range(2))
+        self._copy = partial(self.target.data.copy_from_device_async, source.data, source.nbytes)
+
+    def step(self) -> None:
+        """Copy."""
+        self._copy()
+
+
 def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float, float]]:
     """
     Let all make three steps with changing gradients, and return how far each ends from the reference.
@@ -231,7 +245,7 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float, 
     found = []
     for sample in (ours, *others):
         apart = np.abs(sample.astype(np.float64) - expected.astype(np.float64))
-        found.append((float((apart / _ulp(expected)).max()), float(apart.max()) / change))
+        found.append((float((apart / _ulp(expected)).max()), float(apart.max()) / (change or 1.0)))
     return found
 
 

@@ -10,14 +10,12 @@ from fusedstep.settings import info, set_num_threads, use_isa
 
 from . import gpu
 from .cases import Case, Heat
-from .contestants import AbsentError, Contestant, Fusedstep, Job, Limit, disagreements, on_device
+from .contestants import AbsentError, Contestant, Copy, Fusedstep, Job, Limit, disagreements, on_device
 from .harness import Clock, Entry, host_time, race
 from .machine import available_bytes, busy
 from .record import Measured, Row
 
 __all__ = ["entries", "estimate", "fits", "run"]
-
-REST = 0.02  # seconds that outlast the spinning of other people's threads
 
 
 def run(
@@ -27,7 +25,7 @@ def run(
     *,
     number: int = 0,
     inner: float = 0.01,
-    rest: float = REST,
+    rest: float = 0.02,
     clock: Clock | None = None,
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[Measured]:
@@ -126,9 +124,9 @@ def _enter(
             Entry(_refilled(one, job.case.states), prepare) for one in everyone
         ]
     rows = [Row(one.name, [], *apart) for one, apart in zip(everyone, disagreements(job, everyone), strict=True)]
-    limit = Limit(ours)
-    rows.insert(1, Row(limit.name, []))
-    return rows, [Entry(one.step, prepare, one.steps) for one in (ours, limit, *others)]
+    limits: list[Contestant] = [Limit(ours)] if job.case.device == "cpu" else [Limit(ours), Copy(job)]
+    rows[1:1] = [Row(one.name, []) for one in limits]
+    return rows, [Entry(one.step, prepare, one.steps) for one in (ours, *limits, *others)]
 
 
 def _refilled(contestant: Contestant, value: float) -> Callable[[], None]:
@@ -143,7 +141,7 @@ def _refilled(contestant: Contestant, value: float) -> Callable[[], None]:
 
 def entries(heat: Heat, peers: list[type[Contestant]]) -> int:
     """Return how many may take part, at most."""
-    return sum(2 + len(_invited(case, peers)) for case in heat)
+    return sum(2 + (case.device != "cpu") + len(_invited(case, peers)) for case in heat)
 
 
 def estimate(heat: Heat, peers: list[type[Contestant]], rounds: int) -> float:

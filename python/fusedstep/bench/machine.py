@@ -61,8 +61,11 @@ def _read(path: str | Path) -> str:
 
 
 def _cpu_name() -> str:
-    names = [line.split(":", 1)[1].strip() for line in _read("/proc/cpuinfo").splitlines() if "model name" in line]
-    return names[0] if names else platform.processor()
+    """Return the name of the processor, and its family and model, as some names tell little."""
+    lines = [line.partition(":") for line in _read("/proc/cpuinfo").splitlines()]
+    about = {key.strip(): value.strip() for key, _, value in reversed(lines)}
+    name = about.get("model name", platform.processor())
+    return f"{name} (family {about['cpu family']}, model {about['model']})" if "cpu family" in about else name
 
 
 def _caches() -> dict[str, str]:

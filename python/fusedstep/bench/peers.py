@@ -44,17 +44,18 @@ class Expression(Contestant):
         if dtype_of(case.dtype).itemsize == 2:
             raise AbsentError("would compute in half precision")
         o = case.optimizer()
-        self.o = SimpleNamespace(product=1.0, **{name: getattr(o, name) for name in declared(type(o))})
+        known = {name: getattr(o, name) for name in declared(type(o))}
         self.t, self.update = 0, update
         self._params = job.params()
+        each = [SimpleNamespace(product=1.0, **known) for _ in self._params]
         states = [[np.zeros_like(p) for p in self._params] for _ in _cpu.rules[case.rule][1]]
-        self.rows = list(zip(self._params, job.grads, *states, strict=True))
+        self.rows = list(zip(each, self._params, job.grads, *states, strict=True))
 
     def step(self) -> None:
         """Make one step."""
         self.t += 1
-        for arrays in self.rows:
-            self.update(self.o, self.t, *arrays)
+        for o, *arrays in self.rows:
+            self.update(o, self.t, *arrays)
 
     def params(self) -> list[Array]:
         """Return the parameters as they are now."""
@@ -62,7 +63,7 @@ class Expression(Contestant):
 
     def set_states(self, value: float) -> None:
         """Set all states to `value`."""
-        for _, _, *states in self.rows:
+        for _, _, _, *states in self.rows:
             for state in states:
                 state.fill(value)
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .cases import Case
+from .cases import SHORT, Case, rules
 from .harness import Ratio, Timing, ratio
 
 __all__ = ["FORMAT", "Measured", "Record", "Row", "read", "write"]
@@ -79,10 +79,7 @@ class Measured:
     @property
     def ours(self) -> Row:
         """The row of fusedstep."""
-        row = self.row("fusedstep")
-        if row is None:
-            raise ValueError(f"{self.case}: fusedstep is missing")
-        return row
+        return next(row for row in self.rows if row.name == "fusedstep")
 
     @property
     def ns_per_parameter(self) -> float:
@@ -179,10 +176,22 @@ def _measured(found: Any, where: str) -> Measured:
     if unknown := about.keys() - types.keys():
         raise ValueError(f"{where}.case: {', '.join(sorted(unknown))} is unknown, expected {', '.join(types)}")
     _keys(about, f"{where}.case", {name: list if name == "options" else types[name] for name in about})
+    for name, choices in (("rule", rules()), ("dtype", SHORT)):
+        if about.get(name, getattr(Case, name)) not in choices:
+            raise ValueError(f"{where}.case: {name} is {about[name]!r}, expected one of {', '.join(choices)}")
+    if not all(isinstance(each, list) and len(each) == 2 for each in about.get("options", ())):
+        raise ValueError(f"{where}.case: options is {about['options']}, expected pairs")
     if "options" in about:
-        about = about | {"options": tuple((name, value) for name, value in about["options"])}
+        about = about | {"options": tuple(map(tuple, about["options"]))}
     rows = [_row(row, f"{where}.rows[{i}]") for i, row in enumerate(known["rows"])]
-    return Measured(Case(**about), known["heat"], rows, known["absent"], known["disturbed"])
+    measured = Measured(Case(**about), known["heat"], rows, known["absent"], known["disturbed"])
+    if not measured.row("fusedstep"):
+        raise ValueError(f"{where}: fusedstep is missing")
+    rounds = len(measured.ours.seconds)
+    for i, row in enumerate(rows):
+        if len(row.seconds) != rounds:
+            raise ValueError(f"{where}.rows[{i}] has {len(row.seconds)} rounds, expected {rounds}")
+    return measured
 
 
 def _row(found: Any, where: str) -> Row:

@@ -6,7 +6,7 @@ from .record import Measured, Record
 __all__ = ["LEGEND", "OURS", "head", "line", "remarks", "titles"]
 
 OURS = ("fusedstep", "limit")
-CASE, WHERE, PEER = 32, 11, 11  # widths
+CASE, WHERE, PEER = 36, 11, 11  # widths
 LEGEND = """\
 where: threads and instruction set, or the GPU. B: bytes that a step must read and write per parameter. limit: the time
 of the loop without arithmetic over the same buffers, over ours; in the cache, dividing takes longer than moving. Under

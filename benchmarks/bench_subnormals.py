@@ -1,0 +1,32 @@
+"""Do subnormal numbers cost anything?"""
+
+import pytest
+
+from fusedstep.bench.cases import NORMAL, SUBNORMAL, Case
+from fusedstep.bench.contestants import Fusedstep, Job
+from fusedstep.bench.harness import Entry
+from fusedstep.bench.peers import Torch, TorchSingle
+
+SIZE = 100 * 1024
+RULES = ("momentum", "rmsprop", "adadelta", "adam")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_states(run, tell, rule):
+    """Gradients are zero; each step begins by setting the states, lest a step that flushes leave none to the next."""
+    normal, tiny = run([Torch, TorchSingle], rule=rule, size=SIZE, states=[NORMAL, SUBNORMAL], threads=1)
+    about = {
+        f"{row.name} takes": f"{row.timing.median / normal.row(row.name).timing.median:.2f} times as long"
+        for row in tiny.rows
+        if row.name != "fusedstep"
+    }
+    tell(tiny.ours.timing, relative_to={"normal": normal.ours.timing}, goals={"normal": "<= 1.05"}, **about)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_gradients(timed, tell, rule):
+    case = Case(rule, size=SIZE)
+    normal, tiny = Job(case), Job(case)
+    tiny.set_grads(1e-41)
+    times = timed({"normal": Entry(Fusedstep(normal).step), "tiny": Entry(Fusedstep(tiny).step)})
+    tell(times.pop("tiny"), relative_to=times, goals={"normal": "<= 1.05"})

@@ -1,0 +1,175 @@
+"""Tell what a step takes for more parameters than fit here: python benchmarks/scale.py RECORD.json; see scale.md."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fusedstep.bench.record import Measured, Record, read
+
+__all__ = ["Machine", "Placement", "check", "measured", "placements", "table"]
+
+PARAMETERS = (10**9, 10**11, 10**13)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """
+    A machine among equal ones.
+
+    Parameters
+    ----------
+    call : float
+        Seconds of a step that has next to nothing to do.
+    rate : float
+        Bytes per second of a step far beyond the cache.
+    moved, held : int
+        Bytes per parameter that a step moves, and that parameter, gradient and states take.
+    param, grad : int
+        Bytes of a parameter, and of its gradient.
+    network, latency : float
+        Bytes per second that it sends while it receives as many, and seconds until a message is there.
+    """
+
+    call: float
+    rate: float
+    moved: int = 28
+    held: int = 16
+    param: int = 4
+    grad: int = 4
+    network: float = 12.5e9
+    latency: float = 10e-6
+
+    def update(self, n: float) -> float:
+        """Return the seconds of a step over n parameters."""
+        return self.call + n * self.moved / self.rate
+
+    def ring(self, size: float, machines: int) -> float:
+        """Return the seconds in which a ring sums or gathers so many bytes: each machine passes on all but one part."""
+        return (machines - 1) * (size / machines / self.network + self.latency)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where parameters, gradients and states are: seconds to update and to communicate, and bytes on each machine."""
+
+    update: Callable[[Machine, float, int], float]
+    network: Callable[[Machine, float, int], float]
+    memory: Callable[[Machine, float, int], float]
+
+
+def placements() -> dict[str, Placement]:
+    """Return the ways to place n parameters on some machines."""
+    return {
+        "replicas": Placement(  # the gradients are summed and gathered; everybody updates everything
+            lambda m, n, _: m.update(n),
+            lambda m, n, machines: 2 * m.ring(n * m.grad, machines),
+            lambda m, n, _: n * m.held,
+        ),
+        "sharded states": Placement(  # everybody sums and updates a share, and the parameters are gathered
+            lambda m, n, machines: m.update(n / machines),
+            lambda m, n, machines: m.ring(n * m.grad, machines) + m.ring(n * m.param, machines),
+            lambda m, n, machines: n * (m.param + m.grad) + n / machines * (m.held - m.param - m.grad),
+        ),
+        "all sharded": Placement(  # the next pass gathers the parameters, layer by layer, in its own time
+            lambda m, n, machines: m.update(n / machines),
+            lambda m, n, machines: m.ring(n * m.grad, machines),
+            lambda m, n, machines: n / machines * m.held,
+        ),
+    }
+
+
+def measured(record: Record, rule: str = "adam", dtype: str = "float32", device: str = "cpu") -> list[Measured]:
+    """Return what a record has of a rule, by size, on all threads."""
+    found = [
+        each
+        for each in record.cases
+        if (each.case.rule, each.case.dtype, each.case.device) == (rule, dtype, device)
+        and each.case.count == 1
+        and not (each.case.odd or each.case.states or each.case.options)
+    ]
+    most = max((each.case.threads for each in found), default=0)
+    isa = record.machine["fusedstep"]["isa"] if device == "cpu" else ""
+    by_size = {each.case.size: each for each in reversed(found) if (each.case.threads, each.case.isa) == (most, isa)}
+    return [by_size[size] for size in sorted(by_size)]
+
+
+def fitted(some: list[Measured], **network: float) -> Machine:
+    """Return the machine that the smallest and the largest size show."""
+    small, large = some[0], some[-1]
+    case = large.case
+    call = small.ours.timing.median
+    rate = case.moved / (large.ours.timing.median - call)
+    return Machine(call, rate, case.bytes_per_parameter, case.held_per_parameter, **network)
+
+
+def check(some: list[Measured]) -> list[str]:
+    """
+    Return how the model fares at sizes that it has not seen: lines of a table.
+
+    It is fitted without each in turn. What stays in a cache is faster than memory.
+    """
+    lines = ["| parameters | measured | modelled | modelled/measured |", "|---|---|---|---|"]
+    for each in some[1:]:
+        others = [other for other in some if other is not each]
+        model = fitted(others).update(each.case.size)
+        seconds = each.ours.timing.median
+        lines.append(f"| {each.case.size:.0e} | {_time(seconds)} | {_time(model)} | {model / seconds:.2f} |")
+    return lines
+
+
+def table(machine: Machine, counts: list[int], memory: float) -> list[str]:
+    """Return the time of a step for each number of parameters and machines, and what fits: lines of a table."""
+    lines = [
+        "| parameters | placement | machines | memory each | update | network | step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for n in PARAMETERS:
+        rows = [("one machine", 1, placements()["replicas"])]
+        rows += [(name, count, each) for name, each in placements().items() for count in counts]
+        for name, count, placement in rows:
+            held = placement.memory(machine, n, count)
+            update, network = placement.update(machine, n, count), placement.network(machine, n, count)
+            fits = "" if held <= memory else " (does not fit)"
+            cells = [f"{n:.0e}", name, str(count), f"{_size(held)}{fits}", _time(update), _time(network)]
+            lines.append("| " + " | ".join([*cells, _time(update + network)]) + " |")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    for unit, scale in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
+        if seconds < 1000 * scale:
+            return f"{seconds / scale:.3g} {unit}"
+    return f"{seconds / 60:.0f} min"
+
+
+def _size(size: float) -> str:
+    for unit, scale in (("MB", 1e6), ("GB", 1e9)):
+        if size < 1000 * scale:
+            return f"{size / scale:.3g} {unit}"
+    return f"{size / 1e12:.3g} TB"
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", type=Path, help="what `python -m fusedstep bench --json` has written")
+    parser.add_argument("--rule", default="adam")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--machines", type=int, nargs="+", default=[8, 64, 1024], metavar="N")
+    parser.add_argument("--memory", type=float, default=1e12, metavar="BYTES", help="of a machine (%(default)g)")
+    parser.add_argument("--network", type=float, default=100, metavar="GBIT", help="Gbit/s of a machine (%(default)g)")
+    parser.add_argument("--latency", type=float, default=10, metavar="US", help="us of a message (%(default)g)")
+    options = parser.parse_args()
+    some = measured(read(options.record), options.rule, options.dtype, options.device)
+    if len(some) < 3:
+        parser.error(f"{options.record} has {len(some)} sizes of {options.rule}, expected 3 at least")
+    machine = fitted(some, network=options.network * 1e9 / 8, latency=options.latency * 1e-6)
+    print("\n".join(check(some)))
+    print(f"\nMoving {machine.moved} bytes per parameter at {machine.rate / 1e9:.1f} GB/s.\n")
+    print("\n".join(table(machine, options.machines, options.memory)))
+
+
+if __name__ == "__main__":
+    main()
