@@ -118,10 +118,9 @@ def test_trajectory_is_that_of_the_reference(every_trajectory, name, title):
     assert np.isfinite(expected).all()
 
 
-@pytest.mark.parametrize(("name", "title"), BOTH)
-def test_every_optimizer_gets_down(name, title):
+@pytest.mark.parametrize(("name", "title"), product(trajectories.RATES, trajectories.SURFACES))
+def test_every_optimizer_with_a_rate_of_its_own_gets_down(name, title):
     surface = trajectories.SURFACES[title]
-    assert name in trajectories.RATES
     optimizer = getattr(fs, name)(lr=trajectories.rate(name, title))
     begin, end = (surface.value(*p) for p in trajectories.trajectory(optimizer, surface)[[0, -1]])
     assert end < begin / 5
