@@ -112,6 +112,22 @@ def test_no_time_is_no_heat(capsys, tmp_path):
     assert "minutes were over" in capsys.readouterr().out
 
 
+def test_an_interrupt_keeps_what_was_measured(monkeypatch, capsys, tmp_path):
+    path, real = tmp_path / "record.json", heats.run
+
+    def run(heat, *args, **options):
+        if heat[0].size == 200:
+            raise KeyboardInterrupt
+        return real(heat, *args, **options)
+
+    monkeypatch.setattr(heats, "run", run)
+    sizes = ["--size", "100", "200", "300"]
+    assert main(["bench", *sizes, "--rounds", "1", "--peers", "--json", str(path)]) == 130
+    assert [each.case.size for each in read(path).cases] == [100]
+    assert read(path).notes == ["interrupted"]
+    assert "adam f32 100" in capsys.readouterr().out
+
+
 def test_no_memory_is_a_note(monkeypatch, capsys):
     monkeypatch.setattr(heats, "available_bytes", lambda device: 1000)
     assert main(["bench", "--size", "1e6", "--rounds", "1"]) == 0

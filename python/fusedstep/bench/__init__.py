@@ -107,7 +107,8 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 if our results differ from the reference, or 2 if a package is missing or a file cannot be read.
+        0, or 1 if our results differ from the reference, or 2 if a package is missing or a file cannot be read, or 130
+        after an interrupt; what had been measured by then is printed and written.
     """
     if argv[:1] == ["compare"]:
         from .compare import main as compare
@@ -133,7 +134,7 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from . import machine, table
-    from .heats import entries, estimate, fits, run
+    from .heats import entries, estimate
     from .peers import PEERS
     from .record import Record, write
 
@@ -149,50 +150,50 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     record = Record(about, {"quick": options.quick, "rounds": rounds, "arguments": sys.argv[1:]})
 
     console = Console(highlight=False, soft_wrap=True)
+    say = partial(console.print, markup=False)
+    say(table.titles(record))
     columns: list[str] = []
-    console.print(table.titles(record), markup=False)
-    bars = (
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*bars, console=console, transient=True) as progress:
-        weights = [estimate(heat, peers, rounds) for heat in heats]
-        task = progress.add_task("", total=sum(weights))
-        for number, (heat, weight) in enumerate(zip(heats, weights, strict=True)):
-            done = progress.tasks[0].completed
-            progress.update(task, description=str(heat[0]))
-            if time.perf_counter() - start > 60 * minutes:
-                record.notes.append(f"{len(heats) - number} heats not begun: {minutes:g} minutes were over")
-                break
-            part = weight / (rounds * entries(heat, peers))
-            some = peers
-            if not fits(heat, peers):
-                some = []
-                record.notes.append(f"{heat[0]}: without peers, for lack of memory")
-            if fits(heat, some):
-                found = run(
-                    heat, some, rounds, number=number, rest=rest, after_turn=partial(progress.advance, task, part)
-                )
+    weights = [estimate(heat, peers, rounds) for heat in heats]
+    bars = BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(), TextColumn("{task.description}")
+    try:
+        with Progress(*bars, console=console, transient=True) as progress:
+            task = progress.add_task("", total=sum(weights))
+            for number, (heat, weight) in enumerate(zip(heats, weights, strict=True)):
+                if time.perf_counter() - start > 60 * minutes:
+                    record.notes.append(f"{len(heats) - number} heats not begun: {minutes:g} minutes were over")
+                    break
+                progress.update(task, description=str(heat[0]), completed=sum(weights[:number]))
+                turn = partial(progress.advance, task, weight / (rounds * entries(heat, peers)))
+                found = _raced(heat, peers, record, rounds=rounds, rest=rest, number=number, after_turn=turn)
                 record.cases += found
-                new = [row.name for each in found for row in each.rows if row.name not in (*columns, *table.OURS)]
-                if new or not columns:
-                    columns += dict.fromkeys(new)
-                    console.print(table.head(columns), markup=False)
+                record.settings["seconds"] = time.perf_counter() - start
+                new = {row.name: None for each in found for row in each.rows if row.name not in table.OURS}
+                if new.keys() - set(columns) or not columns:
+                    columns += [name for name in new if name not in columns]
+                    say(table.head(columns))
                 for each in found:
-                    console.print(table.line(each, columns), markup=False)
-            else:
-                record.notes[-1] = f"{heat[0]}: left out, for lack of memory"
-            progress.update(task, completed=done + weight)
-            record.settings["seconds"] = time.perf_counter() - start
-            if options.json:
-                write(record, options.json)
-    console.print(f"\n{table.LEGEND}", markup=False)
+                    say(table.line(each, columns))
+                if options.json:
+                    write(record, options.json)
+    except KeyboardInterrupt:
+        record.notes.append("interrupted")
+    say(f"\n{table.LEGEND}")
     for text in table.remarks(record):
-        console.print(text, markup=False)
+        say(text)
     if options.json:
         write(record, options.json)
-        console.print(f"Record: {options.json}", markup=False)
-    different = [each for each in record.cases if each.ours.ulp]
-    return int(bool(different))
+        say(f"Record: {options.json}")
+    return 130 if "interrupted" in record.notes else int(any(each.ours.ulp for each in record.cases))
+
+
+def _raced(heat: Heat, peers: list[Any], record: Any, **options: Any) -> list[Any]:
+    """Return what a heat finds out; what does not fit into memory is left out, the peers first."""
+    from .heats import fits, run
+
+    if fits(heat, peers):
+        return run(heat, peers, **options)
+    if fits(heat, []):
+        record.notes.append(f"{heat[0]}: without peers, for lack of memory")
+        return run(heat, [], **options)
+    record.notes.append(f"{heat[0]}: left out, for lack of memory")
+    return []

@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -94,13 +95,17 @@ def _build(job: Job, wanted: list[type[Contestant]]) -> tuple[Fusedstep, list[Co
     """Return ours, who else can do the job, and why the others cannot."""
     present: list[Contestant] = []
     absent: dict[str, str] = {}
+    few = Job(replace(job.case, size=64, count=1, odd=False))
     for cls in wanted:
         try:
             if job.case.states and cls.set_states is Contestant.set_states:
                 raise AbsentError("its states cannot be set")
+            cls(few).step()  # some lack a kernel, and say so when they need it
             present.append(cls(job))
         except AbsentError as reason:
             absent[cls.name] = str(reason)
+        except Exception as error:  # other people's: whatever it is, the others go on
+            absent[cls.name] = f"fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return Fusedstep(job), present, absent
 
 

@@ -21,7 +21,7 @@ def head(peers: list[str]) -> str:
     first = " " * (CASE + WHERE + 29) + "".join(f"{upper:>{PEER}}" for upper, _ in words)
     second = f"{'case':{CASE}}{'where':{WHERE}}{'ns/param':>8}{'GB/s':>7}{'B':>4}{'limit':>10}"
     return (
-        f"{first.rstrip()}\n{second}" + "".join(f"{lower:>{PEER}}" for _, lower in words) + f"{'ulp':>5}{'theirs':>7}"
+        f"{first.rstrip()}\n{second}" + "".join(f"{lower:>{PEER}}" for _, lower in words) + f"{'ulp':>5}{'theirs':>9}"
     )
 
 
@@ -36,7 +36,7 @@ def line(measured: Measured, peers: list[str]) -> str:
         text += f"{_cell(ratios.get(name)) + '!' * bool(row and not row.agrees):>{PEER}}"
     ulps = [row.ulp for row in measured.rows if row.ulp is not None]
     if ulps:
-        text += f"{ulps[0]:>5.3g}" + (f"{max(ulps[1:]):>7.3g}" if len(ulps) > 1 else "")
+        text += f"{ulps[0]:>5.3g}" + (f"{max(ulps[1:]):>9.3g}" if len(ulps) > 1 else "")
     return text
 
 
