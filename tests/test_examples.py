@@ -35,6 +35,15 @@ def test_the_example_of_the_readme_on_a_gpu(cupy):
     assert names["opt"].t == {"w": 1, "b": 1}
 
 
+@pytest.mark.parametrize("page", ["README.md", "benchmarks/README.md", "benchmarks/scale.md", "CONTRIBUTING.md"])
+def test_what_pages_point_to_is_there(page):
+    path = README.parent / page
+    targets = [t for t in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()) if "://" not in t]
+    targets += [f"/{t}" for t in re.findall(r"benchmarks/(?:results|pictures)/[\w.-]+\.\w+", path.read_text())]
+    for target in targets:
+        assert (README.parent / target[1:] if target.startswith("/") else path.parent / target).is_file(), target
+
+
 MODULES = [module for name, module in sys.modules.items() if name.startswith("fusedstep") and module.__doc__]
 EXAMPLES = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]
 
