@@ -18,6 +18,15 @@ from fusedstep.bench.cases import Case
 from fusedstep.bench.record import Measured, Record, Row, read, write
 
 ROOT = Path(__file__).parents[1]
+MACHINE = {
+    "cpu": "fake",
+    "date": "2026-11-26",
+    "packages": {},
+    "caches": {},
+    "gpus": {},
+    "flop_per_s": {},
+    "fusedstep": {},
+}
 
 
 # Records.
@@ -31,7 +40,7 @@ def sample_record():
     ]
     other = Case("sgd", odd=True, options=(("ema", 0.9), ("clip_value", 1.0)), threads=2, isa="avx2", states=1e-40)
     found = [Measured(Case(), 0, rows, {"thinc": "not installed"}, 0.25), Measured(other, 1, [Row("fusedstep", [2.0])])]
-    return Record({"cpu": "fake"}, {"rounds": 3}, found, ["a note"])
+    return Record(MACHINE, {"rounds": 3}, found, ["a note"])
 
 
 def test_record_survives(tmp_path):
@@ -46,8 +55,8 @@ def test_record_survives(tmp_path):
 
 def test_empty_record_survives(tmp_path):
     path = tmp_path / "record.json"
-    write(Record({}), path)
-    assert read(path) == Record({})
+    write(Record(MACHINE), path)
+    assert read(path) == Record(MACHINE)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,7 @@ def test_empty_record_survives(tmp_path):
     [
         (lambda r: r.pop("format"), "format is missing"),
         (lambda r: r.update(format=2), "format is 2, expected 1"),
+        (lambda r: r["machine"].pop("gpus"), "machine: gpus is missing"),
         (lambda r: r.update(cases={}), "cases is {}, expected another type"),
         (lambda r: r["cases"].append(3), r"cases\[2\] is int, expected an object"),
         (lambda r: r["cases"][0]["case"].update(color=3), r"cases\[0\].case: color is unknown"),
@@ -97,7 +107,7 @@ def test_what_is_no_record_is_refused(tmp_path, content, capsys):
 
 def run_of(ours, limit=None, case=None):
     rows = [Row("fusedstep", ours)] + ([Row("limit", limit)] if limit else [])
-    return Record({"fusedstep": {}}, cases=[Measured(case or Case(), 0, rows)])
+    return Record(dict(MACHINE), cases=[Measured(case or Case(), 0, rows)])
 
 
 def noisy(middle, spread=0.01, n=15, seed=0):
@@ -186,7 +196,7 @@ def test_compare_command(tmp_path, capsys, factor, code, word):
     assert main(["bench", "compare", *map(str, paths)]) == code
     out = capsys.readouterr().out
     assert word in out
-    assert "cpu: None before, another after" in out
+    assert "cpu: fake before, another after" in out
     assert "adam f32 1e6" in out
 
 

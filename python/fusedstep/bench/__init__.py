@@ -147,7 +147,7 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     rest = QUICK_REST if options.quick else REST
     minutes = options.minutes or (QUICK_MINUTES if options.quick else float("inf"))
     about = machine.about(sorted({heat[0].device for heat in heats}))
-    record = Record(about, {"quick": options.quick, "rounds": rounds, "arguments": sys.argv[1:]})
+    record = Record(about, {"quick": options.quick, "rounds": rounds, "rest": rest})
 
     console = Console(highlight=False, soft_wrap=True)
     say = partial(console.print, markup=False)

@@ -110,8 +110,10 @@ class Job:
         """Return some elements of each array, those at its ends among them, all in one array of NumPy."""
         stride = max(1, self.case.parameters // SAMPLE)
         ends = LINE if stride > 1 else 0
-        parts = [part for a in arrays for part in (a[:ends], a[::stride], a[a.size - ends :])]
-        return np.concatenate([to_host(part) for part in parts])
+        dtype = arrays[0].dtype
+        bits = [array.view(f"u{dtype.itemsize}") for array in arrays]  # CuPy cannot gather every dtype
+        parts = [part for a in bits for part in (a[:ends], a[::stride], a[a.size - ends :])]
+        return np.concatenate([to_host(part) for part in parts]).view(dtype)
 
     def expected(self) -> npt.NDArray[Any] | None:
         """Return the sample as the reference leaves it after the compared steps, if it can tell from a sample."""

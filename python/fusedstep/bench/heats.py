@@ -156,7 +156,8 @@ def estimate(heat: Heat, peers: list[type[Contestant]], rounds: int) -> float:
 
 
 def fits(heat: Heat, peers: list[type[Contestant]]) -> bool:
-    """Return whether all arrays of a heat, and what expressions make besides, fit into the memory that is free."""
+    """Return whether all arrays of a heat fit into the memory that is free, and what expressions and copies take."""
     gc.collect()
-    needed = sum(0.6 * case.moved * (1 + len(_invited(case, peers))) for case in heat)
-    return needed < 0.9 * available_bytes(heat[0].device)
+    device = heat[0].device
+    needed = sum((0.6 * (1 + len(_invited(case, peers))) + (device != "cpu")) * case.moved for case in heat)
+    return needed < 0.9 * available_bytes(device)

@@ -4,6 +4,7 @@ import datetime
 import os
 import platform
 import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ def about(devices: list[str]) -> dict[str, Any]:
     gpus, flops = {}, {}
     for device in devices:
         with on_device(device):
-            flops[device] = flop_per_s(device)
+            with suppress(ImportError):  # CuPy may lack cuBLAS
+                flops[device] = flop_per_s(device)
             if device != "cpu":
                 gpus[device] = gpu.about()
     return {

@@ -161,6 +161,8 @@ def read(path: Path) -> Record:
     known = _keys(found, where, {"format": int, "machine": dict, "settings": dict, "notes": list, "cases": list})
     if known["format"] != FORMAT:
         raise ValueError(f"{where}: format is {known['format']}, expected {FORMAT}")
+    about = {"cpu": str, "date": str, "packages": dict, "caches": dict, "gpus": dict, "flop_per_s": dict}
+    _keys(known["machine"], f"{where}: machine", about | {"fusedstep": dict})
     return Record(
         known["machine"],
         known["settings"],

@@ -19,6 +19,7 @@ __all__ = ["draw_ratios", "draw_roofline", "draw_small", "draw_throughput"]
 
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo", "**", "||||")
 MARKERS = "osDv^<>PXhd*p8"  # one for each rule
+INTENSITIES = (0.1, 12)  # operations per byte
 BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -300,25 +301,18 @@ def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
     order = list(rules())
     for device, axes in panels.items():
         own = [group for group in groups if group[0].case.device == device]
-        peak = record.machine["flop_per_s"][device] / 1e9
-        axes.axhline(peak, color="0.5", linewidth=2.2)
-        axes.annotate("product of matrices", (10, peak), xytext=(-2, 3), ha="right", fontsize=8, **_POINTS)
-        for filled, group in enumerate(own):
-            rate = max(m.case.moved / row.timing.median / 1e9 for m in group if (row := m.row("limit")))
-            edge = peak / rate
-            axes.plot([0.1, edge], [0.1 * rate, peak], color="0.5", linewidth=2.2, linestyle=("--", "-")[filled % 2])
-            text = f"limit, {short(group[0].case.size)} elements:\n{rate:.0f} GB/s"
-            axes.annotate(text, (edge, peak), xytext=(2, -14 - 2), va="top", fontsize=8, **_POINTS)
+        _draw_roofs(axes, own, record.machine["flop_per_s"].get(device))
+        for i, group in enumerate(own):
             for m in sorted(group, key=lambda m: order.index(m.case.rule)):
-                count = operations(m.case.rule)
-                look = style(order.index(m.case.rule)) | {"linestyle": "", "markersize": 7, "zorder": 3}
-                look["marker"] = MARKERS[order.index(m.case.rule) % len(MARKERS)]
-                if not filled % 2 and len(own) > 1:
+                place, count = order.index(m.case.rule), operations(m.case.rule)
+                look = style(place) | {"linestyle": "", "markersize": 7, "zorder": 3}
+                look["marker"] = MARKERS[place % len(MARKERS)]
+                if i % 2 == 0 and len(own) > 1:
                     look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
                 speed = count * m.case.parameters / m.ours.timing.median / 1e9
                 label = m.case.rule if group is own[-1] else None
                 axes.plot(count / m.case.bytes_per_parameter, speed, label=label, **look)
-        axes.set(xscale="log", yscale="log", xlim=(0.1, 12))
+        axes.set(xscale="log", yscale="log", xlim=INTENSITIES)
         axes.set_title(f"{device}, float32, {own[0][0].case.where}", fontsize=9, loc="left")
         axes.set_xlabel("operations per byte", fontsize=8)
         axes.set_ylabel("10\N{SUPERSCRIPT NINE} operations per second", fontsize=8)
@@ -331,4 +325,19 @@ def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
     return panels
 
 
-_POINTS: dict[str, Any] = {"textcoords": "offset points", "color": "0.3"}
+def _draw_roofs(axes: Any, groups: list[list[Measured]], flop_per_s: float | None) -> None:
+    """Draw what memory allows at each size, up to what a product of matrices reaches, if that is known."""
+    look: dict[str, Any] = {"color": "0.5", "linewidth": 2.2}
+    note: dict[str, Any] = {"textcoords": "offset points", "color": "0.3", "fontsize": 8}
+    low, high = INTENSITIES
+    if flop_per_s:
+        axes.axhline(flop_per_s / 1e9, **look)
+        axes.annotate("product of matrices", (high, flop_per_s / 1e9), xytext=(-8, 3), ha="right", **note)
+    for i, group in enumerate(groups):
+        rates = [m.case.moved / row.timing.median / 1e9 for m in group if (row := m.row("limit"))]
+        if rates:
+            rate = max(rates)
+            edge = min(high, flop_per_s / 1e9 / rate) if flop_per_s else high
+            axes.plot([low, edge], [low * rate, edge * rate], linestyle=("--", "-")[i % 2], **look)
+            text = f"limit, {short(group[0].case.size)} elements:\n{rate:.0f} GB/s"
+            axes.annotate(text, (edge, edge * rate), xytext=(2, -16), va="top", **note)
