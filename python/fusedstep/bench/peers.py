@@ -261,7 +261,9 @@ class Thinc(Contestant):
     def __init__(self, job: Job) -> None:
         o = _plain_adam(job.case)
         thinc = load("thinc.api")
-        self.optimizer = thinc.Adam(o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, L2=0, grad_clip=0)
+        self.optimizer = thinc.Adam(
+            o.lr, beta1=o.beta1, beta2=o.beta2, eps=o.eps, L2=0, grad_clip=0, use_averages=False
+        )
         self.p, self.source = job.params()[0], job.grads[0]
         self.g = self.source.copy()
 
