@@ -36,7 +36,7 @@ def test_functional_adam(timed, tell, arrays):
 def test_step(timed, tell, arrays, options):
     p, g, *_ = arrays
     entries = {}
-    for name in {"plain", options}:
+    for name in dict.fromkeys(("plain", options)):
         optimizer = fusedstep.Adam(**OPTIONS[name])
         entries[name] = Entry(lambda step=optimizer.step: step(p, g))
     times = timed(entries)

@@ -81,6 +81,8 @@ def run(rounds: int) -> Callable[..., list[Measured]]:
         here = {"threads": thread_counts()[-1], "isa": fusedstep.info()["isas"][-1]}
         listed = {name: each if isinstance(each, list) else [each] for name, each in (here | axes).items()}
         (heat,) = crossed(**listed)
+        if not heats.fits(heat, list(peers)):
+            pytest.skip("does not fit into the memory that is free")
         return heats.run(heat, peers, rounds)
 
     return run

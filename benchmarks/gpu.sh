@@ -44,7 +44,7 @@ part build 180 bash -c "$build" "$folder" || finish
 
 workers=()
 if python3 -c "import xdist" 2>/dev/null; then workers=(-n 6); fi
-part tests 90 python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" -m gpu tests/test_cuda.py || true
+part tests 90 python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" -m gpu tests/test_cuda.py tests/test_cuda_bench.py || true
 
 cat >"$folder/short.py" <<'PYTHON'
 import cupy

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fusedstep.bench.cases import dtype_of
 from fusedstep.bench.record import Measured, Record, read
 
 __all__ = ["Machine", "Placement", "check", "measured", "placements", "table"]
@@ -86,7 +87,7 @@ def measured(record: Record, rule: str = "adam", dtype: str = "float32", device:
         for each in record.cases
         if (each.case.rule, each.case.dtype, each.case.device) == (rule, dtype, device)
         and each.case.count == 1
-        and not (each.case.odd or each.case.states or each.case.options)
+        and not (each.case.odd or each.case.states or each.case.options or each.case.grad_dtype)
     ]
     most = max((each.case.threads for each in found), default=0)
     isa = record.machine["fusedstep"]["isa"] if device == "cpu" else ""
@@ -95,12 +96,15 @@ def measured(record: Record, rule: str = "adam", dtype: str = "float32", device:
 
 
 def fitted(some: list[Measured], **network: float) -> Machine:
-    """Return the machine that the smallest and the largest size show."""
+    """Return the machine of the line through the smallest and the largest size."""
     small, large = some[0], some[-1]
-    case = large.case
-    call = small.ours.timing.median
-    rate = case.moved / (large.ours.timing.median - call)
-    return Machine(call, rate, case.bytes_per_parameter, case.held_per_parameter, **network)
+    case, seconds = large.case, large.ours.timing.median - small.ours.timing.median
+    if seconds <= 0:
+        raise ValueError(f"{case} took no longer than {small.case}, expected more time for more parameters")
+    rate = (case.moved - small.case.moved) / seconds
+    call = max(0.0, small.ours.timing.median - small.case.moved / rate)
+    size = dtype_of(case.dtype).itemsize
+    return Machine(call, rate, case.bytes_per_parameter, case.held_per_parameter, size, size, **network)
 
 
 def check(some: list[Measured]) -> list[str]:
@@ -162,10 +166,15 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=100, metavar="GBIT", help="Gbit/s of a machine (%(default)g)")
     parser.add_argument("--latency", type=float, default=10, metavar="US", help="us of a message (%(default)g)")
     options = parser.parse_args()
-    some = measured(read(options.record), options.rule, options.dtype, options.device)
-    if len(some) < 3:
-        parser.error(f"{options.record} has {len(some)} sizes of {options.rule}, expected 3 at least")
-    machine = fitted(some, network=options.network * 1e9 / 8, latency=options.latency * 1e-6)
+    if min(options.machines) < 1:
+        parser.error(f"--machines is {min(options.machines)}, expected at least 1")
+    try:
+        some = measured(read(options.record), options.rule, options.dtype, options.device)
+        if len(some) < 3:
+            parser.error(f"{options.record} has {len(some)} sizes of {options.rule}, expected 3 at least")
+        machine = fitted(some, network=options.network * 1e9 / 8, latency=options.latency * 1e-6)
+    except ValueError as error:
+        parser.error(str(error))
     print("\n".join(check(some)))
     print(f"\nMoving {machine.moved} bytes per parameter at {machine.rate / 1e9:.1f} GB/s.\n")
     print("\n".join(table(machine, options.machines, options.memory)))

@@ -8,7 +8,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _cpu, reference
-from fusedstep.bench import cases, expressions, heats, peers, roofs
+from fusedstep.bench import cases, expressions, heats, machine, peers, roofs
 from fusedstep.bench.cases import Case, crossed, rules, tour
 from fusedstep.bench.contestants import AbsentError, Contestant, Fusedstep, Job, Limit, disagreements
 from fusedstep.bench.harness import Entry, Timing, race, ratio
@@ -215,7 +215,7 @@ def test_arrays_of_a_job(dtype, count):
         assert (a == b).all()
         assert not np.shares_memory(a, b)
         size = np.abs(a.astype(np.float64))
-        assert 0.49 < size.min() <= size.max() <= 2
+        assert 0.015 < size.min() <= size.max() < 0.063
         assert np.abs(c.astype(np.float64)).min() > 0.09
         assert (a.astype(np.float64) < 0).any()
 
@@ -296,7 +296,7 @@ class Careless(Fusedstep):
 
     def __init__(self, job):
         super().__init__(job)
-        self.optimizer.lr *= 1.01
+        self.optimizer.lr *= 1.1
 
 
 class Exact(Fusedstep):
@@ -331,12 +331,12 @@ class Stateless(Exact):
     set_states = Contestant.set_states
 
 
+@pytest.mark.parametrize("dtype", cases.dtypes())
 @pytest.mark.parametrize("cheat", [Lazy, Careless])
-def test_who_does_less_is_found_out(cheat):
-    job = Job(Case(size=1000))
+def test_who_does_less_is_found_out(cheat, dtype):
+    job = Job(Case(dtype=dtype, size=1000))
     ours, other = disagreements(job, [Fusedstep(job), cheat(job)])
     assert not Row("cheat", [1.0], *other).agrees
-    assert other[0] > 100
     assert ours == (0.0, 0.0)
 
 
@@ -350,7 +350,7 @@ def test_compared_steps_leave_the_gradients_as_they_were():
 def test_norms_are_compared_with_ours():
     job = Job(Case(size=1000, options=(("clip_global_norm", 1.0),)))
     assert job.expected() is None
-    assert disagreements(job, [Fusedstep(job), Exact(job)]) == [(0.0, 0.0)] * 2
+    assert disagreements(job, [Fusedstep(job), Exact(job)]) == [(None, None), (0.0, 0.0)]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -385,19 +385,21 @@ def test_states_are_set_by_their_bits():
 
 
 @pytest.mark.parametrize("cls", peers.PEERS, ids=lambda cls: cls.name)
-def test_peers_that_are_installed_agree(cls):
+@pytest.mark.parametrize("dtype", cases.dtypes())
+@pytest.mark.parametrize("rule", RULES)
+def test_peers_that_are_installed_agree(rule, dtype, cls):
     if "cpu" not in cls.kinds:
         pytest.skip("runs on a GPU")
     if cls.name == "deepspeed":
         pytest.skip("compiles for a minute")
-    job = Job(Case(size=4099))
+    job = Job(Case(rule, dtype, size=4099, threads=machine.processors()))
     try:
         peer = cls(job)
     except AbsentError as error:
         pytest.skip(str(error))
-    _, (ulp, change) = disagreements(job, [Fusedstep(job), peer])
-    assert change < 1e-3
-    assert ulp < 10
+    apart = disagreements(job, [Fusedstep(job), peer])[1]
+    broken = cls is peers.Torch and rule in ("sgd", "momentum", "nag") and dtype in ("float16", "bfloat16")
+    assert Row(cls.name, [1.0], *apart).agrees != broken  # as of torch 2.13: it leaves whole vectors as they are
 
 
 def test_operations_are_counted():
@@ -423,8 +425,9 @@ def fake_run(heat, wanted, seconds, **options):
     return heats.run(heat, wanted, 3, rest=0.0, clock=clock, **options)
 
 
-def test_heat():
-    before = fs.info()
+def test_heat(monkeypatch):
+    before, clock = fs.info(), iter([(10.0, 20.0, 5.0), (12.0, 25.0, 7.0)])  # of all, processors, and those for us
+    monkeypatch.setattr(heats, "busy", lambda: next(clock))
     (found,) = fake_run(
         (Case(size=1000, isa=_cpu.isas[-1]),), [Exact, Missing, Broken, Careless], [0.01, 0.016, 0.03, 0.02]
     )
@@ -436,7 +439,7 @@ def test_heat():
     assert {name: each.median for name, each in found.ratios.items()} == pytest.approx({"exact": 3, "careless": 2})
     assert found.ns_per_parameter == pytest.approx(1e4)
     assert found.gb_per_s == pytest.approx(28e3 / 0.01 / 1e9)
-    assert found.disturbed >= 0
+    assert found.disturbed == 1.5
     assert fs.info() | {"isa_from": "", "threads_from": ""} == before | {"isa_from": "", "threads_from": ""}
 
 

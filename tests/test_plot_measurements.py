@@ -83,6 +83,22 @@ def test_ratios(full, tmp_path):
         assert len(hatches) == 3
 
 
+def test_ratios_of_a_run_that_was_cut_short(full, tmp_path):
+    full.cases = [m for m in full.cases if m.case.size == 10**7 or m.case.rule not in RULES[2:6]]
+    panels = plot.draw_ratios(full, tmp_path / "x.png")
+    for axes, size in zip(panels.values(), (10**5, 10**7), strict=True):
+        bars = [bar for container in axes.containers for bar in getattr(container, "patches", ())]
+        rows = {RULES[round(bar.get_y() + bar.get_height() / 2)] for bar in bars}
+        assert rows == {m.case.rule for m in full.cases if m.case.size == size}
+
+
+def test_who_did_other_work_is_not_drawn(full, tmp_path):
+    for m in full.cases:
+        m.rows[-1].ulp, m.rows[-1].change = 100.0, 0.1
+    (axes,) = plot.draw_throughput(full, tmp_path / "x.png").values()
+    assert full.cases[0].rows[-1].name not in by_label(axes)
+
+
 def test_roofline(full, tmp_path):
     (axes,) = plot.draw_roofline(full, tmp_path / "x.png").values()
     points = by_label(axes)

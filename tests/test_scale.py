@@ -58,12 +58,27 @@ def a_record(seconds, **axes):
 
 
 def test_fit():
-    some = scale.measured(a_record({10**3: 1e-6, 10**7: 1e-6 + 0.01, 10**8: 1e-6 + 0.1}))
+    some = scale.measured(a_record({10**3: 2e-6, 10**7: 1e-6 + 0.01, 10**8: 1e-6 + 0.1}))
     machine = scale.fitted(some)
     assert machine.rate == pytest.approx(28e9)
-    assert machine.call == 1e-6
+    assert machine.call == pytest.approx(1e-6)
     assert machine.update(1e12) == pytest.approx(1000)
     assert (machine.moved, machine.held) == (28, 16)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float16", 2)])
+def test_other_dtypes_send_other_bytes(dtype, size):
+    some = scale.measured(a_record({10**3: 1e-6, 10**7: 0.01}, dtype=dtype), dtype=dtype)
+    assert (scale.fitted(some).param, scale.fitted(some).grad) == (size, size)
+
+
+def test_fit_is_the_line_through_both_ends():
+    some = scale.measured(a_record({n: 1e-6 + 28 * n / 5e10 for n in (10**7, 3 * 10**7, 10**8)}))
+    assert scale.fitted(some).rate == pytest.approx(5e10)
+    assert scale.fitted(some).call == pytest.approx(1e-6)
+    assert [float(line.split("|")[-2]) for line in scale.check(some)[2:]] == [1.0, 1.0]
+    with pytest.raises(ValueError, match="took no longer"):
+        scale.fitted(some[:1] * 2)
 
 
 def test_check_predicts_what_it_has_not_seen():

@@ -11,7 +11,6 @@ import argparse
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ import numpy.typing as npt
 
 from . import optimizers, reference
 from .arrays import is_on_gpu, to_host
+from .extras import is_missing
 from .minibatches import minibatches
 from .settings import info
 from .verify import classes
@@ -473,10 +473,7 @@ def main(argv: list[str]) -> int:
         needed["ml_dtypes"] = ("ml_dtypes", "bf16")
     if options.device == "cuda":
         needed["cupy"] = ("cupy-cuda13x or cupy-cuda12x", "cuda13")
-    if missing := [found for module, found in needed.items() if find_spec(module) is None]:
-        packages, extras = zip(*missing, strict=True)
-        wanted = f"fusedstep[{','.join(dict.fromkeys(extras))}]"
-        print(f'demo needs {", ".join(packages)}: python -m pip install "{wanted}"', file=sys.stderr)
+    if is_missing("demo", needed):
         return 2
 
     place: Callable[[Array], Array] = np.asarray

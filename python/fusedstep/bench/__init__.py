@@ -7,23 +7,22 @@ hyperparameters, in interleaved rounds. What they compute is compared.
 """
 
 import argparse
-import sys
 import time
 from functools import partial
-from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from fusedstep import _cpu
+from fusedstep.extras import is_missing
 
 from .cases import SIZES, Heat, crossed, devices, dtypes, rules, thread_counts, tour
 
 __all__ = ["main"]
 
-AXES = ("rule", "dtype", "size", "count", "odd", "threads", "isa", "device")
-ROUNDS, QUICK_ROUNDS = 15, 5
+ROUNDS, QUICK_ROUNDS = 15, 6  # with fewer than 6, no verdict is certain
 REST, QUICK_REST = 0.02, 0.01  # seconds; the first outlasts the spinning of other people's threads for sure
-QUICK_MINUTES = 0.75
+QUICK_MINUTES = 0.7
 
 
 def _choices() -> dict[str, list[Any]]:
@@ -84,7 +83,7 @@ def _axis(parser: argparse.ArgumentParser, name: str, given: list[str], known: l
 
 def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Heat]:
     choices = _choices()
-    named = {name: given for name in AXES if (given := getattr(options, name)) is not None}
+    named = {name: given for name in choices if (given := getattr(options, name)) is not None}
     axes = {name: _axis(parser, name, given, choices[name]) for name, given in named.items()}
     if "odd" in axes:
         axes["odd"] = [each == "yes" for each in axes["odd"]]
@@ -92,7 +91,8 @@ def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
         here = {"threads": choices["threads"][-1:], "isa": choices["isa"][-1:], "device": ["cpu"]}
         return crossed(**(here | axes))
     where = axes.get("device", choices["device"])
-    return [heat for device in where for heat in tour(device, options.quick)]
+    tours = zip_longest(*(tour(device, options.quick) for device in where))  # if time runs out, each had some
+    return [heat for heats in tours for heat in heats if heat]
 
 
 def main(argv: list[str]) -> int:
@@ -122,8 +122,7 @@ def main(argv: list[str]) -> int:
         parser.error(f"--minutes is {options.minutes}, expected more than 0")
     if options.json and not options.json.absolute().parent.is_dir():
         parser.error(f"--json is {options.json}, expected a file in a folder that exists")
-    if missing := [name for name in ("rich", "threadpoolctl") if find_spec(name) is None]:
-        print(f'bench needs {", ".join(missing)}: python -m pip install "fusedstep[bench]"', file=sys.stderr)
+    if is_missing("bench", {"rich": ("rich", "bench"), "threadpoolctl": ("threadpoolctl", "bench")}):
         return 2
     return _run(_heats(parser, options), options, parser)
 
@@ -139,10 +138,14 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     from .record import Record, write
 
     start = time.perf_counter()
-    names = {cls.name: cls for cls in PEERS if not (options.quick and cls.starts_slowly)}
-    if unknown := [name for name in options.peers or () if name not in names]:
+    names = [cls.name for cls in PEERS]
+    wanted = [{"cupy": "numpy"}.get(name, name) for name in options.peers or ()]  # the same statements
+    if unknown := [name for name in wanted if name not in names]:
         parser.error(f"--peers is {unknown[0]!r}, expected {', '.join(names)}")
-    peers = [cls for name, cls in names.items() if options.peers is None or name in options.peers]
+    if options.peers is None:
+        peers = [cls for cls in PEERS if not (options.quick and cls.starts_slowly)]
+    else:
+        peers = [cls for cls in PEERS if cls.name in wanted]
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     rest = QUICK_REST if options.quick else REST
     minutes = options.minutes or (QUICK_MINUTES if options.quick else float("inf"))
@@ -152,7 +155,12 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     console = Console(highlight=False, soft_wrap=True)
     say = partial(console.print, markup=False)
     say(table.titles(record))
-    columns: list[str] = []
+    if options.json:
+        try:
+            write(record, options.json)
+        except OSError as error:
+            parser.error(f"--json is {options.json}, expected a file that can be written: {error.strerror}")
+    columns: list[str] | None = None
     weights = [estimate(heat, peers, rounds) for heat in heats]
     bars = BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(), TextColumn("{task.description}")
     try:
@@ -168,8 +176,8 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
                 record.cases += found
                 record.settings["seconds"] = time.perf_counter() - start
                 new = {row.name: None for each in found for row in each.rows if row.name not in table.OURS}
-                if new.keys() - set(columns) or not columns:
-                    columns += [name for name in new if name not in columns]
+                if columns is None or new.keys() - set(columns):
+                    columns = list(dict.fromkeys([*(columns or ()), *new]))
                     say(table.head(columns))
                 for each in found:
                     say(table.line(each, columns))
@@ -187,13 +195,17 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
 
 
 def _raced(heat: Heat, peers: list[Any], record: Any, **options: Any) -> list[Any]:
-    """Return what a heat finds out; what does not fit into memory is left out, the peers first."""
+    """Return what a heat finds out; what does not fit into memory or fails is left out, the peers first."""
     from .heats import fits, run
 
+    if not fits(heat, []):
+        record.notes.append(f"{heat[0]}: left out, for lack of memory")
+        return []
+    why = "for lack of memory"
     if fits(heat, peers):
-        return run(heat, peers, **options)
-    if fits(heat, []):
-        record.notes.append(f"{heat[0]}: without peers, for lack of memory")
-        return run(heat, [], **options)
-    record.notes.append(f"{heat[0]}: left out, for lack of memory")
-    return []
+        try:
+            return run(heat, peers, **options)
+        except Exception as error:  # of other people's code, or ours will raise it again
+            why = f"{type(error).__name__}: {error}"
+    record.notes.append(f"{heat[0]}: without peers, {why}")
+    return run(heat, [], **options)

@@ -85,10 +85,8 @@ class Case:
         dtype = SHORT[self.dtype] + (f", {SHORT[self.grad_dtype]} gradients" if self.grad_dtype else "")
         size = f"{self.count} x {short(self.size)}" if self.count > 1 else short(self.size)
         options = [name if value is True else f"{name}={value}" for name, value in self.options]
-        return " ".join([self.rule, dtype, size, *options, *["odd"] * self.odd, *self._about_states()])
-
-    def _about_states(self) -> list[str]:
-        return [f"states {self.states:g}"] if self.states else []
+        states = [f"states {self.states:g}"] if self.states else []
+        return " ".join([self.rule, dtype, size, *options, *["odd"] * self.odd, *states])
 
     @property
     def where(self) -> str:
@@ -130,6 +128,11 @@ class Case:
         state = 4 if p == 2 and o.state_dtype == "float32" else p
         states = len(_cpu.rules[self.rule][1]) + ("ema" in dict(self.options))
         return p + states * state + {False: 0, True: 4, "split": 2}[o.master_weights]
+
+    @property
+    def bare(self) -> bool:
+        """Whether a step reads each gradient once, and moves parameters and states beside it, and nothing else."""
+        return not dict(self.options).keys() & {"ema", "master_weights", "zero_grad", *NORMS}
 
     @property
     def moved(self) -> int:

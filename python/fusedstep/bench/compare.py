@@ -11,6 +11,7 @@ from .record import Measured, Record, read
 
 __all__ = ["Verdict", "compare", "interval", "main"]
 
+FEWEST = 6  # rounds: with fewer, no interval holds the median with 95 % confidence
 FLOOR = 0.03  # what two runs of the same build may differ by: memory lies elsewhere, the machine is in another mood
 
 
@@ -30,7 +31,9 @@ class Verdict:
     seconds : float
         The time after, over the time before; another day's mood of the machine is in it.
     says : str
-        "faster", "slower", "same" if the difference is at most 3 % for sure, or "unclear".
+        "faster", "slower", "same" if the difference is at most 3 % for sure, or "unclear". It is unclear, too, with
+        fewer than 6 rounds, and where ours and the limit have both changed for sure: a machine in another mood does
+        that, but so does what every call of ours costs.
     """
 
     case: str
@@ -79,16 +82,19 @@ def compare(a: Record, b: Record) -> list[Verdict]:
 
 def _verdict(a: Measured, b: Measured) -> Verdict:
     relative = [_relative(each) for each in (a, b)]
-    before, after = relative if all(relative) else (each.ours.seconds for each in (a, b))
+    before, after = relative if all(relative) else [each.ours.seconds for each in (a, b)]
     (low_a, high_a), (low_b, high_b) = interval(before), interval(after)
     low, high = low_b / high_a, high_b / low_a
+    (first_a, last_a), (first_b, last_b) = interval(a.ours.seconds), interval(b.ours.seconds)
+    moved = last_b / first_a < 1 - FLOOR or first_b / last_a > 1 + FLOOR
     says = "unclear"
-    if high < 1 - FLOOR:
-        says = "faster"
-    elif low > 1 + FLOOR:
-        says = "slower"
-    elif low >= 1 - FLOOR and high <= 1 + FLOOR:
-        says = "same"
+    if min(len(before), len(after)) >= FEWEST:
+        if high < 1 - FLOOR:
+            says = "faster"
+        elif low > 1 + FLOOR:
+            says = "slower"
+        elif low >= 1 - FLOOR and high <= 1 + FLOOR and not moved:
+            says = "same"
     seconds = b.ours.timing.median / a.ours.timing.median
     return Verdict(f"{b.case}, {b.case.where}", median(before), median(after), low, high, seconds, says)
 
@@ -135,7 +141,7 @@ def main(argv: list[str]) -> int:
     counts = [f"{sum(v.says == says for v in verdicts)} {says}" for says in ("faster", "slower", "same", "unclear")]
     only = len({m.case for m in a.cases} ^ {m.case for m in b.cases})
     print(f"\n{', '.join(counts)}; {only} cases are in one of the files only.")
-    print("before, after: our time in terms of the limit's; seconds: the time after over the time before.")
+    print("before, after: our time in terms of the limit's, or seconds; seconds: the time after over the time before.")
     return int(any(each.says == "slower" for each in verdicts))
 
 

@@ -19,14 +19,16 @@ from fusedstep.arrays import to_host
 from .cases import NORMS, Case, dtype_of
 from .gpu import cupy
 
-__all__ = ["AbsentError", "Contestant", "Copy", "Fusedstep", "Job", "Limit", "disagreements", "on_device"]
+__all__ = ["AbsentError", "Contestant", "Copy", "Fusedstep", "Job", "Limit", "disagreements", "on_device", "set_all"]
 
 Array = Any  # of NumPy or CuPy
 LINE = 64
 DRAWN = 2**20  # random numbers; what is longer repeats them
 SAMPLE = 2**16  # elements that are compared
 DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-PARAMS, GRADS = (0, 0.5), (1, 0.1)  # seed and smallest size: nothing turns subnormal, and no parameter crosses zero
+# Seed, smallest and largest size. Parameters are so small that steps tell in half precision; gradients make normal
+# states, but for squares in float16.
+PARAMS, GRADS = (0, 2**-6, 2**-4), (1, 0.1, 2.0)
 FACTORS = (1.0, -0.5, 1.0)  # by which the gradients of the compared steps are multiplied
 
 
@@ -42,15 +44,20 @@ def on_device(name: str) -> Any:
 
 
 @cache
-def _drawn(dtype: str, seed: int, smallest: float, factor: float, device: str) -> Array:
-    """Return the bits of random numbers of both signs, up to 2."""
+def _drawn(dtype: str, seed: int, smallest: float, largest: float, factor: float, device: str) -> Array:
+    """Return the bits of random numbers of both signs."""
     rng = np.random.default_rng(seed)
-    numbers = factor * rng.uniform(smallest, 2, DRAWN) * rng.choice((-1.0, 1.0), DRAWN)
+    numbers = factor * rng.uniform(smallest, largest, DRAWN) * rng.choice((-1.0, 1.0), DRAWN)
     drawn = numbers.astype(dtype_of(dtype))
     bits = drawn.view(f"u{drawn.itemsize}")
     if device == "cpu":
         return bits
     return cupy().asarray(bits)
+
+
+def set_all(array: Array, value: float) -> None:
+    """Set all elements, by their bits: CuPy's arithmetic flushes what is subnormal."""
+    array.view(f"u{array.itemsize}").fill(array.dtype.type(value).view(f"u{array.itemsize}"))
 
 
 class Job:
@@ -88,7 +95,7 @@ class Job:
     def _empty(self, i: int, dtype: str, place: int) -> Array:
         """Return an array that begins at a cache line, or, if odd, behind it; `place` chooses one of its page."""
         case, itemsize, start = self.case, dtype_of(dtype).itemsize, 3 * LINE * place
-        size = case.size + (-1) ** i * (1 + i // 2 * 2 % 6) * case.odd
+        size = max(1, case.size + (-1) ** i * (1 + i // 2 * 2 % 6) * case.odd)
         start += itemsize * (1 + i % 3) * case.odd
         if case.device == "cpu":
             owner: Array = np.empty(start + LINE + size * itemsize, np.uint8)
@@ -97,9 +104,9 @@ class Job:
             owner = cupy().empty(start + size * itemsize, np.uint8)
         return owner[start : start + size * itemsize].view(dtype_of(dtype))
 
-    def _fill(self, arrays: list[Array], dtype: str, seed: int, smallest: float, factor: float) -> None:
+    def _fill(self, arrays: list[Array], dtype: str, seed: int, *numbers: float) -> None:
         with on_device(self.case.device):
-            drawn = _drawn(dtype, seed, smallest, factor, self.case.device)
+            drawn = _drawn(dtype, seed, *numbers, self.case.device)
             for array in arrays:
                 bits = array.view(drawn.dtype)
                 for begin in range(0, array.size, DRAWN):
@@ -176,15 +183,15 @@ class Fusedstep(Contestant):
     def set_states(self, value: float) -> None:
         """Set all states, made by an earlier step, to `value`."""
         for states in self.optimizer.state.values():
-            for state in states.values():  # by their bits: CuPy's arithmetic flushes what is subnormal
-                state.view(f"u{state.itemsize}").fill(state.dtype.type(value).view(f"u{state.itemsize}"))
+            for state in states.values():
+                set_all(state, value)
 
 
 class Limit(Contestant):
     """
-    The loop without arithmetic over the very buffers of `ours`: same engine, same traffic.
+    The loop without arithmetic to speak of over the very buffers of `ours`: same engine, same traffic.
 
-    It changes the sign of every state, so a call makes two steps and leaves them as they were.
+    It subtracts gradients and changes the sign of every state; a call makes two steps, and leaves states as they were.
     """
 
     name = "limit"
@@ -219,7 +226,7 @@ class Copy(Contestant):
         self._copy()
 
 
-def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float, float]]:
+def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float | None, float | None]]:
     """
     Let all make three steps with changing gradients, and return how far each ends from the reference.
 
@@ -228,12 +235,13 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float, 
     job : Job
         What they were made from.
     contestants : list of Contestant
-        Those that have made no step yet; the first is ours, which stands in where the reference cannot tell.
+        Those that have made no step yet; the first is ours.
 
     Returns
     -------
     list of tuple
-        The largest difference of a sampled parameter in units in the last place, and as a share of the largest change.
+        The largest difference of a sampled parameter in units in the last place, of where it began or ended, and as a
+        share of the largest change. Where the reference cannot tell, ours stands in, and has None itself.
     """
     expected, before = job.expected(), job.sample(job.params())
     for factor in FACTORS:
@@ -241,14 +249,15 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float, 
         for one in contestants:
             one.look(job)
             one.step()
-    ours, *others = (job.sample(one.params()) for one in contestants)
-    expected = ours if expected is None else expected
-    change = float(np.abs(expected.astype(np.float64) - before.astype(np.float64)).max())
-    found = []
-    for sample in (ours, *others):
-        apart = np.abs(sample.astype(np.float64) - expected.astype(np.float64))
-        found.append((float((apart / _ulp(expected)).max()), float(apart.max()) / (change or 1.0)))
-    return found
+    samples = [job.sample(one.params()) for one in contestants]
+    right = samples[0] if expected is None else expected
+    ulp = np.maximum(_ulp(right), _ulp(before))  # a step may cancel what a parameter began with
+    change = float(np.abs(right.astype(np.float64) - before.astype(np.float64)).max()) or 1.0
+    found: list[tuple[float | None, float | None]] = []
+    for sample in samples:
+        apart = np.abs(sample.astype(np.float64) - right.astype(np.float64))
+        found.append((float((apart / ulp).max()), float(apart.max()) / change))
+    return [(None, None), *found[1:]] if expected is None else found
 
 
 def _ulp(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -1,6 +1,7 @@
 """The clock of a GPU, and what it says of itself."""
 
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -16,8 +17,8 @@ QUEUE = 200  # calls that wait for the GPU at most: it has room for about 1000 l
 WAIT = r"""
 extern "C" __global__ void wait(long long nanoseconds) {
     long long start, now;
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
-    do asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
+    do asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
     while (now - start < nanoseconds);
 }
 """
@@ -90,7 +91,9 @@ def call_time(step: Callable[[], object], calls: int) -> float:
 
 
 def free_bytes() -> int:
-    """Return the bytes that are free on the current GPU, once its pool has given back what nobody holds."""
+    """Return the bytes that are free on the current GPU, once CuPy and torch have given back what nobody holds."""
+    if torch := sys.modules.get("torch"):
+        torch.cuda.empty_cache()
     cupy().get_default_memory_pool().free_all_blocks()
     return int(cupy().cuda.runtime.memGetInfo()[0])
 

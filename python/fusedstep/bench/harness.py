@@ -40,28 +40,33 @@ class Timing:
     @property
     def iqr(self) -> float:
         """The distance between the quartiles of the rounds."""
-        return _iqr(self.seconds)
+        low, high = _quartiles(self.seconds)
+        return high - low
 
 
 @dataclass
 class Ratio:
-    """How two timings compare: the median and the spread of the rounds' ratios."""
+    """How two timings compare: the median and the quartiles of the rounds' ratios."""
 
     median: float
-    iqr: float
+    low: float
+    high: float
+
+    @property
+    def iqr(self) -> float:
+        """The distance between the quartiles."""
+        return self.high - self.low
 
 
 def ratio(a: Timing, b: Timing) -> Ratio:
     """Return how many times longer `a` took than `b`; both from one race."""
     each = [x / y for x, y in zip(a.seconds, b.seconds, strict=True)]
-    return Ratio(median(each), _iqr(each))
+    return Ratio(median(each), *_quartiles(each))
 
 
-def _iqr(values: list[float]) -> float:
-    if len(values) < 2:
-        return 0.0
-    low, _, high = quantiles(values, n=4, method="inclusive")
-    return high - low
+def _quartiles(values: list[float]) -> tuple[float, float]:
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
+    return low, high
 
 
 def host_time(step: Callable[[], object], calls: int) -> float:

@@ -129,7 +129,8 @@ def _enter(
             Entry(_refilled(one, job.case.states), prepare) for one in everyone
         ]
     rows = [Row(one.name, [], *apart) for one, apart in zip(everyone, disagreements(job, everyone), strict=True)]
-    limits: list[Contestant] = [Limit(ours)] if job.case.device == "cpu" else [Limit(ours), Copy(job)]
+    limits: list[Contestant] = [Limit(ours)] if job.case.bare else []  # which moves no more
+    limits += [Copy(job)] if job.case.device != "cpu" else []
     rows[1:1] = [Row(one.name, []) for one in limits]
     return rows, [Entry(one.step, prepare, one.steps) for one in (ours, *limits, *others)]
 

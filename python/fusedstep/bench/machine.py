@@ -15,7 +15,7 @@ from . import gpu
 from .contestants import on_device
 from .roofs import flop_per_s
 
-__all__ = ["about", "available_bytes", "busy"]
+__all__ = ["about", "available_bytes", "busy", "processors"]
 
 PACKAGES = ("numpy", "torch", "deepspeed", "jax", "optax", "thinc", "cupy-cuda12x", "cupy-cuda13x", "threadpoolctl")
 VARIABLES = ("FUSEDSTEP_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_", "CUDA_VISIBLE")
@@ -88,9 +88,16 @@ def _memory(name: str) -> int:
 def available_bytes(device: str) -> int:
     """Return the bytes that new arrays may take."""
     if device == "cpu":
-        return _memory("MemAvailable")
+        most, used = (_read(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+        own = int(most) - int(used) if most.isdecimal() and used.isdecimal() else float("inf")
+        return int(min(own, _memory("MemAvailable")))
     with on_device(device):
         return gpu.free_bytes()
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def busy() -> tuple[float, float, float]:

@@ -13,13 +13,13 @@ import numpy as np
 
 from fusedstep import _cpu
 from fusedstep.hyperparameters import declared
-from fusedstep.settings import info
 
 from . import expressions
 from .cases import Case, dtype_of
-from .contestants import AbsentError, Array, Contestant, Job
+from .contestants import AbsentError, Array, Contestant, Job, set_all
+from .machine import processors
 
-__all__ = ["PEERS", "Torch", "load"]
+__all__ = ["PEERS", "load"]
 
 
 def load(module: str) -> Any:
@@ -65,7 +65,7 @@ class Expression(Contestant):
         """Set all states to `value`."""
         for _, _, _, *states in self.rows:
             for state in states:
-                state.fill(value)
+                set_all(state, value)
 
 
 class Torch(Contestant):
@@ -78,18 +78,21 @@ class Torch(Contestant):
         torch = load("torch")
         self._arrays = job.params()
         self._params = [torch.nn.Parameter(_tensor(torch, p)) for p in self._arrays]
-        # torch's foreach form of NAG writes to its gradients: it has its own, and so has who clips them.
-        self.clip = dict(job.case.options).get("clip_global_norm")
-        self.copies = bool(self.clip) or (self.name, job.case.rule) == ("torch foreach", "nag")
+        clip = dict(job.case.options).get("clip_global_norm")
+        # torch's foreach form of NAG leaves other gradients behind: it has its own, which each step begins by copying.
+        spoils = (self.name, job.case.rule) == ("torch foreach", "nag")
+        self.copies = bool(clip) or spoils
         for p, g in zip(self._params, job.grads, strict=True):
             grad = _tensor(torch, g)
             p.grad = grad.clone() if self.copies else grad
         self.optimizer = self._make(torch, job.case)
-        self.clip_grads = partial(torch.nn.utils.clip_grad_norm_, self._params, self.clip)
-        self.step: Callable[[], object] = self._clipped if self.clip else self.optimizer.step
+        self.step: Callable[[], object] = self.optimizer.step
+        if self.copies:
+            before = partial(torch.nn.utils.clip_grad_norm_, self._params, clip) if clip else partial(self.look, job)
+            self.step = partial(self._step_after, before)
 
-    def _clipped(self) -> None:
-        self.clip_grads()
+    def _step_after(self, before: Callable[[], object]) -> None:
+        before()
         self.optimizer.step()
 
     def _make(self, torch: Any, case: Case) -> Any:
@@ -105,9 +108,9 @@ class Torch(Contestant):
 
     def set_states(self, value: float) -> None:
         """Set all states, made by an earlier step, to `value`."""
-        for states in self.optimizer.state.values():
-            for name, state in states.items():
-                if name != "step":
+        for p, states in self.optimizer.state.items():
+            for state in states.values():
+                if getattr(state, "shape", None) == p.shape:  # else it is a number of steps, or a product
                     state.fill_(value)
 
     def look(self, job: Job) -> None:
@@ -171,6 +174,8 @@ def _plain_adam(case: Case, most_tensors: int = 1) -> Any:
     """Return our optimizer, if it is Adam in float32 without anything else."""
     if (case.rule, case.dtype, case.options) != ("adam", "float32", ()):
         raise AbsentError("takes part in Adam, float32")
+    if case.odd and most_tensors == 1:
+        raise AbsentError("works in memory of its own")
     if case.count > most_tensors:
         raise AbsentError(f"takes part with {most_tensors} tensor" + "s" * (most_tensors > 1))
     return case.optimizer()
@@ -206,8 +211,9 @@ class Apex(Torch):
 
     def _make(self, torch: Any, case: Case) -> Any:
         del torch
-        if case.rule != "adam":
-            raise AbsentError("takes part in Adam")
+        if case.rule != "adam" or dtype_of(case.dtype).itemsize == 2:  # its states are float32
+            raise AbsentError("takes part in Adam, float32 or float64")
+        _in_torch(case)
         adam = load("apex.optimizers").FusedAdam
         o = case.optimizer()
         options = {"betas": (o.beta1, o.beta2), "eps": o.eps, "weight_decay": o.weight_decay}
@@ -223,8 +229,8 @@ class Optax(Contestant):
 
     def __init__(self, job: Job) -> None:
         o = _plain_adam(job.case)
-        if job.case.threads != info()["threads"]:
-            raise AbsentError("takes all threads")
+        if job.case.threads != processors():
+            raise AbsentError("takes a thread for each processor")
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
         self.jax, optax = load("jax"), load("optax")
         rule = optax.adam(o.lr, b1=o.beta1, b2=o.beta2, eps=o.eps)

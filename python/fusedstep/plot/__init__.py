@@ -3,11 +3,11 @@
 import argparse
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from fusedstep.bench.record import read
+from fusedstep.extras import is_missing
 
 from .losses import draw_losses
 from .measurements import draw_ratios, draw_roofline, draw_small, draw_throughput
@@ -86,9 +86,7 @@ def main(argv: list[str]) -> int:
         if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
             parser.error(f"--output is {path}, expected a .png or .svg file in a folder that exists")
     picture = PICTURES[options.picture]
-    if missing := [package for module, package in PACKAGES[picture.extra].items() if find_spec(module) is None]:
-        wanted = f"fusedstep[{picture.extra}]"
-        print(f'plot needs {", ".join(missing)}: python -m pip install "{wanted}"', file=sys.stderr)
+    if is_missing("plot", {module: (package, picture.extra) for module, package in PACKAGES[picture.extra].items()}):
         return 2
     try:
         picture.draw(*([read(options.record)] if picture.of_record else []), *options.output)

@@ -49,8 +49,12 @@ def _caption(record: Record) -> str:
 
 
 def _plain(record: Record) -> list[Measured]:
-    """Return what was measured without options, odd arrays, or states that are set."""
-    return [m for m in record.cases if not (m.case.odd or m.case.states or m.case.options or m.case.grad_dtype)]
+    """Return what was measured without options, odd arrays, or states that are set, by all who did the same work."""
+    return [
+        replace(m, rows=[row for row in m.rows if row.agrees])
+        for m in record.cases
+        if not (m.case.odd or m.case.states or m.case.options or m.case.grad_dtype)
+    ]
 
 
 def _groups(found: Iterable[Measured], **free: Any) -> list[list[Measured]]:
@@ -193,7 +197,7 @@ def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
 
 def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
     """
-    Draw how many times longer the peers take than ours, a bar for each rule and peer; whiskers are the quartiles.
+    Draw how many times longer the peers take than ours, a bar for each rule and peer; whiskers end at the quartiles.
 
     Parameters
     ----------
@@ -215,15 +219,14 @@ def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
     from matplotlib.ticker import LogLocator
 
     groups = _over_rules(record)
-    order = list(rules())
-    figure = blank(1.2 + 0.42 * max(map(len, groups)))
+    rows = [rule for rule in rules() if any(m.case.rule == rule for group in groups for m in group)]
+    figure = blank(1.2 + 0.42 * len(rows))
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     found = {}
     for axes, group in zip(panels, groups, strict=True):
-        group.sort(key=lambda m: order.index(m.case.rule))
         names = sorted({name for m in group for name in m.ratios if name != "copy"}, key=_place)
-        for row, measured in enumerate(group):
-            present = [name for name in names if name in measured.ratios]
+        for measured in group:
+            row, present = rows.index(measured.case.rule), [name for name in names if name in measured.ratios]
             height = 0.84 / max(len(present), 3)
             for i, name in enumerate(present):
                 ratio, look = measured.ratios[name], style(1 + _place(name))
@@ -232,7 +235,7 @@ def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
                     ratio.median - 1,
                     height,
                     left=1,
-                    xerr=ratio.iqr / 2,
+                    xerr=[[ratio.median - ratio.low], [ratio.high - ratio.median]],
                     color=look["color"],
                     hatch=HATCHES[_place(name) % len(HATCHES)],
                     edgecolor="white",
@@ -242,7 +245,7 @@ def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
                 )
         title = f"{short(group[0].case.size)} elements, {group[0].case.where}"
         axes.axvline(1, color="black", linewidth=1)
-        axes.set(xscale="log", yticks=range(len(group)), yticklabels=[m.case.rule for m in group])
+        axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
         axes.margins(y=0.01)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}x")
