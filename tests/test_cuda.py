@@ -1321,15 +1321,15 @@ def test_states_follow_a_parameter_to_another_gpu(cupy, devices):
 # What users run.
 
 
-def test_verify_and_demo_use_the_gpu(cupy, capsys, monkeypatch, tmp_path):
-    from fusedstep import demo
+def test_demo_and_verify_use_the_gpu(cupy, capsys, monkeypatch, tmp_path):
+    from fusedstep import demo, extras
 
-    monkeypatch.setattr(verify, "classes", lambda: [fs.SGD])
     monkeypatch.setattr(demo, "classes", lambda: [fs.SGD, fs.Adam])
-    monkeypatch.setattr(verify, "find_spec", lambda name: True)
-    monkeypatch.setattr(demo, "find_spec", lambda name: True)
-    assert verify.main([]) == 0
-    assert "GPU: the current one of CuPy" in capsys.readouterr().out
+    monkeypatch.setattr(extras, "find_spec", lambda name: True)
     output = tmp_path / "demo.png"
     assert demo.main(["--device", "cuda", "--epochs", "1", "--output", str(output)]) == 0
     assert capsys.readouterr().out.count("yes") == 2
+    monkeypatch.setattr(verify, "classes", lambda: [fs.SGD])
+    monkeypatch.setattr(verify, "find_spec", lambda name: True)
+    assert verify.main([]) == 0
+    assert "GPU: the current one of CuPy" in capsys.readouterr().out
