@@ -39,11 +39,13 @@ RULE double magnitude(double x) {
     return fabs(x);
 }
 
-// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way. What is selected keeps
-// its bits: compared is a + 0, lest a compiler make a maxss of it, which flushes subnormals.
+// What is compared has been added to 0, which flushes subnormals: ptxas may not when it compares, and a maxss, which
+// some compilers would make of the selection, would flush what must keep its bits.
+
+// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way.
 template <class T>
 RULE T larger(T a, T b) {
-    return a + T(0) > b || a != a ? a : b;
+    return a + T(0) > b + T(0) || a != a ? a : b;
 }
 
 // min(max(x, -limit), limit) for a limit that is not NaN, with the same care.
@@ -56,9 +58,8 @@ RULE T clipped(T x, T limit) {
 // sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN.
 template <class T>
 RULE T with_sign_of(T x, T y) {
-    T s = x + T(0);
-    s = x > 0 ? y : s;
-    return x < 0 ? -y : s;
+    T s = x + T(0), positive = s > 0 ? y : s;
+    return s < 0 ? -y : positive;
 }
 
 // The number of words in "m v": how many states or hyperparameters a rule has.
