@@ -19,7 +19,9 @@ part() {
     local name=$1 seconds=$2 begin=$SECONDS status=0 how=passed
     shift 2
     echo "$name ..."
-    timeout --signal=INT --kill-after=5 "$seconds" "$@" >"$out/$name.log" 2>&1 </dev/null || status=$?
+    # A shell that was started in the background ignores this signal, and so would all that it starts.
+    timeout --signal=INT --kill-after=10 "$seconds" env --default-signal=INT "$@" >"$out/$name.log" 2>&1 </dev/null ||
+        status=$?
     if ((status)); then
         failed=1
         how="FAILED ($status)"

@@ -401,6 +401,10 @@ def asarray(source, dtype=None):
     return source if isinstance(source, ndarray) and dtype in (None, source.dtype) else array(source, dtype)
 
 
+def concatenate(arrays):
+    return array(np.concatenate([each.get() for each in arrays]))
+
+
 def asnumpy(source):
     return source.get() if isinstance(source, ndarray) else np.asarray(source)
 

@@ -116,11 +116,15 @@ class Job:
     def sample(self, arrays: list[Array]) -> npt.NDArray[Any]:
         """Return some elements of each array, those at its ends among them, all in one array of NumPy."""
         stride = max(1, self.case.parameters // SAMPLE)
-        ends = LINE if stride > 1 else 0
         dtype = arrays[0].dtype
-        bits = [array.view(f"u{dtype.itemsize}") for array in arrays]  # CuPy cannot gather every dtype
-        parts = [part for a in bits for part in (a[:ends], a[::stride], a[a.size - ends :])]
-        return np.concatenate([to_host(part) for part in parts]).view(dtype)
+        parts: list[Array] = []
+        for array in arrays:
+            bits = array.view(f"u{dtype.itemsize}")  # CuPy cannot gather every dtype
+            inner = bits[LINE:-LINE:stride]
+            parts += [bits[:LINE], inner, bits[-LINE:]] if bits.size > 2 * LINE else [bits]
+        gathered = np.concatenate(parts) if self.case.device == "cpu" else to_host(cupy().concatenate(parts))
+        sampled: npt.NDArray[Any] = gathered.view(dtype)
+        return sampled
 
     def expected(self) -> npt.NDArray[Any] | None:
         """Return the sample as the reference leaves it after the compared steps, if it can tell from a sample."""
