@@ -127,7 +127,7 @@ def test_launches(tell, tmp_path, size, options):
     calls, trace = 4, tmp_path / "trace.json"
     host_time(step, 3)
     cupy().cuda.Device().synchronize()
-    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as seen:
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA], acc_events=True) as seen:
         host_time(step, calls)
         cupy().cuda.Device().synchronize()
     seen.export_chrome_trace(str(trace))
