@@ -310,20 +310,22 @@ def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
                 place, count = order.index(m.case.rule), operations(m.case.rule)
                 look = style(place) | {"linestyle": "", "markersize": 7, "zorder": 3}
                 look["marker"] = MARKERS[place % len(MARKERS)]
-                if i % 2 == 0 and len(own) > 1:
+                if i < len(own) - 1:
                     look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
                 speed = count * m.case.parameters / m.ours.timing.median / 1e9
                 label = m.case.rule if group is own[-1] else None
                 axes.plot(count / m.case.bytes_per_parameter, speed, label=label, **look)
         axes.set(xscale="log", yscale="log", xlim=INTENSITIES)
-        axes.set_title(f"{device}, float32, {own[0][0].case.where}", fontsize=9, loc="left")
+        where = dict.fromkeys((device, "float32", own[0][0].case.where))  # of a GPU, the same as the device
+        axes.set_title(", ".join(where), fontsize=9, loc="left")
         axes.set_xlabel("operations per byte", fontsize=8)
         axes.set_ylabel("10\N{SUPERSCRIPT NINE} operations per second", fontsize=8)
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sizes = " and ".join(dict.fromkeys(short(group[0].case.size) for group in groups))
-    title = f"Every rule under its roof, {sizes} elements (the first hollow)"
+    hollow = " (the first hollow)" if len(groups) > len(devices) else ""
+    title = f"Every rule under its roof, {sizes} elements{hollow}"
     _finish(figure, record, title, paths)
     return panels
 
@@ -341,6 +343,7 @@ def _draw_roofs(axes: Any, groups: list[list[Measured]], flop_per_s: float | Non
         if rates:
             rate = max(rates)
             edge = min(high, flop_per_s / 1e9 / rate) if flop_per_s else high
-            axes.plot([low, edge], [low * rate, edge * rate], linestyle=("--", "-")[i % 2], **look)
+            axes.plot([low, edge], [low * rate, edge * rate], linestyle="--" if i < len(groups) - 1 else "-", **look)
             text = f"limit, {short(group[0].case.size)} elements:\n{rate:.0f} GB/s"
-            axes.annotate(text, (edge, edge * rate), xytext=(2, -16), va="top", **note)
+            place: dict[str, Any] = {"xytext": (2, -16)} if edge < high / 3 else {"xytext": (-6, -60), "ha": "right"}
+            axes.annotate(text, (edge, edge * rate), va="top", **place, **note)
