@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 import pybind11
@@ -87,17 +88,21 @@ def test_the_check_sees_what_it_looks_for(wrong, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
+def cubins(tmp_path_factory):
+    return tmp_path_factory.mktemp("cubins")
+
+
+@pytest.fixture(scope="module")
+def reports(cubins):
     """What ptxas says of each kernel on each architecture: its registers, and the bytes that it spills."""
     if not NVCC:
         pytest.skip("needs nvcc")
     listed = subprocess.run([NVCC, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
     jobs = [(name, arch) for arch in ARCHITECTURES if f"compute_{arch}" in listed for name in SOURCES]
-    folder = tmp_path_factory.mktemp("cubins")
 
     def report(job):
         name, arch = job
-        text = nvcc(name, folder / f"{name}_{arch}.cubin", "-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", *flags())
+        text = nvcc(name, cubins / f"{name}_{arch}.cubin", "-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", *flags())
         kernels = re.findall(
             r"Compiling entry function '(\w+)'.*\n.*\n\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
             r"spill loads\n.*Used (\d+) registers",
@@ -125,6 +130,51 @@ def test_every_rule_has_its_kernels(reports):
             assert len(own) == weights[name], (name, rule)
         common = 5 if name == "prepare" else 0
         assert len(kernels) == weights[name] * len(rules()) + common
+
+
+def disassembler():
+    """Return the path of nvdisasm, which CUDA has, and PyPI too."""
+    try:
+        packaged = [str(file.locate()) for file in files("nvidia-cuda-nvdisasm") if file.name == "nvdisasm"]
+    except PackageNotFoundError:
+        packaged = []
+    return (packaged or [shutil.which("nvdisasm")])[0]
+
+
+def keeping_subnormals(text):
+    """Return the instructions that do not flush subnormals, but for comparisons with a normal number."""
+    found = []
+    for code, operands in re.findall(r"\s(F(?:ADD|MUL|SETP|SET|MNMX)[\w.]*) ([^;]*);", text):
+        numbers = re.findall(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?", operands)
+        exempt = code.startswith("FSETP") and any(float(each) >= 2.0**-126 for each in numbers)
+        if ".FTZ" not in code and not exempt:
+            found.append(f"{code} {operands}")
+    return found
+
+
+def test_what_flushes_in_ptx_flushes_on_the_processor(reports, cubins):
+    """By ptxas, a comparison that a branch guards may lose it."""
+    if not (program := disassembler()):
+        pytest.skip("needs nvdisasm")
+    for name, arch in reports:
+        if name in ("float32", "mixed"):
+            command = [program, "-c", cubins / f"{name}_{arch}.cubin"]
+            text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+            assert text.count("FADD.FTZ") > 1000
+            assert keeping_subnormals(text) == [], (name, arch)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (" FADD.FTZ R36, RZ, R20 ; FSETP.GEU.FTZ.OR P5, PT, R20.reuse, RZ, !P1 ;", 0),
+        (" FSETP.GTU.OR P5, PT, R12, -1.175494350822287508e-38, !P2 ;", 0),
+        (" FADD.FTZ R36, RZ, R20 ; FSETP.GEU.OR P5, PT, R36, RZ, !P1 ;", 1),
+        (" FSETP.GTU.OR P5, PT, R12, 1.1e-38, !P2 ; @P1 FMUL R1, R2, R3 ;", 2),
+    ],
+)
+def test_the_check_of_instructions_sees_what_it_looks_for(text, count):
+    assert len(keeping_subnormals(text)) == count
 
 
 # The build.

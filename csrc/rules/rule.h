@@ -39,10 +39,16 @@ RULE double magnitude(double x) {
     return fabs(x);
 }
 
-// What is compared has been added to 0, which flushes subnormals: ptxas may not when it compares, and a maxss, which
-// some compilers would make of the selection, would flush what must keep its bits.
+// The smallest number that is more than 0: subnormal floats are not, as they are flushed.
+RULE constexpr float least(float) {
+    return 0x1p-126f;
+}
+RULE constexpr double least(double) {
+    return 0x1p-1074;
+}
 
-// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way.
+// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way. What is selected keeps
+// its bits: compared is a + 0, lest a compiler make a maxss of it, which flushes subnormals.
 template <class T>
 RULE T larger(T a, T b) {
     return a + T(0) > b + T(0) || a != a ? a : b;
@@ -55,11 +61,12 @@ RULE T clipped(T x, T limit) {
     return above >= limit ? limit : above;
 }
 
-// sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN.
+// sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN. Not compared with 0: where a branch
+// guards the comparison, ptxas drops its flush.
 template <class T>
 RULE T with_sign_of(T x, T y) {
-    T s = x + T(0), positive = s > 0 ? y : s;
-    return s < 0 ? -y : positive;
+    T s = x + T(0), positive = x >= least(x) ? y : s;
+    return x <= -least(x) ? -y : positive;
 }
 
 // The number of words in "m v": how many states or hyperparameters a rule has.
