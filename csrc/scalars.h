@@ -16,8 +16,9 @@ RULE void derive(const double* hyper, Clock& clock, Group& group) {
     using Scalars = typename Rule::template Scalars<double>;
     static_assert(sizeof(Hyper) == words(Rule::hypers) * sizeof(double));
     static_assert(words(Rule::hypers) + words(Around::hypers) <= kMaxHypers);
-    static_assert(sizeof(Scalars) <= kMaxRuleScalars * sizeof(double));
-    static_assert(sizeof(Around::Scalars<double>) <= (kMaxScalars - kMaxRuleScalars) * sizeof(double));
+    constexpr int kOwn = sizeof(Scalars) / sizeof(double);
+    constexpr int kAround = sizeof(Around::Scalars<double>) / sizeof(double);
+    static_assert(kOwn <= kMaxRuleScalars && kMaxRuleScalars + kAround <= kMaxScalars);
 
     const auto& h = *reinterpret_cast<const Hyper*>(hyper);
     const auto& a = *reinterpret_cast<const Around::Hyper*>(hyper + words(Rule::hypers));
@@ -34,7 +35,11 @@ RULE void derive(const double* hyper, Clock& clock, Group& group) {
     group.zero_grad = a.zero_grad != 0;
     group.stochastic = a.rounding_stochastic != 0;
     group.seed = static_cast<uint64_t>(a.seed);
-    for (int i = 0; i < kMaxScalars; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
+    auto round = [&](int begin, int end) {
+        for (int i = begin; i < end; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
+    };
+    round(0, kOwn);
+    round(kMaxRuleScalars, kMaxRuleScalars + kAround);
 }
 
 RULE const double* scalars_of(const Group& group, double) {

@@ -138,8 +138,6 @@ void Part::begin(Stream stream, bool captured) {
         set(found_, 0xff, 2 * kTickets * sizeof(Found));                          // NaN, and nobody
         // Tensors without elements have no tile that would set their sum.
         set(table_.squares, 0, sizeof(double) * table_.count * table_.devices);
-        // Not every rule has as many scalars as there is room for; all of them are rounded.
-        set(table_.derived, 0, sizeof(Derived) * table_.count);
     }
     if (tensors_changed_ || was_captured_) send(stream, table_.tensors, tensors_);
     if (tensors_changed_ && table_.tiles) launch(common.own, std::min(table_.count, 65535), kThreads, stream, table_);

@@ -39,7 +39,7 @@ RULE double magnitude(double x) {
     return fabs(x);
 }
 
-// The smallest number that is more than 0: subnormal floats are not, as they are flushed.
+// The smallest number that counts as more than 0: subnormal floats are flushed.
 RULE constexpr float least(float) {
     return 0x1p-126f;
 }
@@ -51,7 +51,7 @@ RULE constexpr double least(double) {
 // its bits: compared is a + 0, lest a compiler make a maxss of it, which flushes subnormals.
 template <class T>
 RULE T larger(T a, T b) {
-    return a + T(0) > b + T(0) || a != a ? a : b;
+    return a + T(0) > b || a != a ? a : b;
 }
 
 // min(max(x, -limit), limit) for a limit that is not NaN, with the same care.

@@ -122,8 +122,8 @@ class Job:
             bits = array.view(f"u{dtype.itemsize}")  # CuPy cannot gather every dtype
             inner = bits[LINE:-LINE:stride]
             parts += [bits[:LINE], inner, bits[-LINE:]] if bits.size > 2 * LINE else [bits]
-        gathered = np.concatenate(parts) if self.case.device == "cpu" else to_host(cupy().concatenate(parts))
-        sampled: npt.NDArray[Any] = gathered.view(dtype)
+        package = np if self.case.device == "cpu" else cupy()
+        sampled: npt.NDArray[Any] = to_host(package.concatenate(parts)).view(dtype)
         return sampled
 
     def expected(self) -> npt.NDArray[Any] | None:
