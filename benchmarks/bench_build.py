@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fusedstep.bench.harness import Timing
+from fusedstep.tools.bench.harness import Timing
 
 TELL = "; import os, sys; print(len(os.listdir('/proc/self/task')) if os.path.exists('/proc') else 1, *sys.modules)"
 

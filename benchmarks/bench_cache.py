@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import fusedstep
-from fusedstep.bench.cases import Case, rules
-from fusedstep.bench.contestants import Fusedstep, Job, Limit
-from fusedstep.bench.harness import Entry
+from fusedstep.tools.bench.cases import Case, rules
+from fusedstep.tools.bench.contestants import Fusedstep, Job, Limit
+from fusedstep.tools.bench.harness import Entry
 
 CACHED = (20 * 1024, 100 * 1024)  # in the second-level cache, and at its edge
 BLOCK = 1024  # elements, which stay in the first-level cache

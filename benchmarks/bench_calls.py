@@ -5,8 +5,8 @@ import pytest
 
 import fusedstep
 from fusedstep import schedules
-from fusedstep.bench.harness import Entry
-from fusedstep.bench.peers import PEERS
+from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.peers import PEERS
 
 OPTIONS = {
     "plain": {},

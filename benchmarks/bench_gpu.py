@@ -10,11 +10,11 @@ from itertools import cycle
 import pytest
 
 import fusedstep
-from fusedstep.bench.cases import NORMAL, SUBNORMAL, Case, rules
-from fusedstep.bench.contestants import AbsentError, Fusedstep, Job
-from fusedstep.bench.gpu import call_time, cupy, gpu_time, loop_time
-from fusedstep.bench.harness import Entry, Timing, host_time
-from fusedstep.bench.peers import PEERS, Torch, TorchForeach
+from fusedstep.tools.bench.cases import NORMAL, SUBNORMAL, Case, rules
+from fusedstep.tools.bench.contestants import AbsentError, Fusedstep, Job
+from fusedstep.tools.bench.gpu import call_time, cupy, gpu_time, loop_time
+from fusedstep.tools.bench.harness import Entry, Timing, host_time
+from fusedstep.tools.bench.peers import PEERS, Torch, TorchForeach
 
 pytestmark = pytest.mark.gpu
 GPU = "cuda:0"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import fusedstep
-from fusedstep.bench.cases import Case
-from fusedstep.bench.contestants import Fusedstep, Job, Limit
-from fusedstep.bench.harness import Entry
-from fusedstep.bench.peers import Torch
+from fusedstep.tools.bench.cases import Case
+from fusedstep.tools.bench.contestants import Fusedstep, Job, Limit
+from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.peers import Torch
 
 SIZES = (10**5, 10**6, 3 * 10**7)
 ISAS = fusedstep.info()["isas"][1:] or fusedstep.info()["isas"]  # those that have vectors for it

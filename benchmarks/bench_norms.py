@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from fusedstep import schedules
-from fusedstep.bench.cases import Case
-from fusedstep.bench.contestants import Fusedstep, Job
-from fusedstep.bench.harness import Entry
-from fusedstep.bench.peers import Torch, TorchForeach
+from fusedstep.tools.bench.cases import Case
+from fusedstep.tools.bench.contestants import Fusedstep, Job
+from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.peers import Torch, TorchForeach
 
 SIZES = (10**5, 10**6, 3 * 10**7)
 OPTIONS: dict[str, dict[str, Any]] = {

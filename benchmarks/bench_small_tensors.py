@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 
-from fusedstep.bench.cases import Case
-from fusedstep.bench.contestants import Fusedstep, Job
-from fusedstep.bench.harness import Entry
-from fusedstep.bench.peers import Expression, Torch, TorchForeach, TorchSingle
+from fusedstep.tools.bench.cases import Case
+from fusedstep.tools.bench.contestants import Fusedstep, Job
+from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.peers import Expression, Torch, TorchForeach, TorchSingle
 
 COUNT = 1000
 

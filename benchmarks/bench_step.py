@@ -3,8 +3,8 @@
 import pytest
 
 import fusedstep
-from fusedstep.bench.cases import rules
-from fusedstep.bench.peers import PEERS, Expression, Torch, TorchForeach, TorchSingle
+from fusedstep.tools.bench.cases import rules
+from fusedstep.tools.bench.peers import PEERS, Expression, Torch, TorchForeach, TorchSingle
 
 LARGE, MEDIUM, SMALL = 30_000_000, 1_000_000, 1_000
 CACHED = 100 * 1024

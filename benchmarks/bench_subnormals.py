@@ -2,10 +2,10 @@
 
 import pytest
 
-from fusedstep.bench.cases import NORMAL, SUBNORMAL, Case
-from fusedstep.bench.contestants import Fusedstep, Job
-from fusedstep.bench.harness import Entry
-from fusedstep.bench.peers import Torch, TorchSingle
+from fusedstep.tools.bench.cases import NORMAL, SUBNORMAL, Case
+from fusedstep.tools.bench.contestants import Fusedstep, Job
+from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.peers import Torch, TorchSingle
 
 SIZE = 100 * 1024
 RULES = ("momentum", "rmsprop", "adadelta", "adam")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fusedstep.bench.cases import thread_counts
-from fusedstep.bench.peers import Torch
+from fusedstep.tools.bench.cases import thread_counts
+from fusedstep.tools.bench.peers import Torch
 
 SIZES = (10**4, 10**5, 10**6, 3 * 10**7)
 

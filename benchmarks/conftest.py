@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 import fusedstep
-from fusedstep.bench import heats, machine
-from fusedstep.bench.cases import Case, crossed, devices, thread_counts
-from fusedstep.bench.contestants import Contestant
-from fusedstep.bench.harness import Entry, Timing, race, ratio
-from fusedstep.bench.record import Measured
+from fusedstep.tools.bench import heats, machine
+from fusedstep.tools.bench.cases import Case, crossed, devices, thread_counts
+from fusedstep.tools.bench.contestants import Contestant
+from fusedstep.tools.bench.harness import Entry, Timing, race, ratio
+from fusedstep.tools.bench.record import Measured
 
 OPERATORS = {">=": operator.ge, "<=": operator.le}
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}

@@ -46,7 +46,7 @@ part build 180 bash -c "$build" "$folder" || finish
 
 workers=()
 if python3 -c "import xdist" 2>/dev/null; then workers=(-n 6 --benchmark-disable); fi
-part tests 90 python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" -m gpu tests/test_cuda.py tests/test_cuda_bench.py || true
+part tests 90 python3 -m pytest -q --tb=short -p no:cacheprovider "${workers[@]}" -m gpu tests/gpu || true
 
 cat >"$folder/short.py" <<'PYTHON'
 import cupy

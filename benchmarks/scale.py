@@ -5,8 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fusedstep.bench.cases import dtype_of
-from fusedstep.bench.record import Measured, Record, read
+from fusedstep.tools.bench.cases import dtype_of
+from fusedstep.tools.bench.record import Measured, Record, read
 
 __all__ = ["Machine", "Placement", "check", "measured", "placements", "table"]
 

@@ -62,7 +62,7 @@ def own_state():
 # CuPy, on a GPU, or on an emulation of its runtime in which the same kernels run as C++.
 
 ROOT = Path(__file__).parents[1]
-EMULATOR = ROOT / "tests" / "emulator"
+EMULATOR = ROOT / "tests" / "gpu" / "emulator"
 
 
 def _module(name, path):
@@ -82,9 +82,9 @@ def _build_emulated(folder):
         pytest.skip("needs g++ on x86-64 Linux")
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
     flags += ["-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-I", EMULATOR, "-I", pybind11.get_include(), "-I", sysconfig.get_path("include")]
+    flags += ["-I", EMULATOR, "-I", ROOT / "csrc", "-I", pybind11.get_include(), "-I", sysconfig.get_path("include")]
     flags += [f'-DFUSEDSTEP_CUDA_{word}="emulated"' for word in ("COMPILER", "FLAGS", "ARCHITECTURES")]
-    cuda = ROOT / "csrc" / "cuda"
+    cuda = ROOT / "csrc" / "engines" / "cuda"
     jobs = {loop: ["-x", "c++", f"-DFUSEDSTEP_LOOP={loop}", cuda / "update.cu"] for loop in ("mixed", "float32")}
     jobs |= {"float64": ["-x", "c++", "-DFUSEDSTEP_LOOP=float64", cuda / "update.cu"]}
     jobs |= {"prepare": ["-x", "c++", cuda / "prepare.cu"], "control": [EMULATOR / "control.cpp"]}

@@ -1,7 +1,7 @@
 // Adadelta (Zeiler 2012, Algorithm 1, where lr = 1).
 // v = rho v + (1 - rho) g^2, d = sqrt((x + eps)/(v + eps)) g, x = rho x + (1 - rho) d^2, u = lr d.
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

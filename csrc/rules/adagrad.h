@@ -1,6 +1,6 @@
 // Adagrad (Duchi, Hazan & Singer 2011, diagonal form). a = a + g^2, u = lr g / (sqrt(a + inside) + outside).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

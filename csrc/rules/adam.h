@@ -2,7 +2,7 @@
 // u = step m / (sqrt(v + inside) + outside). Both bias corrections sit in the scalars: one root, one division.
 // eps beside the corrected root (eps_outside), beside the raw root (eps_hat), or under the corrected root (eps_inside).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

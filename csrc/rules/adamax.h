@@ -1,6 +1,6 @@
 // Adamax (Kingma & Ba 2015, Algorithm 2). w = max(beta2 w, |g| + in_max), u = step m / (w + outside).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

@@ -1,17 +1,17 @@
 // The list of rules: every engine expands it, so a rule that one engine lacks cannot be.
 #pragma once
-#include "adadelta.h"
-#include "adagrad.h"
-#include "adam.h"
-#include "adamax.h"
-#include "amsgrad.h"
-#include "limit.h"
-#include "lion.h"
-#include "momentum.h"
-#include "nadam.h"
-#include "nag.h"
-#include "rmsprop.h"
-#include "sgd.h"
+#include "rules/adadelta.h"
+#include "rules/adagrad.h"
+#include "rules/adam.h"
+#include "rules/adamax.h"
+#include "rules/amsgrad.h"
+#include "rules/limit.h"
+#include "rules/lion.h"
+#include "rules/momentum.h"
+#include "rules/nadam.h"
+#include "rules/nag.h"
+#include "rules/rmsprop.h"
+#include "rules/sgd.h"
 
 #define FUSEDSTEP_RULES(X)     \
     X(SGD)                     \

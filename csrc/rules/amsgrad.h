@@ -1,6 +1,6 @@
 // AMSGrad (Reddi, Kale & Kumar 2018, Algorithm 2): Adam over w, the largest v so far, before its correction.
 #pragma once
-#include "adam.h"
+#include "rules/adam.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Not optimizers but the yardstick beside them: the traffic of a rule with N states and no arithmetic to speak of.
 #pragma once
-#include "sgd.h"
+#include "rules/sgd.h"
 
 namespace {
 

@@ -1,6 +1,6 @@
 // Lion (Chen et al. 2023). c = beta1 m + (1 - beta1) g, m = beta2 m + (1 - beta2) g, u = lr sign(c).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Momentum (Polyak 1964, in the form of Sutskever et al. 2013). b = mu b + a g, u = s b.
 // velocity_step = 1 puts lr into the velocity (Keras), 0 keeps it out (PyTorch); it is folded into a and s.
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

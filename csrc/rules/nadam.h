@@ -1,7 +1,7 @@
 // Nadam (Dozat 2016) with its momentum schedule mu_t = beta1 (1 - 0.5 r^t) and the product of the mu_t so far.
 // u = (cm m + cg g) / (sqrt(v) + outside).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Nesterov's accelerated gradient (1983), with the gradient at the current parameter (Bengio et al. 2013).
 // q = n g, b = mu b + q, u = s (q + mu b).
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

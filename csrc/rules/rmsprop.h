@@ -1,7 +1,7 @@
 // RMSprop (Tieleman & Hinton 2012, lecture 6.5), centered (Graves 2013), and either with momentum.
 // v = rho v + (1 - rho) g^2, d = v or v - m^2, u = lr g / (sqrt(d + inside) + outside); momentum: see each.
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

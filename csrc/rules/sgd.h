@@ -1,6 +1,6 @@
 // Gradient descent (Cauchy 1847); stochastic: Robbins & Monro 1951. u = lr g.
 #pragma once
-#include "rule.h"
+#include "rules/rule.h"
 
 namespace {
 

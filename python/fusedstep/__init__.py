@@ -29,12 +29,13 @@ A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint afte
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fusedstep.core.result import Result
+from fusedstep.core.settings import info, set_num_threads, use_isa
+
 from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
 from .minibatches import minibatches
 from .optimizers import *  # noqa: F403 (its __all__ is the list of optimizers)
-from .result import Result
-from .settings import info, set_num_threads, use_isa
 
 if TYPE_CHECKING:
     from . import reference

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from .settings import info
+from fusedstep.core.settings import info
 
 COMMANDS = {
     "info": "what was built, detected and chosen",
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         for key, value in info().items():
             print(f"{key}: {_readable(value)}")
         return 0
-    code: int = import_module(f"fusedstep.{command}").main(rest)
+    code: int = import_module(f"fusedstep.tools.{command}").main(rest)
     return code
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from .arrays import MASTERS, Array, as_array, device_of, fill, fits, is_on_gpu, number, to_host
-from .hyperparameters import settled
-from .progress import Restored, listed
-from .schedules.description import Plateaus, describe, rebuild, remember
-from .schedules.plateau import plateau
+from fusedstep.core.arrays import MASTERS, Array, as_array, device_of, fill, fits, is_on_gpu, number, to_host
+from fusedstep.core.hyperparameters import settled
+from fusedstep.core.progress import Restored, listed
+from fusedstep.schedules.description import Plateaus, describe, rebuild, remember
+from fusedstep.schedules.plateau import plateau
 
 if TYPE_CHECKING:
-    from .optimizer import Optimizer
+    from fusedstep.core.optimizer import Optimizer
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
@@ -135,7 +135,7 @@ def save(path: Path, opt: "Optimizer", params: Any = None, *, extra: Any = None)
     The file is written beside the old one, flushed to the disk, and renamed; a process that is killed meanwhile leaves
     a folder ``.NAME.*.tmp`` behind. It holds a digest of every array, one of the whole, and the version of its format.
     """
-    from . import archive  # here, because it imports much that a step does not need
+    from fusedstep.core import archive  # here, because it imports much that a step does not need
 
     _check_optimizer(opt)
     with opt._alone():
@@ -199,7 +199,7 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
     -----
     Everything is checked first: an error leaves optimizer and parameters as they were.
     """
-    from . import archive
+    from fusedstep.core import archive
 
     _check_optimizer(opt)
     arrays, meta = archive.read(path)
@@ -233,7 +233,7 @@ def load(path: Path, opt: "Optimizer", params: Any = None) -> Any:
 
 
 def _check_optimizer(opt: Any) -> None:
-    from .optimizer import Optimizer  # which imports this module
+    from fusedstep.core.optimizer import Optimizer  # which imports this module
 
     if not isinstance(opt, Optimizer):
         raise TypeError(f"opt is of type {type(opt).__name__}, expected an optimizer")

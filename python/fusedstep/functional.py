@@ -27,9 +27,10 @@ from typing import Any, Literal, TypedDict, Unpack, get_args, get_type_hints
 
 import numpy as np
 
+from fusedstep.core.hyperparameters import check, check_clips, declared, numbers
+from fusedstep.core.optimizer import Optimizer
+
 from . import _cpu
-from .hyperparameters import check, check_clips, declared, numbers
-from .optimizer import Optimizer
 
 __all__ = [
     "adadelta",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .hyperparameters import integer
+from fusedstep.core.hyperparameters import integer
 
 __all__ = ["minibatches"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from .hyperparameters import Scheduled
-from .optimizer import Optimizer
+from fusedstep.core.hyperparameters import Scheduled
+from fusedstep.core.optimizer import Optimizer
 
 __all__ = [
     "NAG",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fusedstep.hyperparameters import rational_power
+from fusedstep.core.hyperparameters import rational_power
 
 from .schedule import Boundary, Schedule, one_more
 

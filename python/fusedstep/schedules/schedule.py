@@ -7,7 +7,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fusedstep.hyperparameters import check, integer
+from fusedstep.core.hyperparameters import check, integer
 
 __all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "number", "one_more", "real", "sequence"]
 

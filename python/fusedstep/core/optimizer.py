@@ -1,0 +1,483 @@
+"""
+What all optimizers have in common: hyperparameters, and the step.
+
+It knows no formula, pointer or device: it hands arrays to the plan of an engine, and numbers to its rules.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from threading import Lock
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedstep import _cpu, checkpoint
+
+from .arrays import Array, copied, is_on_gpu
+from .hyperparameters import CLIPS, NEVER_ON_GPU, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
+from .progress import Averages, Progress, listed, noise_number
+from .result import PLAIN, Pendings, Result, told
+
+__all__ = ["Optimizer"]
+
+
+_ONE = 1.0
+
+
+class _Matching(NamedTuple):
+    """The overrides, and the parameters that they concern."""
+
+    overrides: Mapping[Hashable, Mapping[str, Any]] | None
+    keys: list[Hashable]  # those of the plan
+    layers: list[Layer]  # one for each combination of overrides in use
+    layer_of: npt.NDArray[np.int64]  # of each key
+    is_scheduled: bool
+
+
+class _Average:
+    """The field `ema`: what is set is the decay, what is read are the averages."""
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        if optimizer is None:
+            return None  # the default
+        return Averages(optimizer._ema, optimizer._progress.ema)
+
+    def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
+        optimizer._ema = value
+
+
+@dataclass(eq=False, kw_only=True)
+class Optimizer:
+    """
+    What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
+
+    For every element, in this order, each where it is asked for: the gradient is multiplied by `grad_scale`, clipped by
+    a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule makes an update of it, to
+    which the decoupled decay is added; the parameter is updated, then its average, and the gradient is zeroed. All of
+    it happens in one pass over memory.
+
+    Parameters
+    ----------
+    grad_scale : float or callable
+        Factor on the gradient, beside that of the step.
+    clip_value, clip_norm, clip_global_norm : float, callable or None
+        Limit above 0 of each element of a gradient, of the norm of each gradient, or of the norm of all gradients of a
+        step: a larger one is scaled down to it. At most one of the three. The norm is that of the scaled gradient;
+        where it is not finite, `clip_norm` makes the gradient 0 or NaN and `clip_global_norm` makes everything NaN.
+        A parameter with another `clip_global_norm` in `overrides` has a limit of its own on the same norm.
+    maximize : bool
+        Whether to climb: the gradient is negated.
+    l1, weight_decay : float or callable
+        Strength of the decay: ``l1 * sign(p)`` and ``weight_decay * p`` are added to the gradient (L1, L2). Where
+        `decoupled`, ``lr * weight_decay * p`` is subtracted from the parameter beside the update instead (Loshchilov &
+        Hutter 2019, "Decoupled weight decay regularization").
+    decoupled : bool
+        Whether `weight_decay` bypasses the rule.
+    ema : float, callable or None
+        Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
+        update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
+        averaging"). The averages are in ``optimizer.ema[key]``, the decay in ``optimizer.ema.decay``; it is changed by
+        ``optimizer.ema = 0.99``. Switched off and on again, an average goes on from where it was.
+    zero_grad : bool
+        Whether gradients are set to 0 once they have been read, also in a step that is skipped.
+    skip_nonfinite : bool
+        Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
+        they are. It reads the gradients once more, as a norm does.
+    state_dtype : {"float32", "same"}
+        The dtype of the states and averages of float16 and bfloat16 parameters: float32, or that of the parameter.
+        Those that have been made keep theirs.
+    master_weights : {False, True, "split"}
+        Whether half-precision parameters have a float32 master, which collects the updates and is rounded to be the
+        parameter: ``state[key]["master"]``. Where "split", it is kept as the bfloat16 parameter, which in a tie is
+        rounded away from zero, and the 16 bits that it lacks, uint16: ``state[key]["remainder"]``. What the caller
+        writes into a parameter counts: there, the master begins anew, but for those 16 bits, which stay.
+    rounding : {"nearest", "stochastic"}
+        How what is computed in float32 becomes float16 or bfloat16: to nearest, or up or down by chance, so that the
+        mean is kept and small updates are not lost (Gupta et al. 2015, "Deep learning with limited numerical
+        precision"). A parameter with a master is its nearest number in any case.
+    seed : int
+        From 0 to below 2**53: the random bits are a function of it, of the number of the update, of the parameter's
+        key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+    overrides : mapping
+        Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
+        patterns win over earlier ones, and exact keys over patterns.
+
+    Raises
+    ------
+    TypeError
+        If an option does not exist or has a wrong type, at construction or when it is set.
+    ValueError
+        If a value is out of range, if more than one clipping is set, or if an override asks for another rule than the
+        rest.
+
+    Notes
+    -----
+    Beside parameters on a GPU, most numbers may also be a float64 array of one element there: it is read by each step
+    and not checked, so that a CUDA graph can be replayed with another learning rate.
+
+    Every hyperparameter that is a number may be a function: it is called with the number of finished updates of the
+    parameter, 0 at the first, and returns the number; see `fusedstep.schedules`. An instance makes one step at a time.
+    It can be pickled, if such functions can, and copied; parameters are not part of it.
+    """
+
+    grad_scale: Scheduled = 1.0
+    clip_value: Scheduled | None = None
+    clip_norm: Scheduled | None = None
+    clip_global_norm: Scheduled | None = None
+    maximize: bool = False
+    l1: Scheduled = 0.0
+    weight_decay: Scheduled = 0.0
+    decoupled: bool = False
+    ema: _Average = _Average()
+    zero_grad: bool = False
+    skip_nonfinite: bool = False
+    state_dtype: Literal["float32", "same"] = "float32"
+    master_weights: Literal[False, True, "split"] = False
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    seed: int = 0
+    overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
+
+    rule: ClassVar[str]
+    accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
+    always_decoupled: ClassVar[bool] = False
+    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # what PyTorch calls the states, and Nadam's product
+    _ema: ClassVar[Any] = None  # the decay of the averages; an instance has its own
+    _ready: ClassVar[bool] = False  # whether all fields are there
+
+    def __post_init__(self) -> None:
+        self._turn = Lock()  # one step at a time
+        self._progress = Progress()
+        self._plan: _cpu.Plan | None = None
+        self._captured: list[_cpu.Plan] = []  # plans of steps that graphs may repeat
+        self._pending = Pendings()
+        self._settings = self._settle()
+        self._matching = _Matching(None, [], [], np.zeros(0, np.int64), False)
+        self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
+        self._stale = self._changed = True  # whether something is to be handed to the plan; whether since it was set
+        self._ready = True  # type: ignore[misc]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+            return
+        value = self._checked(name, value)
+        if name in CLIPS:
+            check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
+        if self._ready and (self.overrides or name == "overrides"):
+            self._settle(**{name: value})  # refuses what clashes with an override
+        object.__setattr__(self, name, value)
+        self._changed = True
+        self._stale = True  # last, lest a step in another thread miss it
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} cannot be deleted, expected a new value")
+
+    @classmethod
+    def _checked(cls, name: str, value: Any, label: str = "") -> Any:
+        hints = declared(cls)
+        if name == "overrides" and not label:
+            return cls._frozen(value)
+        if name == "ema" and isinstance(value, Averages):
+            value = value.decay
+        fixed = {"decoupled"} if cls.always_decoupled else set()
+        fixed |= {"skip_nonfinite"} if label else set()  # it concerns a step as a whole
+        if name not in hints or name in fixed:
+            listed = ", ".join(known for known in hints if known not in fixed)
+            raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
+        if hints[name] is float and callable(value):
+            return value
+        if is_on_gpu(value) and hints[name] is float and name not in NEVER_ON_GPU:
+            return value  # read there, by each step
+        return check(name, value, hints[name], label)
+
+    @classmethod
+    def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
+        # Read-only, because a change inside would go unnoticed.
+        if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
+            raise TypeError(f"overrides is {overrides!r}, expected a mapping: key or pattern -> {{name: value}}")
+        return MappingProxyType(
+            {
+                key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})
+                for key, some in overrides.items()
+            }
+        )
+
+    # What the rules want to know.
+
+    def _rule(self, values: Mapping[str, Any]) -> str:
+        """Return the name of the rule that these hyperparameters ask for."""
+        del values
+        return self.rule
+
+    def _values(self) -> dict[str, Any]:
+        names = declared(type(self))
+        return {name: getattr(self, "_ema" if name == "ema" else name) for name in names} | {
+            "overrides": self.overrides
+        }
+
+    def _settle(self, **changes: Any) -> Settings:
+        """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
+        values = self._values() | changes
+        settings = Settings(values, values["overrides"], self._rule(values))
+        for key in settings.overrides:
+            own = settings.of((key,))
+            check_clips(own, f"overrides[{key!r}]: ")
+            if (rule := self._rule(own)) != settings.rule:
+                raise ValueError(
+                    f"overrides[{key!r}] asks for the rule {rule}, expected hyperparameters of {settings.rule} like "
+                    "the others"
+                )
+        return settings
+
+    # Steps.
+
+    def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
+        """
+        Update parameters in place, once.
+
+        Parameters
+        ----------
+        params : array, sequence or mapping of arrays
+            The parameters, float32, float64, float16 or bfloat16 (of `ml_dtypes`), of any shape, C-contiguous,
+            writable. Updated in place.
+        grads : like `params`
+            Their gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
+            half precision for a float32 one. A gradient that is None, or missing from a mapping, leaves its parameter,
+            states and step count alone. Gradients are only read, unless `zero_grad`.
+        grad_scale : float or array
+            Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
+            accumulated batches. Beside parameters on a GPU also a float64 array of one element there.
+        stream : object, optional
+            On a GPU, the stream in which to make the step, with ``__cuda_stream__``, as streams of CuPy and PyTorch
+            have it; by default CuPy's current one. What CuPy's current stream does before is waited for there, and
+            what comes after waits for the step.
+
+        Returns
+        -------
+        Result
+            The norm of the gradients, if it was needed, and whether the step was skipped.
+
+        Raises
+        ------
+        TypeError
+            If something is not an array, or has a dtype or byte order that is not wanted; if some arrays are in host
+            memory and others on a GPU; if `grads` is another kind of container than `params`; or if a scheduled
+            hyperparameter is no number.
+        ValueError
+            If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
+            call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
+            `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
+            an override fits no parameter.
+        BufferError
+            If an array of another library does not export its memory.
+        MemoryError
+            If there is no memory for the states.
+        RuntimeError
+            If an array is on a GPU that cannot be used, with what CUDA says or what is missing; if this optimizer is
+            already in a step; if a first step is captured into a graph; or if `params` changes during the call.
+
+        Notes
+        -----
+        Everything is checked before the first write: a refused step changes nothing.
+
+        On a GPU, the step is put into a stream and not waited for: one launch derives the scalars and one updates all
+        tensors of a device; where gradients are measured, two or three come before them. Reading the result,
+        `t` or a checkpoint waits. Parameters may be spread over several GPUs. A step may be captured into a CUDA graph
+        once it has been made before: each replay is an update, counts, and reads what is on the GPU (`grad_scale`,
+        hyperparameters) anew. The graph uses the states and tables of this optimizer, which must live as long; where
+        parameters or options change or a checkpoint is loaded, it has to be captured anew. A step does not know of
+        replays in other streams, and does not wait for them.
+        """
+        if grad_scale is not _ONE and not is_on_gpu(grad_scale):
+            grad_scale = check("grad_scale", grad_scale)
+        if not self._turn.acquire(False):
+            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
+        try:
+            if self._stale:
+                self._refresh()
+            if self._pending:
+                self._pending.make_room()
+            plan = self._plan
+            if plan is not None:
+                outcome = plan.run(params, grads, grad_scale, stream)
+                if outcome is True:
+                    return PLAIN
+                if outcome is not False:
+                    return self._result(plan, outcome)
+            return self._replan(params, grads, grad_scale, stream)
+        finally:
+            self._turn.release()
+
+    def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.Ticket) -> Result:
+        if isinstance(outcome, bool):
+            return PLAIN
+        return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
+
+    def _refresh(self) -> None:
+        """Hand hyperparameters to the plan that have changed, or that change with every step."""
+        self._stale = False  # first: what is set meanwhile counts in the next step
+        changed, self._changed = self._changed, False
+        try:
+            if changed:
+                before, self._settings = self._settings, self._settle()
+                if self._plan is not None and self._settings.rule == before.rule:
+                    self._match(self._plan.keys)
+                else:
+                    self._drop_plan()
+            if self._plan is not None:
+                self._hand_over(self._plan, self._progress, self._clock_index)
+        except BaseException:
+            self._changed = self._stale = True
+            raise
+
+    def _match(self, keys: list[Hashable]) -> None:
+        """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
+        settings, before = self._settings, self._matching
+        overrides, layer_of = settings.overrides, before.layer_of
+        combinations = [layer.combination for layer in before.layers]
+        if overrides is not before.overrides or keys is not before.keys:
+            patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
+
+            def concerning(key: Hashable) -> tuple[Hashable, ...]:
+                matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
+                return (*matches, key) if key in overrides else tuple(matches)
+
+            found = [concerning(key) for key in keys]
+            used = {o for some in (*found, *map(concerning, self._progress.clock_of)) for o in some}
+            for key in overrides:
+                if key not in used:
+                    raise ValueError(
+                        f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
+                    )
+            number = {combination: i for i, combination in enumerate(dict.fromkeys(found))}
+            combinations, layer_of = list(number), np.array([number[some] for some in found], np.int64)
+        names = _cpu.rules[settings.rule][2]
+        layers = [Layer(settings, combination, names) for combination in combinations]
+        self._matching = _Matching(overrides, keys, layers, layer_of, any(layer.scheduled for layer in layers))
+
+    def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
+        """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
+        matching = self._matching
+        rows = [(i, 0) for i in range(len(matching.layers))]
+        row_of = matching.layer_of
+        if matching.is_scheduled:
+            self._stale = True
+            done = progress.clocks["t"][clock_index]
+            first = int(done[0]) if done.size else 0
+            rows = [(i, first) for i, _ in rows]
+            if done.size > 1 and (done != first).any():
+                counts, count_of = np.unique(done, return_inverse=True)
+                pairs, row_of = np.unique(row_of * counts.size + count_of, return_inverse=True)
+                rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
+        plan.set_hypers([matching.layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
+
+    def _drop_plan(self) -> None:
+        if self._plan is not None and self._plan.was_captured:
+            self._captured.append(self._plan)
+        self._plan = None
+
+    def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+        """Make a step with tensors that are new: look at them all, make their states, and remember them."""
+        self._drop_plan()
+        number, names, _ = _cpu.rules[self._settings.rule]
+        plan = _cpu.Plan(number, params)
+        seen = plan.check(params, grads)
+        keys = plan.keys
+        self._match(keys)
+
+        progress = self._progress.extended(keys)
+        counts = progress.t
+        for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
+            if look is not None:
+                values, start = self._matching.layers[i].values, dict.fromkeys(names, 0.0)
+                if self.accumulator:
+                    name = "initial_accumulator"
+                    start[self.accumulator] = at({name: values[name]}, counts[key])[name]
+                progress.make(
+                    key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
+                )
+        states = [progress.state.get(key, {}) for key in keys]
+        clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
+        plan.bind(
+            [
+                (*(s[n] for n in names), progress.ema.get(key), s.get("master", s.get("remainder")))
+                if s.keys() >= set(names)
+                else None
+                for key, s in zip(keys, states, strict=True)
+            ],
+            progress.clocks,
+            clock_index,
+            np.array([noise_number(key) for key in keys], np.uint64),
+        )
+        self._hand_over(plan, progress, clock_index)
+
+        progress.plan = plan
+        outcome = plan.run(params, grads, grad_scale, stream)
+        if outcome is False:
+            raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
+        result = self._result(plan, outcome)
+        if not result.skipped:  # else nothing was made
+            self._progress.become(progress)
+            self._plan, self._clock_index = plan, clock_index
+        return result
+
+    # What it remembers.
+
+    @property
+    def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
+        """The states: key -> name -> array, beside its parameter. The arrays may be written to, not replaced."""
+        return MappingProxyType(self._progress.state)
+
+    @property
+    def t(self) -> Mapping[Hashable, int]:
+        """The number of finished updates of each parameter."""
+        return MappingProxyType(self._progress.t)
+
+    state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._alone():
+            known = self._known()
+            known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
+            known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
+            known["hyperparameters"] = settled(known["hyperparameters"])
+        return known
+
+    def __setstate__(self, known: dict[str, Any]) -> None:
+        type(self).__init__(self, **known["hyperparameters"])
+        restored = self._progress.restored(known, self._state_names(), self.torch_states)
+        for target, source in restored.copies:
+            target[...] = source
+        self._progress.become(restored.progress)
+
+    def _known(self) -> dict[str, Any]:
+        """Return all that it is, with the arrays themselves."""
+        now = self._values()
+        values = {f.name: now[f.name] for f in fields(self) if f.init}
+        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
+        self._progress.wait()
+        return {"hyperparameters": values, **self._progress.export(self._state_names())}
+
+    def _state_names(self) -> tuple[str, ...]:
+        return _cpu.rules[self._settle().rule][1]
+
+    def _become(self, other: "Optimizer", progress: Progress) -> None:
+        """Take over hyperparameters that have been checked, and progress."""
+        for name, value in other._known()["hyperparameters"].items():
+            object.__setattr__(self, name, other.overrides if name == "overrides" else value)
+        self._progress.become(progress)
+        self._drop_plan()
+        self._changed = self._stale = True
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._turn.acquire(False):
+            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
+        try:
+            yield
+        finally:
+            self._turn.release()

@@ -1,0 +1,103 @@
+"""What a step found out about its gradients, at once or when somebody asks."""
+
+from collections import deque
+from collections.abc import Hashable
+from dataclasses import dataclass, fields
+from typing import Any
+from weakref import ref
+
+from fusedstep import _cpu
+
+__all__ = ["PLAIN", "Pending", "Pendings", "Result", "told"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """
+    What a step found out.
+
+    On a GPU, reading it waits for the step; a step whose result is not read waits for nothing.
+
+    Attributes
+    ----------
+    grad_norm : float or None
+        Norm of all gradients of the step, unscaled and before clipping; None unless clipping by a norm or
+        `skip_nonfinite` asked for it.
+    skipped : bool
+        Whether nothing was updated, because a gradient was not finite.
+    nonfinite : hashable
+        Key of the first parameter whose gradient was not finite, where the step was skipped; else None.
+    """
+
+    grad_norm: float | None = None
+    skipped: bool = False
+    nonfinite: Hashable = None
+
+
+PLAIN = Result()
+
+
+def told(found: tuple[float, int | None], plan: _cpu.Plan) -> Result:
+    """Return what a plan found as a result."""
+    norm, at = found
+    return Result(norm, at is not None, None if at is None else plan.keys[at])
+
+
+class Pending(Result):
+    """A result that is on a GPU until it is read. That of a step in a graph is that of its last replay."""
+
+    __slots__ = ("__weakref__", "_found", "_plan", "_ticket")
+    _found: Result | None
+    _plan: _cpu.Plan
+    _ticket: _cpu.Ticket
+
+    def __init__(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> None:
+        for name, value in (("_ticket", ticket), ("_plan", plan), ("_found", None)):
+            object.__setattr__(self, name, value)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _NAMES:
+            return getattr(self.read(), name)
+        return object.__getattribute__(self, name)
+
+    def read(self) -> Result:
+        """Return the result itself."""
+        if self._found is not None:
+            return self._found
+        ticket = self._ticket
+        found = told(ticket.read(), self._plan)
+        if not ticket.is_captured:
+            object.__setattr__(self, "_found", found)
+            object.__setattr__(self, "_ticket", None)  # and the memory behind it
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return self.read() == (other.read() if isinstance(other, Pending) else other)
+
+    def __hash__(self) -> int:
+        return hash(self.read())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        found = self.read()
+        return Result, (found.grad_norm, found.skipped, found.nonfinite)
+
+
+_NAMES = {f.name for f in fields(Result)}
+
+
+class Pendings(deque[ref[Pending]]):
+    """The pending results of an optimizer: one is read before the GPU writes over it, if anybody still has it."""
+
+    def make_room(self) -> None:
+        """Prepare for the next step."""
+        if len(self) == _cpu.tickets:
+            if (oldest := self[0]()) is not None:
+                oldest.read()
+            self.popleft()
+
+    def add(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> Pending:
+        """Return the result that a ticket stands for."""
+        result = Pending(ticket, plan)
+        if not ticket.is_captured:
+            self.append(ref(result))
+        return result

@@ -1,0 +1,1 @@
+"""Programs around the optimizers: verify, bench, plot and demo, as `python -m fusedstep` runs them."""

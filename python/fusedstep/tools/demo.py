@@ -1,0 +1,501 @@
+"""
+Train a small network on handwritten digits with every optimizer: `python -m fusedstep demo`.
+
+Each optimizer trains twice from the same weights on the same batches, once with the kernels and once with the class of
+the same name in `fusedstep.reference`: accuracy, time, and whether both end with the same bits. With `--dtype bfloat16`
+or `--dtype float16` it does so for each way to keep parameters in 16 bits, beside float32. With `--device cuda` the
+parameters of the kernels are arrays of CuPy, and their steps are made on the GPU.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fusedstep import optimizers, reference
+from fusedstep.core.arrays import is_on_gpu, to_host
+from fusedstep.core.settings import info
+from fusedstep.minibatches import minibatches
+
+from .extras import is_missing
+from .verify import classes
+
+__all__ = [
+    "Digits",
+    "Run",
+    "Storage",
+    "gradients",
+    "load",
+    "main",
+    "quadratic",
+    "rate",
+    "same_bits",
+    "storages",
+    "train",
+]
+
+Array = npt.NDArray[Any]
+Params = dict[str, Array]
+
+BATCH = 32
+RATES = {
+    "SGD": 0.1,
+    "Momentum": 0.02,
+    "NAG": 0.02,
+    "Adagrad": 0.03,
+    "RMSprop": 0.001,
+    "Adadelta": 1.0,
+    "Adam": 0.002,
+    "AdamW": 0.002,
+    "Adamax": 0.005,
+    "Nadam": 0.002,
+}
+OTHER_RATE = 0.001
+EPOCHS = {"float32": 60, "bfloat16": 20, "float16": 20}  # fewer where each optimizer trains in six ways
+
+# Of the table and the picture of a half-precision dtype.
+WIDTH = 100  # in less, the loss stands above the right answers
+HEAD = "params\nrounding\nstates\nbytes\noptimizer"
+CAPTION = """\
+After the last epoch: mean loss on the training images, % of right answers on the test images.
+The network computes in float32; its gradients are rounded to {half}.
+bytes: of one element in Adam, parameter and states.
+nearest loses updates below half a unit in the last place; stochastic counts them on average.
+master: the parameter is the rounded float32 master, here master_weights={master!r}.
+{note}
+Lion's steps do not get smaller: its last losses are noise."""
+NOTES = {
+    "bfloat16": "bfloat16 states, nearest: Adam multiplies v by 0.999, which changes nothing: v never sinks.",
+    "float16": "float16 states: 0.001 g^2, as Adam adds it to v, is 0 or noise below |g| = 0.005: long steps.",
+}
+STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "0.78", "linewidth": 6},
+    {"color": "C3", "linewidth": 1.4, "linestyle": (0, (5, 1.5))},
+    {"color": "C3", "linewidth": 1.4, "linestyle": (0, (1, 1))},
+    {"color": "C0", "linewidth": 1.4, "marker": "o", "markersize": 4, "markevery": (0.0, 0.2), "linestyle": ""},
+    {"color": "C0", "linewidth": 1.4, "marker": "x", "markersize": 5, "markevery": (0.1, 0.2), "linestyle": ""},
+    {"color": "black", "linewidth": 1},
+)
+
+
+class Digits(NamedTuple):
+    """Images as rows of 64 float32 from 0 to 1, and the digits they show."""
+
+    x: Array
+    y: Array
+    x_test: Array
+    y_test: Array
+
+
+class Run(NamedTuple):
+    """What a training ends with: weights, mean loss before and after each epoch, shares of right answers, time."""
+
+    params: Params
+    losses: list[float]
+    train_accuracy: float
+    test_accuracy: float
+    seconds: float  # in the optimizer's steps alone
+
+
+Runs = dict[str, list[tuple[Run, Run]]]  # of each optimizer, with the kernels and in NumPy, for each storage
+
+
+class Storage(NamedTuple):
+    """How numbers are kept between the steps: parameters and gradients in `dtype`, the rest as the options say."""
+
+    name: str
+    dtype: np.dtype[Any]
+    options: dict[str, Any]
+
+    @property
+    def states(self) -> str:
+        """The dtype of the states."""
+        return self.dtype.name if self.options.get("state_dtype") == "same" else "float32"
+
+    @property
+    def bytes(self) -> int:
+        """What Adam holds in memory for one element, without its gradient."""
+        p = np.zeros(1, self.dtype)
+        adam = optimizers.Adam(**self.options)
+        adam.step(p, p.copy())
+        return p.nbytes + sum(state.nbytes for state in adam.state[0].values())
+
+
+def storages(dtype: str) -> list[Storage]:
+    """Return what is compared for a dtype of the parameters: float32, and all ways to keep them in 16 bits."""
+    single = Storage("float32", np.dtype(np.float32), {})
+    if dtype == "float32":
+        return [single]
+    half = np.dtype(import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    without_master = [
+        Storage(rounding, half, {"rounding": rounding, "state_dtype": state_dtype})
+        for rounding in ("nearest", "stochastic")
+        for state_dtype in ("float32", "same")
+    ]
+    return [single, *without_master, Storage("master", half, {"master_weights": _master(dtype)})]
+
+
+def _master(dtype: str) -> str | bool:
+    return "split" if dtype == "bfloat16" else True
+
+
+def load() -> Digits:
+    """Return scikit-learn's 1797 handwritten digits, a fifth of them for the test."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+
+    x, y = load_digits(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, stratify=y, random_state=0)
+    return Digits(x, y, x_test, y_test)
+
+
+def _initial_params() -> Params:
+    rng = np.random.default_rng(0)
+    return {
+        "w1": rng.standard_normal((64, 64), np.float32) / 8,
+        "b1": np.zeros(64, np.float32),
+        "w2": rng.standard_normal((64, 10), np.float32) / 8,
+        "b2": np.zeros(10, np.float32),
+    }
+
+
+def _forward(params: Params, x: Array) -> tuple[Array, Array]:
+    """Return the hidden layer and the logarithms of the ten probabilities."""
+    h = np.tanh(x @ params["w1"] + params["b1"])
+    z = h @ params["w2"] + params["b2"]
+    z -= z.max(axis=1, keepdims=True)
+    return h, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+
+
+def _loss(params: Params, x: Array, y: Array) -> float:
+    return float(-_forward(params, x)[1][np.arange(len(y)), y].mean())
+
+
+def _accuracy(params: Params, x: Array, y: Array) -> float:
+    return float((_forward(params, x)[1].argmax(axis=1) == y).mean())
+
+
+def gradients(params: Params, x: Array, y: Array) -> Params:
+    """Return the gradients of the mean cross-entropy of a batch."""
+    h, log_p = _forward(params, x)
+    dz = np.exp(log_p)
+    dz[np.arange(len(y)), y] -= 1
+    dz /= len(y)  # not BATCH: the last batch of an epoch is shorter
+    da = (dz @ params["w2"].T) * (1 - h * h)
+    return {"w1": x.T @ da, "b1": da.sum(axis=0), "w2": h.T @ dz, "b2": dz.sum(axis=0)}
+
+
+def train(
+    optimizer: optimizers.Optimizer | reference.Optimizer,
+    digits: Digits,
+    epochs: int,
+    after_epoch: Callable[[], object] = lambda: None,
+    dtype: npt.DTypeLike = np.float32,
+    place: Callable[[Array], Array] = np.asarray,
+) -> Run:
+    """
+    Train the network, always from the same weights and with the same batches.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+        A new one, of `fusedstep` or of `fusedstep.reference`.
+    digits : Digits
+        What `load` returns.
+    epochs : int
+        How often to go through the training images.
+    after_epoch : callable
+        Called without arguments after each epoch.
+    dtype : dtype
+        Of the parameters and of their gradients. The network computes in float32 in any case.
+    place : callable
+        Puts an array of NumPy where the steps are to be made, as `cupy.asarray` does. The network computes in NumPy.
+
+    Returns
+    -------
+    Run
+        Weights, losses, accuracies, and the seconds spent in the optimizer.
+    """
+    params = _placed(_as(dtype, _initial_params()), place)
+    losses = [_loss(_widened(params), digits.x, digits.y)]
+    seconds = 0.0
+    batches = minibatches(len(digits.y), BATCH, seed=1)
+    for _ in range(epochs):
+        for rows in batches:
+            grads = _as(dtype, gradients(_widened(params), digits.x[rows], digits.y[rows]))
+            grads = _placed(grads, place)
+            _wait_for(params)
+            begin = perf_counter()
+            optimizer.step(params, grads)
+            _wait_for(params)
+            seconds += perf_counter() - begin
+        losses.append(_loss(_widened(params), digits.x, digits.y))
+        after_epoch()
+    return Run(
+        _placed(params, to_host),
+        losses,
+        _accuracy(_widened(params), digits.x, digits.y),
+        _accuracy(_widened(params), digits.x_test, digits.y_test),
+        seconds,
+    )
+
+
+def _as(dtype: npt.DTypeLike, arrays: Params) -> Params:
+    return {key: array.astype(dtype, copy=False) for key, array in arrays.items()}
+
+
+def _widened(params: Params) -> Params:
+    return _as(np.float32, _placed(params, to_host))
+
+
+def _placed(arrays: Params, place: Callable[[Array], Array]) -> Params:
+    return {key: place(array) for key, array in arrays.items()}
+
+
+def _wait_for(params: Params) -> None:
+    array: Any = params["w1"]
+    if is_on_gpu(array):
+        array.device.synchronize()
+
+
+def same_bits(a: Params, b: Params) -> bool:
+    """Return whether two sets of weights are equal bit for bit."""
+    return a.keys() == b.keys() and all(a[key].tobytes() == b[key].tobytes() for key in a)
+
+
+def _both(
+    name: str,
+    storage: Storage,
+    digits: Digits,
+    epochs: int,
+    after_epoch: Callable[[], object],
+    place: Callable[[Array], Array] = np.asarray,
+) -> tuple[Run, Run]:
+    """Return the runs of an optimizer with the kernels and with the reference."""
+    fused, plain = (
+        train(getattr(package, name)(lr=rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
+        for package, at in ((optimizers, place), (reference, np.asarray))
+    )
+    return fused, plain
+
+
+def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
+    return all(same_bits(fused.params, plain.params) for fused, plain in pairs)
+
+
+def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array] = np.asarray) -> Runs:
+    """Return the two runs of each optimizer for each storage, under a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    digits = load()
+    runs: Runs = {cls.__name__: [] for cls in classes()}
+    columns = (TextColumn("{task.description:9}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), transient=True) as progress:
+        task = progress.add_task("", total=2 * epochs * len(runs) * len(kept))
+        for name, pairs in runs.items():
+            progress.update(task, description=name)
+            for storage in kept:
+                pairs.append(_both(name, storage, digits, epochs, lambda: progress.advance(task), place))
+    return runs
+
+
+def rate(name: str) -> float:
+    """Return the learning rate of an optimizer in the demo."""
+    return RATES.get(name, OTHER_RATE)
+
+
+def _table(titles: list[str], caption: str) -> Any:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False, caption=caption, caption_justify="left")
+    table.add_column(titles[0], no_wrap=True)
+    for title in titles[1:]:
+        table.add_column(title, justify="right")
+    return table
+
+
+def _answer(yes: bool) -> str:
+    return "[green]yes[/]" if yes else "[bold red]NO[/]"
+
+
+def _table_of_times(runs: Runs) -> Any:
+    """Return the table of float32."""
+    table = _table(
+        ["optimizer", "train", "test", "loss", "fusedstep", "NumPy", "ratio", "same bits"],
+        "Times of all steps, without the network. NumPy:\n"
+        "fusedstep.reference, which is written to be read, not to be fast.",
+    )
+    for name, [(fused, plain)] in runs.items():
+        table.add_row(
+            name,
+            f"{fused.train_accuracy:.1%}",
+            f"{fused.test_accuracy:.1%}",
+            f"{fused.losses[-1]:.2g}",
+            f"{fused.seconds * 1e3:.1f} ms",
+            f"{plain.seconds * 1e3:.0f} ms",
+            f"{plain.seconds / fused.seconds:.0f}x",
+            _answer(same_bits(fused.params, plain.params)),
+        )
+    return table
+
+
+def _table_of_storages(runs: Runs, kept: list[Storage], width: int) -> Any:
+    """Return the table of a half-precision dtype, a column for each way to keep it."""
+    gap, end = (" ", "") if width >= WIDTH else ("\n", "\n")
+    half = kept[-1].dtype.name
+    titles = [
+        f"{storage.dtype}\n{storage.name if storage.options else ''}\n{storage.states}\n{storage.bytes}\nloss{gap}test"
+        for storage in kept
+    ]
+    caption = CAPTION.format(half=half, master=_master(half), note=NOTES[half])
+    table = _table([HEAD + end, *titles, "\n\n\nsame\nbits" + end], caption)
+    for name, pairs in runs.items():
+        ends = [f"{_short(fused.losses[-1])}{gap}{100 * fused.test_accuracy:4.1f}" for fused, _ in pairs]
+        table.add_row(name, *ends, _answer(_all_same(pairs)))
+    return table
+
+
+def _short(loss: float) -> str:
+    return f"{loss:.4f}" if loss >= 0.001 else f"{loss:.0e}"
+
+
+def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
+    """Draw the curves of a half-precision dtype, a panel for each optimizer."""
+    from matplotlib.figure import Figure
+
+    rows = len(runs) // 3 + 1  # the legend has a panel too
+    figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, sharex=True, squeeze=False).reshape(-1)
+    for axes, (name, pairs) in zip(panels, runs.items(), strict=False):
+        for (fused, _), storage, style in zip(pairs, kept, STYLES, strict=True):
+            label = storage.name if storage is kept[0] else f"{storage.name}, {storage.states} states"
+            axes.semilogy(fused.losses, label=label, **style)
+        axes.set_title(f"{name}, lr {rate(name):g}", fontsize=10)
+        axes.margins(x=0)
+        axes.grid(alpha=0.3)
+        axes.tick_params(labelsize=8, labelbottom=True)
+    for axes in panels[len(runs) :]:
+        axes.axis("off")
+    panels[len(runs)].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False, handlelength=4)
+    figure.suptitle(f"Handwritten digits, 64-64-10 network, parameters in {kept[-1].dtype}")
+    figure.supxlabel("epoch", fontsize=10)
+    figure.supylabel("mean loss on the training images", fontsize=10)
+    figure.savefig(path, dpi=150)
+
+
+def _descend(optimizer: optimizers.Optimizer) -> list[float]:
+    """Return x before and after each of ten updates on f(x) = x**2."""
+    x = np.array([10.0])
+    path = [x.item()]
+    for _ in range(10):
+        optimizer.step(x, 2 * x)
+        path.append(x.item())
+    return path
+
+
+def _quadratic_paths() -> dict[str, list[float]]:
+    classics = (
+        optimizers.SGD(lr=0.1),
+        optimizers.Momentum(lr=0.1, velocity="step"),
+        optimizers.Adagrad(lr=1.0, eps=1e-8),
+        optimizers.RMSprop(lr=0.1, rho=0.9),
+        optimizers.Adam(lr=0.1),
+    )
+    return {type(optimizer).__name__: _descend(optimizer) for optimizer in classics}
+
+
+def quadratic() -> dict[str, float]:
+    """Return where each of the five classic optimizers is after ten updates on f(x) = x**2 from x = 10, in float64."""
+    return {name: path[-1] for name, path in _quadratic_paths().items()}
+
+
+def _print_quadratic() -> None:
+    paths = _quadratic_paths()
+    print("f(x) = x^2, g = 2x, from x = 10\n")
+    print(" t", *(f"{name:>12}" for name in paths))
+    for t, row in enumerate(zip(*paths.values(), strict=True)):
+        print(f"{t:2}", *(f"{x:12.6f}" for x in row))
+    print()
+    for name, path in paths.items():
+        print(f"{name:9}{path[-1]!r}")
+
+
+def main(argv: list[str]) -> int:
+    """
+    Run the demo.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep demo``.
+
+    Returns
+    -------
+    int
+        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
+        missing.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedstep demo",
+        description="Train a small network on handwritten digits with every optimizer, with the kernels and in NumPy.",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=EPOCHS,
+        default="float32",
+        help="of the parameters (%(default)s); the others are compared with float32, in every way to keep them",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where steps are made (%(default)s)")
+    defaults = ", ".join(f"{epochs} for {dtype}" for dtype, epochs in EPOCHS.items())
+    parser.add_argument("--epochs", type=int, help=f"times through the training images ({defaults})")
+    parser.add_argument(
+        "--output", type=Path, default=Path("fusedstep-demo.png"), help="PNG of the loss curves (%(default)s)"
+    )
+    parser.add_argument("--quadratic", action="store_true", help="only show ten updates on f(x) = x^2, from x = 10")
+    options = parser.parse_args(argv)
+    if options.quadratic:
+        _print_quadratic()
+        return 0
+    epochs = EPOCHS[options.dtype] if options.epochs is None else options.epochs
+    if epochs < 1:
+        parser.error(f"--epochs is {epochs}, expected at least 1")
+    if options.output.suffix != ".png" or not options.output.parent.is_dir():
+        parser.error(f"--output is {options.output}, expected a .png file in a folder that exists")
+
+    needed = {"sklearn": ("scikit-learn", "demo"), "rich": ("rich", "demo"), "matplotlib": ("matplotlib", "demo")}
+    if options.dtype == "bfloat16":
+        needed["ml_dtypes"] = ("ml_dtypes", "bf16")
+    if options.device == "cuda":
+        needed["cupy"] = ("cupy-cuda13x or cupy-cuda12x", "cuda13")
+    if is_missing("demo", needed):
+        return 2
+
+    place: Callable[[Array], Array] = np.asarray
+    if options.device == "cuda":
+        if not (cuda := info()["cuda"])["devices"]:
+            print(f"demo --device cuda: {cuda['why_none']}", file=sys.stderr)
+            return 2
+        place = import_module("cupy").asarray
+
+    from rich.console import Console
+
+    from fusedstep.tools.plot.losses import draw_losses  # not above: it trains with this module
+
+    kept = storages(options.dtype)
+    runs = _train_all(epochs, kept, place)
+    if len(kept) == 1:
+        Console().print(_table_of_times(runs))
+        draw_losses(options.output, curves={name: fused.losses for name, [(fused, _)] in runs.items()})
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(_table_of_storages(runs, kept, console.width))
+        _plot_storages(runs, kept, options.output)
+    print(f"Loss curves: {options.output}")
+    return 0 if all(map(_all_same, runs.values())) else 1

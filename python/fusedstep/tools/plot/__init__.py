@@ -1,0 +1,100 @@
+"""Draw pictures: `python -m fusedstep plot PICTURE`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from fusedstep.tools.bench.record import read
+from fusedstep.tools.extras import is_missing
+
+from .losses import draw_losses
+from .measurements import draw_ratios, draw_roofline, draw_small, draw_throughput
+from .schedules import draw_schedules
+from .trajectories import draw_trajectories
+
+__all__ = [
+    "PICTURES",
+    "Picture",
+    "draw_losses",
+    "draw_ratios",
+    "draw_roofline",
+    "draw_schedules",
+    "draw_small",
+    "draw_throughput",
+    "draw_trajectories",
+    "main",
+]
+
+PACKAGES = {"plot": {"matplotlib": "matplotlib"}, "demo": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}}
+
+
+class Picture(NamedTuple):
+    """What is seen, what draws it into files, the extra that has what it needs, and whether it is of a record."""
+
+    summary: str
+    draw: Callable[..., object]
+    extra: str = "plot"
+    of_record: bool = False
+
+
+PICTURES = {
+    "throughput": Picture(
+        "GB/s of a step over its size, beside the limit and the peers", draw_throughput, of_record=True
+    ),
+    "ratios": Picture("the times of the peers over ours, for every rule", draw_ratios, of_record=True),
+    "roofline": Picture("operations per second of every rule, under its roof", draw_roofline, of_record=True),
+    "small": Picture("the cost of a tensor in a step of many", draw_small, of_record=True),
+    "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
+    "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
+    "trajectories": Picture("the way of every optimizer over functions of two variables", draw_trajectories),
+}
+
+
+def main(argv: list[str]) -> int:
+    """
+    Draw a picture.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep plot``.
+
+    Returns
+    -------
+    int
+        0, or 2 if a package is missing, or the record cannot be read or has not what is to be drawn.
+    """
+    parser = argparse.ArgumentParser(prog="python -m fusedstep plot", description="Draw a picture.")
+    pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
+    for name, picture in PICTURES.items():
+        command = pictures.add_parser(name, help=picture.summary, description=f"Draw {picture.summary}.")
+        if picture.of_record:
+            command.add_argument("record", type=Path, metavar="FILE", help="what `bench --json FILE` has written")
+        both = [Path(f"fusedstep-{name}.{suffix}") for suffix in ("png", "svg")]
+        command.add_argument(
+            "--output",
+            type=Path,
+            nargs="+",
+            default=both,
+            metavar="PATH",
+            help=f"PNG and SVG files to write ({both[0]} and {both[1]})",
+        )
+    options = parser.parse_args(argv)
+    for path in options.output:
+        if path.suffix not in (".png", ".svg") or not path.parent.is_dir():
+            parser.error(f"--output is {path}, expected a .png or .svg file in a folder that exists")
+    picture = PICTURES[options.picture]
+    if is_missing("plot", {module: (package, picture.extra) for module, package in PACKAGES[picture.extra].items()}):
+        return 2
+    try:
+        picture.draw(*([read(options.record)] if picture.of_record else []), *options.output)
+    except ValueError as error:
+        if not picture.of_record:
+            raise
+        print(f"plot {options.picture}: {error}", file=sys.stderr)
+        return 2
+    for path in options.output:
+        print(f"{options.picture.capitalize()}: {path}")
+    return 0

@@ -1,0 +1,349 @@
+"""Pictures of what `python -m fusedstep bench --json FILE` has measured."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fusedstep.tools.bench.cases import Case, rules, short
+from fusedstep.tools.bench.harness import Timing
+from fusedstep.tools.bench.peers import PEERS
+from fusedstep.tools.bench.record import Measured, Record
+from fusedstep.tools.bench.roofs import operations
+
+from .picture import blank, style, write
+
+__all__ = ["draw_ratios", "draw_roofline", "draw_small", "draw_throughput"]
+
+HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo", "**", "||||")
+MARKERS = "osDv^<>PXhd*p8"  # one for each rule
+INTENSITIES = (0.1, 12)  # operations per byte
+BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def _look(name: str) -> dict[str, Any]:
+    """Return how the line of a contestant looks, the same in every picture."""
+    if name == "fusedstep":
+        return style(0) | {"linewidth": 2.2, "zorder": 4}
+    if name in ("limit", "copy"):
+        return {"color": "0.5", "linewidth": 2.2, "linestyle": "-" if name == "limit" else ":", "zorder": 1.9}
+    return style(1 + _place(name))
+
+
+def _place(name: str) -> int:
+    """Return the place of a peer among all that there are; the expressions of NumPy and CuPy have one."""
+    names = [cls.name for cls in PEERS]
+    return names.index(name) if name in names else 0
+
+
+def _caption(record: Record) -> str:
+    about = record.machine
+    ours, gpus = about["fusedstep"], [gpu["name"] for gpu in about["gpus"].values()]
+    present = " ".join(row.name for each in record.cases for row in each.rows)
+    shown = {name: version for name, version in about["packages"].items() if name.partition("-")[0] in present}
+    packages = ", ".join(f"{name} {version}" for name, version in shown.items())
+    machine = f"{', '.join([about['cpu'], *gpus])}: {ours['threads']} threads, {ours['isa']}. "
+    return f"{machine}fusedstep at {ours['commit']}, {ours['compiler']}.\n{packages}. {about['date'][:10]}"
+
+
+def _plain(record: Record) -> list[Measured]:
+    """Return what was measured without options, odd arrays, or states that are set, by all who did the same work."""
+    return [
+        replace(m, rows=[row for row in m.rows if row.agrees])
+        for m in record.cases
+        if not (m.case.odd or m.case.states or m.case.options or m.case.grad_dtype)
+    ]
+
+
+def _groups(found: Iterable[Measured], **free: Any) -> list[list[Measured]]:
+    """Return lists of what differs in certain fields of the case only, the longest first."""
+    groups: dict[Case, dict[Case, Measured]] = defaultdict(dict)
+    for each in found:
+        groups[replace(each.case, **free)].setdefault(each.case, each)
+    return sorted((list(group.values()) for group in groups.values()), key=len, reverse=True)
+
+
+def _longest(found: list[Measured], what: str, **free: Any) -> list[list[Measured]]:
+    """Return the longest such list of each device; what has no second value is nothing to draw."""
+    best: dict[str, list[Measured]] = {}
+    for group in _groups(found, **free):
+        best.setdefault(group[0].case.device, group)
+    if not best or max(map(len, best.values())) < 2:
+        raise ValueError(f"the record has no cases of several {what}, expected what a run without axes measures")
+    return [sorted(group, key=lambda m: m.case.size) for group in best.values() if len(group) > 1]
+
+
+def _names(group: list[Measured]) -> list[str]:
+    """Return the contestants, fusedstep first."""
+    return list(dict.fromkeys(["fusedstep", *(row.name for each in group for row in each.rows)]))
+
+
+def _line(axes: Any, group: list[Measured], name: str, value: Callable[[Case, Timing], float]) -> None:
+    points = [(m.case.size, value(m.case, row.timing)) for m in group if (row := m.row(name))]
+    axes.plot(*zip(*points, strict=True), label=name, **_look(name))
+
+
+def _finish(figure: Any, record: Record, title: str, paths: Iterable[Path]) -> None:
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    figure.supxlabel(_caption(record), fontsize=8, x=0.01, ha="left")
+    write(figure, paths)
+
+
+def _over_size(figure: Any, groups: list[list[Measured]], value: Callable[[Case, Timing], float]) -> dict[str, Any]:
+    """Draw a panel for each device, with a line for each contestant over the size of a tensor."""
+    panels = figure.subplots(1, len(groups), squeeze=False)[0]
+    for axes, group in zip(panels, groups, strict=True):
+        for name in _names(group):
+            _line(axes, group, name, value)
+        case = group[0].case
+        axes.set(xscale="log", yscale="log")
+        axes.set_title(f"{case.rule}, {case.dtype}, {case.where}", fontsize=9, loc="left")
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False, handlelength=3.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    return {group[0].case.device: axes for axes, group in zip(panels, groups, strict=True)}
+
+
+def draw_throughput(record: Record, *paths: Path) -> dict[str, Any]:
+    """
+    Draw GB/s over the number of elements: ours, the limit, and the peers.
+
+    Of all rules and dtypes, the one that was measured with most sizes.
+
+    Parameters
+    ----------
+    record : Record
+        What was measured.
+    *paths : Path
+        PNG or SVG files to write.
+
+    Returns
+    -------
+    dict
+        The axes, by device.
+
+    Raises
+    ------
+    ValueError
+        If only one size was measured.
+    """
+    single = [m for m in _plain(record) if m.case.count == 1]
+    groups = _longest(single, "sizes", size=0)
+    figure = blank(4.2)
+    panels = _over_size(figure, groups, lambda case, timing: case.moved / timing.median / 1e9)
+    for group in groups:
+        case = group[0].case
+        axes = panels[case.device]
+        axes.set_xlabel("elements", fontsize=8)
+        axes.set_ylabel(f"GB/s, at {case.bytes_per_parameter} bytes per element", fontsize=8)
+        for name, size in _cache_bytes(record, case):
+            elements = size / case.held_per_parameter
+            if group[0].case.size < elements < group[-1].case.size:
+                axes.axvline(elements, color="0.75", linewidth=0.8, zorder=1)
+                place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+                axes.annotate(name, (elements, 0), xytext=(3, 4), fontsize=8, color="0.4", **place)
+    _finish(figure, record, "Throughput of a step over the size of its tensor. Grey lines: what fits in a cache", paths)
+    return panels
+
+
+def _cache_bytes(record: Record, case: Case) -> list[tuple[str, int]]:
+    """Return the caches that the threads of a case have together: the last one is shared, as far as anybody says."""
+    gpu = record.machine["gpus"].get(case.device)
+    if gpu:
+        return [("L2", gpu["l2_bytes"])]
+    found = []
+    for name, size in record.machine["caches"].items():
+        level, kind = name.split(" ", 1)
+        number = re.fullmatch(r"(\d+)([KMG])", size)
+        if number and kind != "Instruction":
+            found.append((level, int(number[1]) * BYTES[number[2]] * (case.threads if level != "L3" else 1)))
+    return found
+
+
+def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
+    """
+    Draw the nanoseconds that a tensor costs in a step of many, over the size of the tensors.
+
+    Parameters
+    ----------
+    record : Record
+        What was measured.
+    *paths : Path
+        PNG or SVG files to write.
+
+    Returns
+    -------
+    dict
+        The axes, by device.
+
+    Raises
+    ------
+    ValueError
+        If only one size was measured in lists.
+    """
+    lists = [m for m in _plain(record) if m.case.count > 1]
+    groups = _longest(lists, "sizes in a list of tensors", size=0)
+    figure = blank(4.2)
+    panels = _over_size(figure, groups, lambda case, timing: 1e9 * timing.median / case.count)
+    for group in groups:
+        axes = panels[group[0].case.device]
+        axes.set_xlabel("elements of each tensor", fontsize=8)
+        axes.set_ylabel("ns per tensor", fontsize=8)
+    _finish(figure, record, f"Cost of a tensor in a step of {groups[0][0].case.count} tensors", paths)
+    return panels
+
+
+def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
+    """
+    Draw how many times longer the peers take than ours, a bar for each rule and peer; whiskers end at the quartiles.
+
+    Parameters
+    ----------
+    record : Record
+        What was measured.
+    *paths : Path
+        PNG or SVG files to write.
+
+    Returns
+    -------
+    dict
+        The axes, by what their title says: device and size.
+
+    Raises
+    ------
+    ValueError
+        If no two rules were measured at the same size.
+    """
+    from matplotlib.ticker import LogLocator
+
+    groups = _over_rules(record)
+    rows = [rule for rule in rules() if any(m.case.rule == rule for group in groups for m in group)]
+    figure = blank(1.2 + 0.42 * len(rows))
+    panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
+    found = {}
+    for axes, group in zip(panels, groups, strict=True):
+        names = sorted({name for m in group for name in m.ratios if name != "copy"}, key=_place)
+        for measured in group:
+            row, present = rows.index(measured.case.rule), [name for name in names if name in measured.ratios]
+            height = 0.84 / max(len(present), 3)
+            for i, name in enumerate(present):
+                ratio, look = measured.ratios[name], style(1 + _place(name))
+                axes.barh(
+                    row + (i + 0.5 - len(present) / 2) * height,
+                    ratio.median - 1,
+                    height,
+                    left=1,
+                    xerr=[[ratio.median - ratio.low], [ratio.high - ratio.median]],
+                    color=look["color"],
+                    hatch=HATCHES[_place(name) % len(HATCHES)],
+                    edgecolor="white",
+                    linewidth=0.3,
+                    error_kw={"linewidth": 0.8, "ecolor": "0.3"},
+                    label=name,
+                )
+        title = f"{short(group[0].case.size)} elements, {group[0].case.where}"
+        axes.axvline(1, color="black", linewidth=1)
+        axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
+        axes.margins(y=0.01)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}x")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(axis="x", alpha=0.3)
+        found[title] = axes
+    panels[0].invert_yaxis()
+    handles = {label: bar for axes in panels for bar, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    shown = sorted(handles, key=_place)
+    figure.legend([handles[name] for name in shown], shown, loc="outside right center", fontsize=8, frameon=False)
+    _finish(figure, record, "Time of other people's optimizers over ours: right of the line, ours is faster", paths)
+    return found
+
+
+def _over_rules(record: Record) -> list[list[Measured]]:
+    """Return, by size, what was measured of several rules in float32, the smallest size first."""
+    single = [m for m in _plain(record) if m.case.count == 1 and m.case.dtype == "float32"]
+    groups = _groups(single, rule="")
+    most = len(groups[0]) if groups else 0
+    if most < 2:
+        raise ValueError("the record has no size at which several rules were measured")
+    many = [group for group in groups if len(group) > most / 2]
+    return sorted(many, key=lambda group: (group[0].case.device, group[0].case.size))
+
+
+def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
+    """
+    Draw operations per second over operations per byte, for every rule, under what memory and arithmetic allow.
+
+    Operations are those of the reference; bytes are those that must be moved. The roofs are the loop without
+    arithmetic, and a product of matrices.
+
+    Parameters
+    ----------
+    record : Record
+        What was measured.
+    *paths : Path
+        PNG or SVG files to write.
+
+    Returns
+    -------
+    dict
+        The axes, by device.
+
+    Raises
+    ------
+    ValueError
+        If no two rules were measured at the same size.
+    """
+    groups = _over_rules(record)
+    devices = list(dict.fromkeys(group[0].case.device for group in groups))
+    figure = blank(5)
+    panels = dict(zip(devices, figure.subplots(1, len(devices), squeeze=False)[0], strict=True))
+    order = list(rules())
+    for device, axes in panels.items():
+        own = [group for group in groups if group[0].case.device == device]
+        _draw_roofs(axes, own, record.machine["flop_per_s"].get(device))
+        for i, group in enumerate(own):
+            for m in sorted(group, key=lambda m: order.index(m.case.rule)):
+                place, count = order.index(m.case.rule), operations(m.case.rule)
+                look = style(place) | {"linestyle": "", "markersize": 7, "zorder": 3}
+                look["marker"] = MARKERS[place % len(MARKERS)]
+                if i < len(own) - 1:
+                    look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
+                speed = count * m.case.parameters / m.ours.timing.median / 1e9
+                label = m.case.rule if group is own[-1] else None
+                axes.plot(count / m.case.bytes_per_parameter, speed, label=label, **look)
+        axes.set(xscale="log", yscale="log", xlim=INTENSITIES)
+        where = dict.fromkeys((device, "float32", own[0][0].case.where))  # of a GPU, the same as the device
+        axes.set_title(", ".join(where), fontsize=9, loc="left")
+        axes.set_xlabel("operations per byte", fontsize=8)
+        axes.set_ylabel("10\N{SUPERSCRIPT NINE} operations per second", fontsize=8)
+        axes.tick_params(which="both", labelsize=8)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sizes = " and ".join(dict.fromkeys(short(group[0].case.size) for group in groups))
+    hollow = " (the first hollow)" if len(groups) > len(devices) else ""
+    title = f"Every rule under its roof, {sizes} elements{hollow}"
+    _finish(figure, record, title, paths)
+    return panels
+
+
+def _draw_roofs(axes: Any, groups: list[list[Measured]], flop_per_s: float | None) -> None:
+    """Draw what memory allows at each size, up to what a product of matrices reaches, if that is known."""
+    look: dict[str, Any] = {"color": "0.5", "linewidth": 2.2}
+    note: dict[str, Any] = {"textcoords": "offset points", "color": "0.3", "fontsize": 8}
+    low, high = INTENSITIES
+    if flop_per_s:
+        axes.axhline(flop_per_s / 1e9, **look)
+        axes.annotate("product of matrices", (high, flop_per_s / 1e9), xytext=(-8, 3), ha="right", **note)
+    for i, group in enumerate(groups):
+        rates = [m.case.moved / row.timing.median / 1e9 for m in group if (row := m.row("limit"))]
+        if rates:
+            rate = max(rates)
+            edge = min(high, flop_per_s / 1e9 / rate) if flop_per_s else high
+            axes.plot([low, edge], [low * rate, edge * rate], linestyle="--" if i < len(groups) - 1 else "-", **look)
+            text = f"limit, {short(group[0].case.size)} elements:\n{rate:.0f} GB/s"
+            place: dict[str, Any] = {"xytext": (2, -16)} if edge < high / 3 else {"xytext": (-6, -60), "ha": "right"}
+            axes.annotate(text, (edge, edge * rate), va="top", **place, **note)

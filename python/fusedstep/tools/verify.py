@@ -1,0 +1,275 @@
+"""
+The promise of equal bits, checked on this machine: `python -m fusedstep verify`.
+
+Every optimizer in every dialect, in float32, float64 and half precision, on every instruction set, with several numbers
+of threads, and on a GPU if there is one and CuPy, over awkward sizes, alignments and values, against the NumPy
+reference. Bits are equal, or both are NaN.
+"""
+
+import argparse
+import inspect
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+
+from fusedstep import _cpu, optimizers, reference
+from fusedstep.core.arrays import copied, fill, to_host
+from fusedstep.core.hyperparameters import declared
+from fusedstep.core.settings import info, set_num_threads, use_isa
+
+__all__ = ["Case", "Guarded", "cases", "classes", "dialects", "difference", "halves", "main", "outcome"]
+
+Array = Any
+Options = dict[str, Any]
+DTYPES = (np.float32, np.float64)
+HALVES = (np.float16, *([import_module("ml_dtypes").bfloat16] if find_spec("ml_dtypes") else []))
+# Around the lengths of vectors of 4, 8 and 16 elements; the large ones are cut among threads.
+SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 129)
+LARGE = (100_003, 1, 65_537, 0, 70_001)
+THREADS = (1, 2, 3, 8)
+STEPS = 5
+
+
+def classes() -> list[type[optimizers.Optimizer]]:
+    """Return the optimizers, in the order of their definition."""
+    base = optimizers.Optimizer
+    return [c for c in vars(optimizers).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
+
+
+def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
+    """
+    Yield what a class is to be tried with.
+
+    First every combination of its own options, a number that is 0 by default also as 0.3; then combinations of these
+    and of what surrounds every rule, in which each choice meets each other one.
+    """
+    own, around = _choices(cls)
+    yield from (_merged(combination) for combination in itertools.product(*own))
+    yield from _pairwise(own + around)
+
+
+def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]], list[tuple[Options, ...]]]:
+    """Return the choices of each option of a class, and of what surrounds every rule."""
+    own, around = [], []
+    for name, parameter in inspect.signature(cls).parameters.items():
+        hint = declared(cls).get(name)
+        values = (False, True) if hint is bool else get_args(hint)
+        if hint is float and parameter.default == 0:
+            values = (0.0, 0.3)
+        choices = tuple({name: value} for value in values)
+        if name in declared(optimizers.Optimizer):
+            around += [choices] if name in ("maximize", "l1", "zero_grad") else []
+        elif choices:
+            own.append(choices)
+    around += [
+        ({}, {"grad_scale": 0.3}),
+        ({}, {"clip_value": 0.5}, {"clip_norm": 3.0}, {"clip_global_norm": 20.0}),
+        ({}, {"ema": 0.9}),
+        ({"weight_decay": 0.0}, {"weight_decay": 0.3}),
+    ]
+    if not cls.always_decoupled:
+        around[-1] += ({"weight_decay": 0.3, "decoupled": True},)
+    return own, around
+
+
+class Case(NamedTuple):
+    """What to try: options, the dtype of parameters, and that of gradients."""
+
+    options: Options
+    dtype: Any
+    grad_dtype: Any
+
+
+def halves(cls: type[optimizers.Optimizer]) -> Iterator[Case]:
+    """Yield combinations of half-precision arrays and all options, in which each choice meets each other one."""
+    own, around = _choices(cls)
+    factors = [
+        tuple({"types": (half, half)} for half in HALVES)
+        + tuple({"types": (half, np.float32)} for half in HALVES)
+        + tuple({"types": (np.float32, half)} for half in HALVES),
+        ({"state_dtype": "float32"}, {"state_dtype": "same"}),
+        ({"master_weights": False}, {"master_weights": True}, {"master_weights": "split"}),
+        ({"rounding": "nearest"}, {"rounding": "stochastic", "seed": 2**53 - 1}),
+    ]
+    for options in _pairwise(factors + own + around):
+        dtype, grad_dtype = options.pop("types")
+        if options["master_weights"] == "split" and dtype == np.float16:
+            options["master_weights"] = True  # of which alone there is no other half
+        yield Case(options, dtype, grad_dtype)
+
+
+def cases(cls: type[optimizers.Optimizer]) -> dict[str, list[Case]]:
+    """Return all that a class is to be tried with, by what it is called in the table."""
+    chosen = list(dialects(cls))
+    pure = {np.dtype(dtype).name: [Case(options, dtype, dtype) for options in chosen] for dtype in DTYPES}
+    return pure | {"halves": list(halves(cls))}
+
+
+def _merged(options: Iterable[Options]) -> Options:
+    return {name: value for some in options for name, value in some.items()}
+
+
+def _pairwise(factors: list[tuple[Options, ...]]) -> Iterator[Options]:
+    """Yield combinations, a choice of each factor, until each choice has met each choice of every other factor."""
+    choices = [[(i, j) for j in range(len(factor))] for i, factor in enumerate(factors)]
+    missing = {frozenset(pair) for a, b in itertools.combinations(choices, 2) for pair in itertools.product(a, b)}
+    while missing:
+        row = sorted(min(missing, key=sorted))
+        for options in choices:
+            if options[0][0] not in (i for i, _ in row):
+                row.append(max(options, key=lambda new: sum({new, old} in missing for old in row)))
+        missing -= {frozenset(pair) for pair in itertools.combinations(row, 2)}
+        yield _merged(factors[i][j] for i, j in sorted(row))
+
+
+class Guarded:
+    """
+    Arrays cut out of larger ones, each off the vector boundary by an amount of its own, between guard elements.
+
+    They are in host memory, or wherever `place` puts a NumPy array.
+    """
+
+    margin = 32
+
+    def __init__(self, arrays: list[Array], place: Callable[[Array], Array] = np.asarray) -> None:
+        self.arrays = []
+        self._guards = []
+        for i, array in enumerate(arrays):
+            start = self.margin + 7 * i % 16
+            whole = np.full(array.size + start + self.margin, 12345.678, array.dtype)
+            whole[start : start + array.size] = array.reshape(-1)
+            whole = place(whole)
+            self.arrays.append(whole[start : start + array.size].reshape(array.shape))
+            self._guards += [whole[:start], whole[start + array.size :]]
+
+    def intact(self) -> bool:
+        """Return whether nobody wrote outside the arrays."""
+        return all((to_host(guard) == guard.dtype.type(12345.678)).all() for guard in self._guards)
+
+
+def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
+    """Return numbers of ordinary size and of all sizes, with subnormals, infinities, NaN and both zeros among them."""
+    dtype = np.dtype(dtype)
+    if dtype == np.uint16:
+        return rng.integers(0, 2**16, n).astype(dtype)
+    info = np.finfo(dtype if dtype.kind == "f" else np.float32)  # bfloat16 has its range
+    exponents = rng.uniform(np.log2(float(info.smallest_subnormal)), info.maxexp - 1, n)
+    numbers = np.where(rng.random(n) < 0.6, rng.standard_normal(n), rng.choice([-1, 1], n) * np.exp2(exponents))
+    tiny = float(info.smallest_normal)
+    specials = [np.nan, np.inf, -np.inf, 0.0, -0.0, tiny, -tiny, tiny / 2, float(info.smallest_subnormal), 1.0, -1.0]
+    with np.errstate(all="ignore"):
+        return np.where(rng.random(n) < 0.15, rng.choice(specials, n), numbers).astype(dtype)
+
+
+def outcome(
+    optimizer: Any,
+    dtype: Any,
+    sizes: tuple[int, ...],
+    grad_dtype: Any = None,
+    place: Callable[[Array], Array] = np.asarray,
+) -> list[Array]:
+    """
+    Return all that five steps change, for arrays of these sizes.
+
+    These are parameters, gradients and the norm after each step, and in the end states and averages. States are
+    disturbed once, so that every value meets every other one. Where a norm clips, gradients are of ordinary size until
+    the last step: otherwise they would all end as 0 or NaN. The steps are made wherever `place` puts NumPy arrays.
+    """
+    rng = np.random.default_rng(sum(sizes))
+    grad_dtype = grad_dtype or dtype
+    params = Guarded([values(rng, n, dtype) for n in sizes], place)
+    clips = optimizer.clip_norm is not None or optimizer.clip_global_norm is not None
+    seen = []
+    for step in range(STEPS):
+        tame = clips and step < STEPS - 1
+        grads = Guarded(
+            [rng.standard_normal(n).astype(grad_dtype) if tame else values(rng, n, grad_dtype) for n in sizes],
+            place,
+        )
+        result = optimizer.step(params.arrays, grads.arrays, grad_scale=1.0 + step % 2)
+        seen += [copied(array) for array in params.arrays + grads.arrays]
+        seen.append(np.array([result.grad_norm or 0.0]))
+        if step == 1:
+            for i, n in enumerate(sizes):
+                for name, state in sorted(optimizer.state.get(i, {}).items()):
+                    if name != "P":
+                        known = to_host(state)
+                        fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
+        if not (params.intact() and grads.intact()):
+            raise AssertionError("an element outside the arrays was written")
+    states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
+    seen += [copied(state[name]) for state in states for name in sorted(state) if name != "P"]
+    return seen + [copied(optimizer.ema[i]) for i in range(len(sizes)) if i in optimizer.ema]
+
+
+def difference(found: list[Array], expected: list[Array]) -> int:
+    """Return the number of elements whose bits differ and that are not both NaN."""
+    if len(found) != len(expected):
+        raise AssertionError(f"{len(found)} arrays, expected {len(expected)}")
+    count = 0
+    for a, b in zip(found, expected, strict=True):
+        if a.dtype != b.dtype:
+            raise AssertionError(f"{a.dtype}, expected {b.dtype}")
+        integer = f"u{a.itemsize}"
+        same = (a.view(integer) == b.view(integer)) | (np.isnan(a) & np.isnan(b))
+        count += int(same.size - same.sum())
+    return count
+
+
+def _gpu() -> Callable[[Array], Array] | str:
+    """Return what puts an array on the GPU, or why there is nothing."""
+    cuda = info()["cuda"]
+    if not cuda["devices"]:
+        return f"none, {cuda['why_none']}"
+    if find_spec("cupy") is None:
+        return "none, CuPy is not installed"
+    place: Callable[[Array], Array] = import_module("cupy").asarray
+    return place
+
+
+def main(argv: list[str]) -> int:
+    """Run the whole grid, print a table, and return 1 if a bit differs anywhere."""
+    parser = argparse.ArgumentParser(prog="python -m fusedstep verify", description="Check the promise of equal bits.")
+    parser.parse_args(argv)
+    isa, threads = _cpu.isa(), _cpu.num_threads()
+    gpu = _gpu()
+    begin = time.perf_counter()
+    total = 0
+    print(f"GPU: {gpu if isinstance(gpu, str) else 'the current one of CuPy'}")
+    print(f"instruction sets {', '.join(_cpu.isas)}; threads {', '.join(map(str, THREADS))}; sizes {SMALL + LARGE}")
+    print(f"{'optimizer':<12}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
+    try:
+        for cls in classes():
+            for label, chosen in cases(cls).items():
+                different = elements = runs = 0
+                for case in chosen:
+                    small = (SMALL, (1,))
+                    # One case without and one with what surrounds the rule is enough for the threads.
+                    large = (LARGE, THREADS) if case in (chosen[0], chosen[-1]) else None
+                    options, *dtypes = case
+                    for sizes, counts in filter(None, (small, large)):
+                        expected = outcome(getattr(reference, cls.__name__)(**options), dtypes[0], sizes, dtypes[1])
+                        for name, count in itertools.product(_cpu.isas, counts):
+                            use_isa(name)
+                            set_num_threads(count)
+                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1]), expected)
+                            elements += sum(a.size for a in expected)
+                            runs += 1
+                        if not isinstance(gpu, str):
+                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1], gpu), expected)
+                            elements += sum(a.size for a in expected)
+                            runs += 1
+                total += different
+                row = f"{cls.__name__:<12}{label:<9}{len(chosen):>9}{runs:>7}{elements:>13,}{different:>11,}"
+                print(row, flush=True)
+    finally:
+        use_isa(isa)
+        set_num_threads(threads)
+    verdict = "all bits are equal" if total == 0 else f"{total:,} elements differ"
+    print(f"{verdict} ({time.perf_counter() - begin:.0f} s)")
+    return int(total != 0)

@@ -1,0 +1,287 @@
+"""What the compiler made of the rules, and who may know what."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import fusedstep as fs
+from fusedstep import _cpu, optimizers, reference
+from fusedstep.core import hyperparameters, optimizer
+
+ROOT = Path(__file__).parents[2]
+CSRC = ROOT / "csrc"
+COMPILER = shutil.which("g++") or shutil.which("c++")
+CROSS = "aarch64-linux-gnu-"
+PACKED = {
+    "x86": re.compile(r"v?(add|sub|mul|div|sqrt)p([sd])"),
+    "arm": re.compile(r"f(add|sub|mul|div|sqrt)\tv\d+\.(4s|2d)"),
+}
+SINGLE = {  # arithmetic on one number
+    "x86": re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]"),
+    "arm": re.compile(r"f(add|sub|mul|div|sqrt)\t[sd]\d"),
+}
+FUSED = re.compile(r"v?fn?m(add|sub|la|ls)|vfm|vfnm")
+
+
+def flags_of(isa):
+    """Return the flags with which this build compiled the kernels of an instruction set."""
+    common, *isas = fs.info()["flags"].split("; ")
+    return common.split() + dict(entry.split(": ", 1) for entry in isas)[isa].split()
+
+
+def compiled(compiler, isa, flags, folder):
+    target = folder / f"{isa}.o"
+    source = CSRC / "engines" / "cpu" / "kernels.cpp"
+    command = [
+        compiler,
+        "-std=c++20",
+        f"-I{CSRC}",
+        "-fPIC",
+        *flags,
+        f"-DFUSEDSTEP_ISA={isa}",
+        "-c",
+        source,
+        "-o",
+        target,
+    ]
+    subprocess.run(command, check=True, timeout=300)
+    return target
+
+
+@cache
+def instructions(target, tools=""):
+    """Return the instructions of each function of an object file."""
+    command = [tools + "objdump", "-d", "-C", "--no-show-raw-insn", target]
+    functions = {}
+    for line in subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines():
+        if head := re.fullmatch(r"[0-9a-f]+ <(.*)>:", line):
+            body = functions.setdefault(head[1].replace("(anonymous namespace)::", ""), [])
+        elif code := re.match(r"\s+[0-9a-f]+:\s+(\S.*)", line):
+            body.append(code[1])
+    return functions
+
+
+@pytest.fixture(scope="module", params=_cpu.built_isas)
+def kernels(request, tmp_path_factory):
+    if not COMPILER or not shutil.which("objdump"):
+        pytest.skip("needs a compiler and objdump")
+    return compiled(COMPILER, request.param, flags_of(request.param), tmp_path_factory.mktemp("objects"))
+
+
+def rules():
+    """Return the C++ names of all rules."""
+    return re.findall(r"X\((\w+)\)", (CSRC / "rules" / "all.h").read_text())
+
+
+def check_vectorised(functions, machine):
+    expected = {
+        f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in ("float", "double")
+    }
+    expected |= {f"update_halves<{rule}, {variant}, {loop}>" for rule in rules() for variant in "01" for loop in "2345"}
+    expected |= {f"update_mixed<{rule}>" for rule in rules()}
+    found = {}
+    for name, code in functions.items():
+        if match := re.search(r"(update\w*<.+?>)\(", name.replace("(fusedstep::Variant)", "")):
+            found[match[1]] = code
+    assert expected == found.keys()
+    for name, code in found.items():
+        operations = Counter(m[1] for line in code if (m := PACKED[machine].match(line)))
+        assert operations["sub"] > 0, f"{name} is not vectorised"
+        if not name.startswith("update<"):
+            single = [line for line in code if SINGLE[machine].match(line)]
+            assert not single, f"{name} computes one by one"
+        scalar = Counter(m[1] for line in code if (m := re.match(r"v?(div|sqrt)s[sd]", line)))
+        assert not scalar.keys() - operations.keys(), f"{name} divides or takes roots one by one only"
+
+
+def test_sums_of_squares_are_vectorised(kernels):
+    found = [code for name, code in instructions(kernels).items() if re.match(r"void square<", name)]
+    found += [code for name, code in instructions(kernels).items() if re.match(r"void square_halves<", name)]
+    assert len(found) == 4
+    for code in found:
+        operations = Counter(m[1] for line in code for machine in PACKED.values() if (m := machine.match(line)))
+        assert operations["mul"] > 0
+        assert operations["add"] > 0
+
+
+def test_float16_is_converted_by_the_instructions_for_it(kernels):
+    if kernels.stem not in ("avx2", "avx512"):
+        pytest.skip("has none")
+    for name, code in instructions(kernels).items():
+        if re.search(r"update_halves<\w+, .*, [45]>|update_mixed", name):
+            assert any(line.startswith("vcvtph2ps") for line in code), name
+            assert any(line.startswith("vcvtps2ph") and line.split()[1].startswith("$0x0,") for line in code), name
+
+
+def test_every_loop_of_every_rule_is_vectorised(kernels):
+    check_vectorised(instructions(kernels), "x86" if "neon" not in kernels.name else "arm")
+
+
+def test_no_selection_becomes_a_maximum_that_flushes_what_it_moves(kernels):
+    for name, code in instructions(kernels).items():
+        if "RMSpropCentered" not in name:  # which selects a difference, and that is never subnormal
+            assert not [line for line in code if re.match(r"v?(max|min)[ps][sd]", line)], name
+
+
+def test_no_kernel_fuses_a_multiplication_and_an_addition(kernels):
+    for name, code in instructions(kernels).items():
+        assert not [line for line in code if FUSED.match(line)], name
+
+
+def symbols(target, tools=""):
+    lines = subprocess.run([tools + "nm", target], check=True, capture_output=True, text=True).stdout.splitlines()
+    return [line.split()[-2:] for line in lines]
+
+
+def test_kernels_export_one_table_and_no_weak_symbol(kernels):
+    defined = [name for kind, name in symbols(kernels) if kind.isupper() and kind != "U"]
+    assert len(defined) == 1
+    assert f"kernels_{kernels.stem}" in defined[0]
+    assert not [name for kind, name in symbols(kernels) if kind in "wWvVu"]
+
+
+def test_the_checks_see_what_they_look_for(tmp_path):
+    """Compiled as it must not be, the same source fails each of the tests above."""
+    if not COMPILER or "avx2" not in _cpu.built_isas:
+        pytest.skip("needs a compiler for x86-64")
+    fused = compiled(COMPILER, "avx2", ["-O3", "-mavx2", "-mfma", "-fno-math-errno"], tmp_path)
+    assert any(FUSED.match(line) for code in instructions(fused).values() for line in code)
+    scalar = compiled(COMPILER, "baseline", ["-O3", "-ffp-contract=off"], tmp_path)
+    with pytest.raises(AssertionError, match=r"is not vectorised|one by one"):
+        check_vectorised(instructions(scalar), "x86")
+
+
+@pytest.mark.skipif(not shutil.which(CROSS + "g++"), reason="needs a compiler for AArch64")
+def test_the_same_source_compiles_for_aarch64(tmp_path):
+    common = fs.info()["flags"].split("; ")[0].split()
+    target = compiled(CROSS + "g++", "neon", [*common, "-march=armv8-a"], tmp_path)
+    functions = instructions(target, CROSS)
+    check_vectorised(functions, "arm")
+    assert not [line for code in functions.values() for line in code if FUSED.match(line)]
+    assert not [name for kind, name in symbols(target, CROSS) if kind in "wWvVu"]
+    for source in ("dispatch", "pool"):
+        command = [
+            CROSS + "g++",
+            "-std=c++20",
+            f"-I{CSRC}",
+            "-fsyntax-only",
+            "-Wall",
+            "-Werror",
+            CSRC / "engines" / "cpu" / f"{source}.cpp",
+        ]
+        subprocess.run(command, check=True)
+
+
+# Who may know what.
+
+
+def includes(path):
+    return set(re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text()))
+
+
+def code_of(path):
+    """Return a C++ file without its comments."""
+    return re.sub(r"//.*", "", path.read_text())
+
+
+def test_rules_know_numbers_only():
+    headers = {path.name for path in (CSRC / "rules").glob("*.h")}
+    for path in (CSRC / "rules").glob("*.h"):
+        assert includes(path) <= {f"rules/{name}" for name in headers} | {"math.h", "stdint.h"}, path.name
+        if path.name not in ("rule.h", "all.h"):
+            words = set(re.findall(r"\w+", code_of(path)))
+            assert not words & {"float", "float32", "float64", "size_t", "std", "pow", "fma", "thread", "cuda"}, (
+                path.name
+            )
+            body = code_of(path).partition("RULE static T update")[2]
+            assert not re.search(r"\bif\b|\bfor\b|\bwhile\b", body), f"{path.name} branches in its element code"
+
+
+def test_engines_know_no_rule_by_name():
+    names = set(rules()) | {name for name in _cpu.rules if not name.startswith("limit")}
+    for path in CSRC.rglob("*.*"):
+        if path.parent == CSRC / "rules":
+            continue
+        words = set(re.findall(r"\w+", code_of(path)))
+        assert not words & names, path.name
+
+
+def test_engines_know_nothing_of_python_and_plans_nothing_of_cuda():
+    for path in (CSRC / "engines").rglob("*.*"):
+        assert path == CSRC / "engines" / "cuda" / "module.cpp" or "pybind11" not in path.read_text(), path
+    for path in CSRC.rglob("*.*"):
+        assert path.parent == CSRC / "engines" / "cuda" or "cuda_runtime.h" not in includes(path), path
+
+
+def imports(path):
+    tree = ast.parse(Path(path).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def test_the_reference_shares_nothing_with_the_package():
+    for path in Path(reference.__file__).parent.glob("*.py"):
+        foreign = ("..", "fusedstep", "scipy", "torch")
+        assert not [name for name in imports(path) if name.startswith(foreign)], path.name
+
+
+def test_the_reference_is_loaded_when_it_is_asked_for():
+    code = """
+import sys, fusedstep
+assert "reference" in dir(fusedstep)
+assert not {"fusedstep.reference", "fusedstep.core.archive", "ml_dtypes", "safetensors"} & sys.modules.keys()
+assert fusedstep.reference.SGD().lr == 0.01
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_optimizer_classes_know_no_pointer():
+    for module in (optimizer, optimizers, hyperparameters):
+        assert not {"ctypes", "struct", "cupy"} & set(imports(module.__file__))
+
+
+def test_no_fast_math_anywhere():
+    text = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "pyproject.toml").read_text()
+    assert not re.search(r"-ffast-math|-Ofast|-march=native|-flto|-ffp-contract=(fast|on)", text)
+    assert "-ffp-contract=off" in fs.info()["flags"]
+
+
+def test_the_stub_lists_what_the_module_has():
+    tree = ast.parse((ROOT / "python" / "fusedstep" / "_cpu.pyi").read_text())
+    listed = {}
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            listed[node.name] = node
+        elif isinstance(node, ast.AnnAssign):
+            listed[node.target.id] = node
+    assert listed.keys() == {name for name in vars(_cpu) if not name.startswith("__")}
+    for name, node in listed.items():
+        if isinstance(node, ast.ClassDef):
+            methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+            present = {m for m in vars(getattr(_cpu, name)) if not m.startswith("_")}
+            assert methods - {"__init__"} == present, name
+
+
+def test_info_is_complete():
+    info = fs.info()
+    expected = "version isa isa_from isas isas_built threads threads_from cuda compiler flags commit"
+    assert list(info) == expected.split()
+    assert info["isa"] in info["isas"]
+    assert set(info["isas"]) <= set(info["isas_built"])
+    assert info["version"] == fs.__version__
+    assert info["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    cuda = info["cuda"]
+    assert list(cuda)[:3] == ["built", "devices", "why_none"]
+    assert (cuda["why_none"] is None) == bool(cuda["devices"])
+    assert not cuda["built"] or "-fmad=false -ftz=true -prec-div=true -prec-sqrt=true" in cuda["flags"]
