@@ -1,6 +1,6 @@
-// What surrounds every rule, per element and in registers: unscale, climb, clip and decay before it; decay and the
-// average of the parameters after it. The plain loop contains none of it, and each further variant of the loop more. In
-// these an option that is off is deselected, never multiplied by 0.
+// What surrounds every rule, for one element in registers. Before the rule, the gradient is unscaled, negated, clipped,
+// and decay is added to it; after the rule, decay is subtracted from the parameter, and the average of the parameters
+// follows. An option that is off is deselected, never multiplied by 0, since 0 times infinity is NaN.
 #pragma once
 #include "rules/rule.h"
 #include "step.h"
@@ -13,7 +13,8 @@ struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad "
         "rounding_stochastic seed master";
-    // A limit that is off is infinite, and so is an ema that is off. A master is 0 (none), 1 (float32) or 2 (split).
+    // The limit of a clipping that is off is infinite, and the ema that is off is infinite too. The master is 0 (none),
+    // 1 (float32) or 2 (split).
     struct Hyper {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
             zero_grad, rounding_stochastic, seed, master;
@@ -23,10 +24,10 @@ struct Around {
     };
     template <class T>
     struct Scalars {
-        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_: 1 or 0
+        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_* and begins are 1 or 0
     };
 
-    // The least that a rule needs around it, apart from a factor on the gradient.
+    // The cheapest variant of the loop that computes these options, apart from a factor on the gradient.
     INLINE_HOST_DEVICE static Variant variant(const Hyper& h) {
         if (h.averages()) return kAveraged;
         if (h.clip_value < HUGE_VAL || h.l1 != 0) return kClipped;
@@ -47,8 +48,9 @@ struct Around {
                 double(begins)};
     }
 
-    // A gradient's share in the sum over all tensors, beside one whose factor is the `largest`; usually that is all of
-    // them, and the share is the sum of squares itself. The common factor comes later.
+    // What a tensor contributes to the sum of squares over all tensors: sum_of_squares * (grad_scale / largest)^2,
+    // where `largest` is the largest factor on a gradient of the step. Dividing by the largest factor keeps the sum in
+    // range; where all factors are equal the weight is exactly 1.
     INLINE_HOST_DEVICE static double share(double grad_scale, double largest, double sum_of_squares) {
         double weight = largest != 0 ? grad_scale / largest : 1;
         return sum_of_squares * (weight * weight);
@@ -58,13 +60,13 @@ struct Around {
         return root(sum_of_squares) * magnitude(scale);
     }
 
-    // The factor on a gradient without clipping. To climb is to descend with the other sign.
+    // The factor on a gradient, without clipping by a norm. To maximize is to negate it.
     INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale) {
         double own = h.grad_scale * step_scale;
         return h.maximize != 0 ? -own : own;
     }
 
-    // The factor that also clips by the norm of its tensor, or that of all tensors.
+    // The factor on a gradient, with clipping by the norm of its tensor, or by the norm of all tensors.
     INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, double sum_of_squares,
                                            double norm_of_all) {
         double own = scale(h, step_scale), coefficient = 1;

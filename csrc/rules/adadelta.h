@@ -17,9 +17,7 @@ struct Adadelta {
         T lr, rho, one_minus_rho, eps;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
-        return {h.lr, h.rho, 1 - h.rho, h.eps};
-    }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr, h.rho, 1 - h.rho, h.eps}; }
 
     template <class T>
     INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v, T& x) {

@@ -16,9 +16,7 @@ struct Adagrad {
         T lr, eps_inside, eps_outside;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
-        return {h.lr, h.eps_inside, h.eps_outside};
-    }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr, h.eps_inside, h.eps_outside}; }
 
     template <class T>
     INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& a) {

@@ -16,7 +16,7 @@ struct Lion {
         T lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         return {h.lr, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2};
     }
 

@@ -17,7 +17,7 @@ struct NAG {
         T mu, gain, step_size;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         if (h.velocity_step) return {h.momentum, h.lr, 1};
         return {h.momentum, 1, h.lr};
     }

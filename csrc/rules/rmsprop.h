@@ -37,7 +37,7 @@ struct RMSprop {
         T lr, rho, one_minus_rho, eps_inside, eps_outside;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         return {h.lr, h.rho, 1 - h.rho, h.eps_inside, h.eps_outside};
     }
 
@@ -70,7 +70,7 @@ struct RMSpropMomentum {
         T rho, one_minus_rho, eps_inside, eps_outside, mu, gain, step_size;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         double gain = h.velocity_step ? h.lr : 1;
         double step_size = h.velocity_step ? 1 : h.lr;
         return {h.rho, 1 - h.rho, h.eps_inside, h.eps_outside, h.momentum, gain, step_size};

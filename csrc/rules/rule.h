@@ -1,5 +1,17 @@
 // The alphabet of the rules: operations whose bits IEEE 754 fixes, plus comparison and selection.
-// A rule is a struct with `name`, `states`, `hypers`, `Hyper`, `Scalars<T>`, `derive` and `update`; see CONTRIBUTING.
+//
+// A rule is a struct with these members; adam.h is the one to copy.
+//   name          of the rule
+//   states        names of its arrays, "m v", at most four
+//   hypers        names of its hyperparameters, "lr beta1 beta2", `lr` first
+//   Hyper         the hyperparameters as doubles, in the order of `hypers`
+//   memory        names of the numbers that it keeps between the steps of a tensor, with `Memory`; most rules have none
+//   Scalars<T>    what `update` needs besides arrays, at most ten numbers
+//   derive        Hyper -> Scalars<double>, once per step: derive(h), derive(h, t) where the number t = 1, 2, ... of
+//   the
+//                 update matters, or derive(h, t, memory), which begins the memory where t == 1
+//   update        one element: takes scalars, gradient and states, writes the states, returns u of p := p - u
+//
 // Everything is in an unnamed namespace, because each instruction set compiles its own copy.
 #pragma once
 
@@ -69,7 +81,7 @@ INLINE_HOST_DEVICE T with_sign_of(T x, T y) {
     return x <= -least(x) ? -y : positive;
 }
 
-// The number of words in "m v": how many states or hyperparameters a rule has.
+// The number of words in "m v", which is how many states a rule has, or hyperparameters.
 INLINE_HOST_DEVICE constexpr int words(const char* s) {
     int n = *s ? 1 : 0;
     for (; *s; ++s) n += *s == ' ';

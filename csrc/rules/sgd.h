@@ -16,7 +16,7 @@ struct SGD {
         T lr;
     };
 
-    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr}; }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr}; }
 
     template <class T>
     INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g) {

@@ -1,4 +1,4 @@
-#include "binding/gpu.h"
+#include "binding/arrays/gpu.h"
 
 #include <algorithm>
 #include <deque>
@@ -25,23 +25,27 @@ PyTypeObject* cupy_type() {
     return found;
 }
 
-cuda::Stream legacy_if_null(cuda::Stream stream) {
+Stream legacy_if_null(Stream stream) {
     return stream ? stream : kLegacyStream;
 }
 
-int64_t vector_length(Type param) {
-    return param == kFloat64 ? 2 : 4;
-}
-
-// What an interface says of a type; bfloat16 has no text of its own there.
+// The type in an interface: that of the dtype of the array, or else of the text. A type that the text cannot express,
+// as bfloat16, is void there and told by the name of the array's dtype.
 Type type_in(const std::string& text, const py::object& dtype) {
     if (py::isinstance<py::dtype>(dtype)) return type_of(dtype.ptr());
-    if (text == "<f4") return kFloat32;
-    if (text == "<f8") return kFloat64;
-    if (text == "<f2") return kFloat16;
-    if (text == "<u2") return kUInt16;
-    if (text == "<V2" && std::string(py::str(dtype)).ends_with("bfloat16")) return kBFloat16;
-    return kTypes;
+    if (text.starts_with("<V")) {
+        const std::string name = py::str(dtype);
+        for (int type = 0; type < kTypes; ++type)
+            if (text == "<V" + std::to_string(kItemSize[type]) && name.ends_with(name_of(static_cast<Type>(type))))
+                return static_cast<Type>(type);
+        return kTypes;
+    }
+    try {
+        return type_of(py::dtype(text).ptr());
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_TypeError)) throw;
+        return kTypes;
+    }
 }
 
 // The device of an array without elements, which has no address.
@@ -61,8 +65,8 @@ bool is_cupy(py::handle array) {
     return type && Py_TYPE(array.ptr()) == type;
 }
 
-const cuda::Engine& gpu_engine(const Name& name) {
-    static std::atomic<const cuda::Engine*> found{nullptr};
+const Engine& gpu_engine(const Name& name) {
+    static std::atomic<const Engine*> found{nullptr};
     static std::atomic<PyObject*> its_module{nullptr};
     constexpr const char* kModule = "fusedstep._cuda";
     if (PyObject* module = its_module; module && loaded(kModule).ptr() == module) return *found;
@@ -73,8 +77,8 @@ const cuda::Engine& gpu_engine(const Name& name) {
             throw std::runtime_error(name.text() + " is on a GPU, but no GPU can be used here: " +
                                      (why.is_none() ? "CUDA finds none" : std::string(py::str(why))) +
                                      "; `nvidia-smi` tells what the driver sees");
-        const cuda::Engine* engine = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
-        if (engine->layout != cuda::kLayout)
+        const Engine* engine = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
+        if (engine->layout != kLayout)
             throw std::runtime_error("fusedstep._cuda and fusedstep._cpu are of two builds: install fusedstep again");
         found = engine;
         its_module = module.release().ptr();
@@ -102,7 +106,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
     }
     Sight sight;
     View& view = sight.view;
-    cuda::Stream stream = 0;
+    Stream stream = 0;
     try {
         py::tuple data = interface["data"];
         view.data = reinterpret_cast<char*>(py::cast<uintptr_t>(data[0]));
@@ -133,7 +137,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
         py::object mask = interface.attr("get")("mask");
         if (!mask.is_none()) throw py::type_error(name.text() + " has a mask, expected a plain array");
         py::object theirs = interface.attr("get")("stream");
-        if (!theirs.is_none()) stream = legacy_if_null(py::cast<cuda::Stream>(theirs));
+        if (!theirs.is_none()) stream = legacy_if_null(py::cast<Stream>(theirs));
     } catch (py::cast_error&) {
         throw py::type_error(name.text() + " is of type " + type_name(array) +
                              " whose __cuda_array_interface__ is not of version 2 or 3");
@@ -144,8 +148,8 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
         py::raise_from(error, PyExc_TypeError, what.c_str());
         throw py::error_already_set();
     }
-    const cuda::Engine& engine = gpu_engine(name);
-    view.device = view.size ? engine.device_of(view.data) : device_of_empty(array);
+    const Engine& engine = gpu_engine(name);
+    view.device = view.size ? engine.streams.device_of(view.data) : device_of_empty(array);
     if (view.device == kHost)
         throw py::value_error(name.text() + " is said to be on a GPU, but its address is in host memory");
     if (is_cupy(array))
@@ -155,7 +159,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
     return sight;
 }
 
-cuda::Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign) {
+Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign) {
     if (PyFloat_CheckExact(object.ptr()) || !is_on_gpu(object)) return {py::cast<double>(object), nullptr};
     const View view = see_on_gpu(py::reinterpret_borrow<py::object>(object), name, foreign).view;
     if (view.type != kFloat64 || view.size != 1)
@@ -166,19 +170,20 @@ cuda::Number number_of(py::handle object, const Name& name, int* device, Foreign
         throw py::value_error(name.text() + " is " + device_text(view.device) + ", and another number " +
                               device_text(*device) + ", expected all on one GPU");
     *device = view.device;
-    return {1, reinterpret_cast<const double*>(view.data)};  // 1, since what is there counts as switched on
+    return {1, reinterpret_cast<const double*>(
+                   view.data)};  // as a value, 1: an option that reads its number from a GPU counts as switched on
 }
 
-cuda::Stream current_stream(int device) {
+Stream current_stream(int device) {
     py::object cupy = loaded("cupy");
     if (!cupy) return kLegacyStream;
-    return legacy_if_null(py::cast<cuda::Stream>(cupy.attr("cuda").attr("get_current_stream")(device).attr("ptr")));
+    return legacy_if_null(py::cast<Stream>(cupy.attr("cuda").attr("get_current_stream")(device).attr("ptr")));
 }
 
-cuda::Stream stream_of(py::handle object) {
+Stream stream_of(py::handle object) {
     try {
         py::tuple pair(object.attr("__cuda_stream__")());
-        if (pair.size() == 2 && py::cast<int>(pair[0]) == 0) return legacy_if_null(py::cast<cuda::Stream>(pair[1]));
+        if (pair.size() == 2 && py::cast<int>(pair[0]) == 0) return legacy_if_null(py::cast<Stream>(pair[1]));
     } catch (py::error_already_set& error) {
         if (!error.matches(PyExc_Exception)) throw;
     } catch (py::cast_error&) {
@@ -187,85 +192,45 @@ cuda::Stream stream_of(py::handle object) {
                          "gives (0, handle), as a stream of CuPy");
 }
 
-int8_t head_of(const void* data, Type type, Type param) {
-    if (type == kTypes) return 0;
-    const int64_t vector = vector_length(param);
-    const auto element = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) / kItemSize[type]);
-    return static_cast<int8_t>((vector - element % vector) % vector);
-}
-
-cuda::Tensor tensor_on_gpu(const Slot& slot, int64_t size, int32_t device) {
-    cuda::Tensor tensor{};
-    std::copy(slot.arrays, slot.arrays + kRoles, tensor.arrays);
-    tensor.arrays[kGrad] = nullptr;
-    tensor.size = size;
-    tensor.device = device;
-    tensor.param = slot.types.param;
-    tensor.state = slot.types.state;
-    tensor.master = slot.types.master;
-    tensor.head = head_of(slot.arrays[kParam], tensor.param, tensor.param);
-    for (int role = kStates; role < kRoles; ++role) {
-        const Type type = role == kMaster ? tensor.master : tensor.state;
-        if (slot.arrays[role] && head_of(slot.arrays[role], type, tensor.param) != tensor.head)
-            tensor.head = cuda::kScattered;
-    }
-    return tensor;
-}
-
-cuda::Gradient gradient_on_gpu(const Slot& slot, int32_t place, int32_t row) {
-    cuda::Gradient gradient{};
-    gradient.data = slot.arrays[kGrad];
-    gradient.place = place;
-    gradient.row = row;
-    gradient.type = slot.types.grad;
-    gradient.head = head_of(gradient.data, gradient.type, slot.types.param);
-    gradient.loop = cuda::loop_of(slot.types);
-    return gradient;
-}
-
-cuda::Body body_of(Variant variant) {
-    return variant <= kDecayed ? cuda::kShortBody : cuda::kFullBody;
-}
-
-cuda::Stream StreamOrder::stream_on(int device) const {
+Stream StreamOrder::stream_on(int device) const {
     return streams_[std::ranges::find(devices_, device) - devices_.begin()];
 }
 
 bool StreamOrder::is_captured() const {
     for (int device : devices_)
-        if (engine_.is_capturing(device, stream_on(device))) return true;
+        if (gpu_.is_capturing(device, stream_on(device))) return true;
     return false;
 }
 
-// A stream outside of a graph cannot be waited for in it, nor the other way round; the graph grows to a stream that is
-// made to wait for one in it.
+// In a graph, a stream outside of the graph cannot be waited for. A stream that is made to wait for one in the graph
+// joins it.
 void StreamOrder::order(bool before) const {
     for (const Foreign& other : foreign_) {
-        const cuda::Stream own = stream_on(other.device);
+        const Stream own = stream_on(other.device);
         if (!other.stream || other.stream == own) continue;
-        if (engine_.is_capturing(other.device, own) && !engine_.is_capturing(other.device, other.stream)) continue;
-        before ? engine_.order(other.device, other.stream, own) : engine_.order(other.device, own, other.stream);
+        if (gpu_.is_capturing(other.device, own) && !gpu_.is_capturing(other.device, other.stream)) continue;
+        before ? gpu_.order(other.device, other.stream, own) : gpu_.order(other.device, own, other.stream);
     }
 }
 
 namespace {
 
-// Arrays of other libraries that a stream still works on.
+// Arrays of other libraries on which a stream still works.
 class InFlight {
 public:
-    // There is one, which is never destroyed: at exit, there is no interpreter any more.
+    // The only list, which is never destroyed: at exit, there is no interpreter any more.
     static InFlight& all() {
         static auto& list = *new InFlight;
         return list;
     }
 
-    void add(std::unique_ptr<cuda::Mark> done, std::vector<py::object> arrays) {
+    void add(std::unique_ptr<Mark> done, std::vector<py::object> arrays) {
         const std::lock_guard lock(mutex_);
         waiting_.emplace_back(std::move(done), std::move(arrays));
     }
 
-    // Let go of those that are no longer needed. What becomes of them may run anybody's code, so it is not under the
-    // lock.
+    // Let go of the arrays that are no longer needed. Their destruction may run anybody's code, so the lock is not
+    // held.
     void sweep() {
         std::vector<Waiting> done;
         {
@@ -276,7 +241,7 @@ public:
     }
 
 private:
-    using Waiting = std::pair<std::unique_ptr<cuda::Mark>, std::vector<py::object>>;
+    using Waiting = std::pair<std::unique_ptr<Mark>, std::vector<py::object>>;
 
     std::mutex mutex_;
     std::deque<Waiting> waiting_;
@@ -287,12 +252,12 @@ private:
 void StreamOrder::end() {
     order(false);
     InFlight::all().sweep();
-    if (is_captured()) return;  // the caller keeps what a graph uses
+    if (is_captured()) return;  // the arrays of a graph are kept by the caller
     for (int device : devices_) {
         std::vector<py::object> arrays;
         for (const Foreign& one : foreign_)
             if (one.device == device && one.array) arrays.push_back(one.array);
-        if (!arrays.empty()) InFlight::all().add(engine_.mark(device, stream_on(device)), std::move(arrays));
+        if (!arrays.empty()) InFlight::all().add(gpu_.mark(device, stream_on(device)), std::move(arrays));
     }
 }
 

@@ -1,20 +1,11 @@
-#include "binding/arrays.h"
-
 #include <algorithm>
-#include <utility>
 
-#include "binding/gpu.h"
+#include "binding/arrays/gpu.h"
+#include "binding/arrays/view.h"
 
 namespace fusedstep {
 
-std::atomic<PyObject*> native_dtypes[kTypes + 1];
-
 namespace {
-
-constexpr const char* kTypeNames[kTypes] = {"float32", "float64", "float16", "bfloat16", "uint16"};
-constexpr int kNumbers[kTypes] = {py::detail::npy_api::NPY_FLOAT_, py::detail::npy_api::NPY_DOUBLE_, 23, -1,
-                                  py::detail::npy_api::NPY_USHORT_};  // of NumPy's; 23 is that of float16
-constexpr int kFirstForeign = 256;                                    // where the numbers of other libraries begin
 
 std::string shape_text(Shape shape) {
     py::tuple tuple(shape.size());
@@ -22,50 +13,12 @@ std::string shape_text(Shape shape) {
     return py::repr(tuple);
 }
 
-// The method must be the type's: an instance's attribute may raise, or lie.
+// Whether the type of an object has a method. An attribute of the object itself could raise, or lie.
 bool offers(py::handle object, const char* method) {
     return PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), method) == 1;
 }
 
-// The bfloat16 of ml_dtypes, and nothing else that has two bytes. Where that is not imported, there is none.
-bool is_bfloat16(const py::dtype& dtype) {
-    if (dtype.num() < kFirstForeign) return false;
-    if (!native_dtypes[kBFloat16]) {
-        auto name = py::str("ml_dtypes");
-        auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
-        if (!module) return false;
-        try {
-            auto found = py::dtype::from_args(module.attr("bfloat16"));
-            if (found.num() < kFirstForeign || found.itemsize() != kItemSize[kBFloat16]) return false;
-            native_dtypes[kBFloat16] = found.release().ptr();
-        } catch (py::error_already_set& error) {
-            if (!error.matches(PyExc_Exception)) throw;
-            return false;
-        }
-    }
-    return dtype.num() == py::reinterpret_borrow<py::dtype>(native_dtypes[kBFloat16].load()).num();
-}
-
-}  // namespace
-
-Type type_of(PyObject* descr) {
-    for (int type = 0; type < kTypes; ++type)
-        if (descr == native_dtypes[type]) return static_cast<Type>(type);
-    auto dtype = py::reinterpret_borrow<py::dtype>(descr);
-    if (dtype.byteorder() != '=') return kTypes;
-    for (int type = 0; type < kTypes; ++type)
-        if (dtype.num() == kNumbers[type]) return static_cast<Type>(type);
-    return is_bfloat16(dtype) ? kBFloat16 : kTypes;
-}
-
-py::object dtype_of(Type type) {
-    if (!native_dtypes[type]) is_bfloat16(py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")));
-    return py::reinterpret_borrow<py::object>(native_dtypes[type].load());
-}
-
-namespace {
-
-// By its type alone: isinstance would run code of the array's class in the middle of the checks.
+// Whether an array is masked, told by its type alone: isinstance would run code of the array's class amid the checks.
 bool is_masked(const py::object& array) {
     if (Py_TYPE(array.ptr()) == ndarray_type()) return false;
     auto name = py::str("numpy.ma");
@@ -78,23 +31,18 @@ bool is_masked(const py::object& array) {
 
 }  // namespace
 
-void find_dtypes() {
-    for (int type = 0; type < kTypes; ++type)
-        if (kNumbers[type] >= 0) native_dtypes[type] = py::dtype(kNumbers[type]).release().ptr();
-}
-
-Among grads_of(Type param) {
-    if (param == kFloat32) return among(kFloat32, kFloat16, kBFloat16);
+TypeSet grads_of(Type param) {
+    if (param == kFloat32) return kNarrow | set_of(param);
     return states_of(param);
 }
 
-Among states_of(Type param) {
-    return param == kFloat16 || param == kBFloat16 ? among(param, kFloat32) : among(param);
+TypeSet states_of(Type param) {
+    return set_of(param) | (contains(kNarrow, param) ? set_of(kFloat32) : 0);
 }
 
-Among params_of(Type state) {
-    if (state == kUInt16) return among(kBFloat16);  // whose remainder it is
-    return state == kFloat32 ? among(kFloat32, kFloat16, kBFloat16) : among(state);
+TypeSet params_of(Type state) {
+    if (state == kUInt16) return set_of(kBFloat16);  // whose remainder it is
+    return set_of(state) | (state == kFloat32 ? kNarrow : 0);
 }
 
 std::string type_name(py::handle object) {
@@ -112,7 +60,7 @@ std::string Name::text() const {
             text += "[" + std::string(py::repr(key)) + "]";
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_Exception)) throw;
-            text += "[" + type_name(key) + "]";  // whose repr fails
+            text += "[" + type_name(key) + "]";  // its repr failed
         }
     }
     if (!state.empty()) text += "['" + std::string(state) + "']";
@@ -131,7 +79,8 @@ bool is_on_gpu(py::handle object) {
 
 namespace {
 
-// What is on a GPU and offers nothing but DLPack, whose pointers only libraries of arrays know how to keep.
+// CuPy's view of an array on a GPU that offers nothing but DLPack. Only libraries of arrays can keep a pointer of
+// DLPack alive.
 py::object view_with_cupy(const py::object& source, const Name& name) {
     const std::string what = name.text() + " is of type " + type_name(source) + " and on a GPU, ";
     try {
@@ -190,7 +139,7 @@ Sight see(const py::object& array, const Name& name) {
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
-    const Type type = type_of(a.descr);  // first, since it may import
+    const Type type = type_of(a.descr);  // before anything is borrowed from the array: this may import
     View view{a.data, type, 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
     return {view, py::reinterpret_borrow<py::dtype>(a.descr), (a.flags & kContiguous) != 0,
@@ -216,9 +165,9 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     const View& view = sight.view;
     if (like && view.device != like->device && like->device != kAnywhere)
         refuse_device(name, view.device, like->name, like->device);
-    if (!((like ? like->types : kFloats) & among(view.type))) {
+    if (!contains(like ? like->types : kFloats, view.type)) {
         std::string like_what = like ? " like " + like->name.text() : "";
-        std::string expected = like ? kTypeNames[like->type] : "float32, float64, float16 or bfloat16";
+        std::string expected = like ? name_of(like->type) : "float32, float64, float16 or bfloat16";
         const char order = on_host ? py::reinterpret_borrow<py::dtype>(sight.dtype).byteorder() : '=';
         const bool swapped = order == '>' || order == '<';
         throw py::type_error(name.text() + " is " + std::string(py::str(sight.dtype)) + ", expected " + expected +
@@ -236,30 +185,6 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     return view;
 }
 
-void add_span(std::vector<Span>& spans, const View& view, size_t id) {
-    if (view.size && view.data) spans.push_back({view.data, view.data + view.bytes(), id});
-}
-
-void sort(std::vector<Span>& spans) {
-    auto before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
-    if (!std::is_sorted(spans.begin(), spans.end(), before)) std::sort(spans.begin(), spans.end(), before);
-}
-
-std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, const std::vector<Span>& b) {
-    const Span* furthest = nullptr;
-    for (size_t i = 0, j = 0; i < a.size() || j < b.size();) {
-        const Span* next = j == b.size() || (i < a.size() && a[i].begin <= b[j].begin) ? &a[i++] : &b[j++];
-        if (furthest && next->begin < furthest->end) return {furthest, next};
-        furthest = next;  // no overlap so far, so the last one reaches furthest
-    }
-    return {nullptr, nullptr};
-}
-
-void refuse_overlap(const Name& a, const Name& b) {
-    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays");
-}
-
-// The word number `i` of "m v": the name of a state.
 std::string_view word(std::string_view words, size_t i) {
     while (i--) words.remove_prefix(words.find(' ') + 1);
     return words.substr(0, words.find(' '));
