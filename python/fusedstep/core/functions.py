@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 import numpy as np
 
 from . import _interim
-from .hyperparameters import check, check_clips, declared, rule_hypers
+from .hyperparameters import check, check_clips, declared, range_of, rule_hypers
 from .optimizer import Optimizer
 
 __all__ = ["DecoupledOptions", "Options", "Outline", "function", "outlines", "signature"]
@@ -125,7 +125,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     name, rule = outline.name, outline.rule
     arrays = ", ".join(["p", "g", *rule.states])
     count = "t" if rule.counts else "1"
-    memory = "".join(f'_check("{word}", {word}, float, "", _ranges), ' for word in rule.memory)
+    memory = "".join(f"{_checked(word, outline.cls)}, " for word in rule.memory)
     call = f"_update({rule.number}, ({arrays}), _packed({', '.join(outline.own)}, **options), {count}, "
     call += f"({memory.rstrip()}))" if memory else "_no_memory)"
     call = {0: call, 1: f"return {call}[0]"}.get(len(rule.memory), f"return {call}")
@@ -141,6 +141,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
         "_no_memory": _interim.NO_MEMORY,
         "_packed": _packing(outline),
         "_ranges": outline.cls.ranges,
+        "inf": math.inf,
         "_update": _interim.update if rule.memory else _interim.update_without_memory,
     }
     place = f"<{module}.{name}>"
@@ -149,6 +150,12 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     made: Callable[..., Any] = namespace[name]
     made.__doc__ = _docstring(outline)
     return made
+
+
+def _checked(name: str, cls: type[Optimizer]) -> str:
+    """Return the expression of a memory that has been checked, at no cost for a float in its range."""
+    is_fine = f"type({name}) is float and {range_of(name, cls.ranges).text(name)}"
+    return f'{name} if {is_fine} else _check("{name}", {name}, float, "", _ranges)'
 
 
 def _packing(outline: Outline) -> Callable[..., bytes]:

@@ -16,12 +16,14 @@ __all__ = [
     "RANGES",
     "Range",
     "Scheduled",
+    "arguments",
     "check",
     "check_clips",
     "declared",
     "evaluated",
     "integer",
     "on_host",
+    "range_of",
     "rational_power",
     "rule_hypers",
 ]
@@ -126,10 +128,15 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
         x = float(value) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
         x = INF
-    allowed = ranges.get(name, _FINITE)
+    allowed = range_of(name, ranges)
     if x not in allowed:
         raise ValueError(f"{label} is {value!r}, expected {allowed.text(name)}")
     return x
+
+
+def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
+    """Return the range of a number; where nobody has said one, it may be any finite number."""
+    return ranges.get(name, _FINITE)
 
 
 def integer(name: str, value: Any, least: int) -> int:
