@@ -7,9 +7,9 @@ plain NumPy, the classes of the same names in `fusedstep.reference`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from fusedstep.core.hyperparameters import Scheduled
+from fusedstep.core.hyperparameters import INF, RANGES, Range, Scheduled, rational_power
 from fusedstep.core.optimizer import Optimizer
 
 __all__ = [
@@ -214,6 +214,11 @@ class RMSprop(Optimizer):
     centered: bool = False
     initial_accumulator: Scheduled = 0.0
     rule = "rmsprop"
+    other_rules: ClassVar = {
+        "rmsprop_centered": {"centered": True},
+        "rmsprop_momentum": {"momentum": 0.9},
+        "rmsprop_centered_momentum": {"centered": True, "momentum": 0.9},
+    }
     accumulator = "v"
     torch_states = (("v", "square_avg"), ("m", "grad_avg"), ("b", "momentum_buffer"))
 
@@ -293,6 +298,7 @@ class Adam(Optimizer):
     eps_mode: Literal["outside", "hat", "inside"] = "outside"
     amsgrad: bool = False
     rule = "adam"
+    other_rules: ClassVar = {"amsgrad": {"amsgrad": True}}
     torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"), ("w", "max_exp_avg_sq"))
 
     def _rule(self, values: Mapping[str, Any]) -> str:
@@ -395,6 +401,11 @@ class Nadam(Optimizer):
     eps: Scheduled = 1e-8
     schedule_decay: Scheduled = 0.004
     rule = "nadam"
+    ranges: ClassVar = RANGES | {
+        "schedule_decay": Range(0, INF, with_high=True),
+        "product": Range(0, 1, with_high=True),
+    }
+    derived: ClassVar = {"decay_base": lambda schedule_decay: rational_power(0.96, schedule_decay)}
     torch_states = (("m", "exp_avg"), ("v", "exp_avg_sq"), ("product", "mu_product"))
 
 
@@ -428,3 +439,8 @@ class Lion(Optimizer):
     rule = "lion"
     torch_states = (("m", "exp_avg"),)
     always_decoupled = True
+
+
+def classes() -> list[type[Optimizer]]:
+    """Return the optimizers, in the order of their definition."""
+    return [c for c in globals().values() if isinstance(c, type) and issubclass(c, Optimizer) and c is not Optimizer]

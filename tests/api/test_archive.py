@@ -388,10 +388,10 @@ def seal(path):
 
 def test_another_version(path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(archive, "VERSION", 2)
+        patch.setattr(archive, "VERSION", 3)
         save(path)
         archive.read(path)
-    with pytest.raises(ValueError, match=r"checkpoint\.\w+ has format version 2, expected 1$"):
+    with pytest.raises(ValueError, match=r"checkpoint\.\w+ has format version 3, expected 1 to 2$"):
         archive.read(path)
     data = path.read_bytes()
     damaged = data.replace(b"\0\0\x40\x40", b"\0\0\x40\x41")

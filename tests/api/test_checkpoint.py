@@ -190,7 +190,7 @@ def assert_plain(value):
 def test_a_state_dict_is_plain_and_a_snapshot(make):
     opt, params = trained(make)
     saved, before = opt.state_dict(), frozen(opt.state_dict())
-    assert list(saved) == ["optimizer", "hyperparameters", "t", "product", "state", "ema"]
+    assert list(saved) == ["optimizer", "hyperparameters", "t", "memory", "state", "ema"]
     assert_plain(saved)
     assert_plain(opt.state_dict(names="torch"))
     train(opt, params, fs.minibatches(20, 3, seed=2), 20)
@@ -285,9 +285,8 @@ def test_names_of_torch(cls):
     }
     assert {key: some["step"] for key, some in saved["state"].items()} == dict(opt.t)
     for our, its in cls.torch_states:
-        if our == "product":
-            continue
-        assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
+        if our in opt.state["w"]:  # else it is memory
+            assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
 
 
 # What is refused changes nothing.
@@ -313,7 +312,7 @@ class Unfit:
 M = ("state", "w", "m")
 JUNK = [None, 3, "x", b"x", [], [("w", 3)], {1}, True, math.nan]
 WRONG = [
-    *[((part,), junk) for part in ("t", "product", "state", "ema", "hyperparameters") for junk in JUNK],
+    *[((part,), junk) for part in ("t", "memory", "product", "state", "ema", "hyperparameters") for junk in JUNK],
     *[(("state", "w"), junk) for junk in JUNK],
     *[(("hyperparameters", "overrides"), junk) for junk in JUNK],
     *[(("hyperparameters", "overrides", "w"), junk) for junk in JUNK],
@@ -324,7 +323,7 @@ WRONG = [
     *[(("optimizer",), value) for value in ("AdamW", "adam", None, 3, ["Adam"])],
     *[(("t", "w"), value) for value in (-1, 1.5, True, 2**62, 1e300, 10**400, math.nan, math.inf, None, [3], 3j)],
     *[(("t", "w"), value) for value in ("3", b"3", np.True_, np.ones(2), Fraction(10**400), Unfit())],
-    *[(("product", "w"), value) for value in (-0.1, 1.1, math.nan, math.inf, "0.5", None, [0.5], True, 2, 10**400)],
+    *[(("memory", "w"), value) for value in (*JUNK, {"product": 0.5}, {"x": 0.5}, {3: 0.5})],
     *[(("hyperparameters", "lr"), value) for value in (-1, math.nan, math.inf, "1", None, True, [1], {}, np.ones(1))],
     *[(("hyperparameters", name), value) for name, value in (("amsgrad", 1), ("eps_mode", "x"), ("beta1", 1.0))],
     *[(("hyperparameters", "lr"), {"schedule": value}) for value in ("constant", "x", "Schedule", [], 3)],
@@ -339,7 +338,7 @@ WRONG = [
     (("t", "nix"), 3),
     (("state", "nix"), {}),
     (("ema", "nix"), np.ones(5)),
-    (("product", "nix"), 0.5),
+    (("memory", "nix"), {}),
     (("state", "w", "nix"), np.ones(5)),
     (("state", "w", "a"), np.ones(5)),  # another class has it
     (("state", "w", 3), np.ones(5)),
@@ -388,11 +387,33 @@ def test_wrong_states_of_torch_change_nothing():
     assert not_refused(fs.Nadam, wrongs, names="torch") == []
 
 
-def test_a_missing_product_is_refused():
+def test_missing_memory_is_refused():
     opt, _ = trained(fs.Nadam)
-    for saved in (within(opt.state_dict(), "product", "w", drop=True), within(opt.state_dict(), "product", drop=True)):
-        with pytest.raises(ValueError, match="product"):
-            fs.Nadam().load_state_dict(saved)
+    for places in (["memory", "w", "product"], ["memory", "w"], ["memory"]):
+        with pytest.raises(ValueError, match=r"^memory\['w'\] lacks product, expected product$"):
+            fs.Nadam().load_state_dict(within(opt.state_dict(), *places, drop=True))
+
+
+def test_wrong_memory_changes_nothing():
+    saved = trained(fs.Nadam)[0].state_dict()
+    numbers = (-0.1, 1.1, math.nan, math.inf, "0.5", None, [0.5], True, 2, 10**400, np.ones(2))
+    wrongs = [(x, within(saved, "memory", "w", "product", value=x)) for x in numbers]
+    wrongs += [(junk, within(saved, "memory", "w", value=junk)) for junk in [*JUNK, {"product": 0.5, "x": 0.5}]]
+    assert not_refused(lambda: trained(fs.Nadam)[0], wrongs) == []
+    assert not_refused(fs.Nadam, wrongs) == []
+
+
+def test_memory_begins_with_the_first_update():
+    opt, p = fs.Nadam(), {"a": np.ones(3), "b": np.ones(3)}
+    opt.step(p, {"a": np.ones(3)})
+    assert opt.state_dict()["memory"].keys() == {"a"}
+    other = fs.Nadam()
+    other.load_state_dict(opt.state_dict())
+    q = copy.deepcopy(p)
+    for one, its in ((opt, p), (other, q)):
+        for _ in range(2):
+            one.step(its, {key: np.ones(3) for key in its})
+    assert snapshot(other, q) == snapshot(opt, p)
 
 
 def test_a_state_that_is_read_only_is_refused():
@@ -458,10 +479,10 @@ def test_damaged_files_change_nothing(path, monkeypatch):
         with pytest.raises(ValueError, match="checkpoint"):
             fs.load(path, opt, params)
         assert snapshot(opt, params) == before
-    monkeypatch.setattr(archive, "VERSION", 2)
+    monkeypatch.setattr(archive, "VERSION", 3)
     fs.save(path, opt, params)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has format version 2, expected 1"):
+    with pytest.raises(ValueError, match="has format version 3, expected 1 to 2"):
         fs.load(path, opt, params)
     path.unlink()
     with pytest.raises(FileNotFoundError):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import fusedstep as fs
 from fusedstep import _cpu, functional, reference
+from fusedstep.core import overrides
 from fusedstep.core.hyperparameters import declared
 from fusedstep.tools import verify
 
@@ -372,9 +373,9 @@ def test_a_skipped_step_changes_nothing(tensor, place, value, dtype, isa):
         assert not optimizer.step(params, good).skipped
         assert len(set(asked[count:])) == 1
         free.step(twin, good)
-        seen = [{k: o.state_dict()[k] for k in ("t", "product", "state", "ema")} for o in (optimizer, free)]
+        seen = [{k: o.state_dict()[k] for k in ("t", "memory", "state", "ema")} for o in (optimizer, free)]
         assert bits([params, seen[0]]) == bits([twin, seen[1]])
-    assert seen[0]["product"].keys() == params.keys()
+    assert seen[0]["memory"].keys() == params.keys()
 
 
 def test_squares_that_overflow_are_finite(isa):
@@ -659,9 +660,9 @@ def test_a_schedule_switches_nothing_off(name, at):
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
     """As another thread would set them, or a schedule."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
-    optimizer, numbers = fs.SGD(lr=1.0), fs.hyperparameters.numbers
+    optimizer, hypers = fs.SGD(lr=1.0), overrides.rule_hypers
     with monkeypatch.context() as patch:
-        patch.setattr(fs.hyperparameters, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
+        patch.setattr(overrides, "rule_hypers", lambda *args: setattr(optimizer, "lr", 8.0) or hypers(*args))
         optimizer.step(p, g)
     p["w"][:] = 0
     optimizer.step(p, g)

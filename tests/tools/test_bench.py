@@ -153,7 +153,7 @@ def test_bytes(case, moved, held):
 def test_rules_are_those_of_the_engine():
     assert list(rules()) == RULES
     for rule in RULES:
-        assert Case(rule).optimizer()._settle().rule == rule
+        assert Case(rule).optimizer()._settings_with().rule == rule
         assert type(Case(rule).optimizer(reference)).__module__.startswith("fusedstep.reference")
 
 

@@ -26,7 +26,7 @@ from .arrays import is_bfloat16
 
 __all__ = ["read", "write"]
 
-FORMAT, VERSION = "fusedstep checkpoint", 1
+FORMAT, VERSION = "fusedstep checkpoint", 2
 _BLANK = b"0" * 64  # in place of the seal, while it is computed
 _PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # names that are safe in every format
 
@@ -34,7 +34,7 @@ Get = Callable[[str], np.ndarray]
 
 
 class _NamedError(Exception):
-    """What is wrong is known."""
+    """The message already names the damaged part; do not wrap it."""
 
 
 class _ReplacedError(Exception):
@@ -211,13 +211,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
             raise ValueError(message) from error
 
 
-def _load(file: BinaryIO, form: _Npz | _Safetensors, version: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
     with form.open(file) as (text, get):
         header = json.loads(text)
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}")
-        if version not in (header["version"], None):
-            raise _NamedError(f"has format version {header['version']}, expected {version}")
+        if newest is not None and header["version"] not in range(1, newest + 1):
+            raise _NamedError(f"has format version {header['version']}, expected 1 to {newest}")
         arrays = {}
         for entry in header["arrays"]:
             cause = None

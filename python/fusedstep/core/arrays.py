@@ -12,6 +12,7 @@ __all__ = [
     "MASTER_DTYPES",
     "Array",
     "as_array",
+    "as_number",
     "as_numpy",
     "copied",
     "device_of",
@@ -21,7 +22,6 @@ __all__ = [
     "is_half",
     "is_on_gpu",
     "new_array",
-    "number",
     "to_host",
 ]
 
@@ -147,7 +147,7 @@ def _viewed(value: Any, label: str, wanted: str) -> Array:
     return array
 
 
-def number(value: Any, label: str) -> Any:
+def as_number(value: Any, label: str) -> Any:
     """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
     if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
         array = _viewed(value, label, "a number, as from float(tensor)")

@@ -1,67 +1,90 @@
-"""What a hyperparameter may be, and the numbers that a rule makes of it."""
+"""What a hyperparameter may be, and the values that a rule takes, made of the hyperparameters of a class."""
 
 import decimal
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from operator import le, lt
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from .arrays import as_array, is_on_gpu, to_host
 
 __all__ = [
     "CLIPS",
-    "NEVER_ON_GPU",
-    "Layer",
+    "INF",
+    "RANGES",
+    "Range",
     "Scheduled",
-    "Settings",
-    "at",
+    "arguments",
     "check",
     "check_clips",
     "declared",
+    "evaluated",
     "integer",
-    "numbers",
-    "settled",
+    "on_host",
+    "range_of",
+    "rational_power",
+    "rule_hypers",
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 
 INF = math.inf
-_BELOW: TypeAlias = Callable[[float, float], bool]
-# name: lowest value, and how it may be met; how the highest may be met, and that value
-RANGES: dict[str, tuple[float, _BELOW, _BELOW, float]] = {
-    "lr": (0, le, lt, INF),
-    "momentum": (0, le, le, 1),
-    "dampening": (0, le, le, 1),
-    "rho": (0, le, lt, 1),
-    "beta1": (0, le, lt, 1),
-    "beta2": (0, le, lt, 1),
-    "eps": (0, le, lt, INF),
-    "initial_accumulator": (0, le, lt, INF),
-    "schedule_decay": (0, le, le, INF),
-    "grad_scale": (-INF, lt, lt, INF),
-    "clip_value": (0, lt, lt, INF),
-    "clip_norm": (0, lt, lt, INF),
-    "clip_global_norm": (0, lt, lt, INF),
-    "l1": (0, le, lt, INF),
-    "weight_decay": (0, le, lt, INF),
-    "ema": (0, le, le, 1),
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`, each end of which may be part of them or not."""
+
+    low: float
+    high: float
+    with_low: bool = True
+    with_high: bool = False
+
+    def __contains__(self, x: float) -> bool:
+        return (self.low < x or (self.with_low and x == self.low)) and (
+            x < self.high or (self.with_high and x == self.high)
+        )
+
+    def text(self, name: str) -> str:
+        """Return what a number called `name` has to be."""
+        return f"{self.low:g} {'<=' if self.with_low else '<'} {name} {'<=' if self.with_high else '<'} {self.high:g}"
+
+
+_FINITE = Range(-INF, INF, with_low=False)
+# The ranges of the usual hyperparameters. Each class may add some of its own; what has none may be any finite number.
+RANGES: dict[str, Range] = {
+    "lr": Range(0, INF),
+    "momentum": Range(0, 1, with_high=True),
+    "dampening": Range(0, 1, with_high=True),
+    "rho": Range(0, 1),
+    "beta1": Range(0, 1),
+    "beta2": Range(0, 1),
+    "eps": Range(0, INF),
+    "initial_accumulator": Range(0, INF),
+    "grad_scale": _FINITE,
+    "clip_value": Range(0, INF, with_low=False),
+    "clip_norm": Range(0, INF, with_low=False),
+    "clip_global_norm": Range(0, INF, with_low=False),
+    "l1": Range(0, INF),
+    "weight_decay": Range(0, INF),
+    "ema": Range(0, 1, with_high=True),
 }
-_SIGN: dict[_BELOW, str] = {le: "<=", lt: "<"}
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
-_OPTIONAL = {*CLIPS, "ema"}  # None switches them off
-NEVER_ON_GPU = {"initial_accumulator", "schedule_decay"}  # but needed by the host
+_OPTIONAL = {*CLIPS, "ema"}  # None switches each of them off
 
 
 def _declared(owner: Any) -> dict[str, Any]:
-    """Return the type of each hyperparameter of a class or function: float, int, bool or a Literal of choices."""
-    hints = get_type_hints(owner)
-    return {
-        name: float if name in RANGES else hint
-        for name, hint in hints.items()
-        if name in RANGES or hint is bool or name == "seed" or _choices(hint)
-    }
+    """Return the type of each hyperparameter of a class: float, int, bool or a Literal of choices."""
+    ranges = getattr(owner, "ranges", RANGES)
+    found = {}
+    for name, hint in get_type_hints(owner).items():
+        if name in ranges or hint in (float, Scheduled):
+            found[name] = float
+        elif not name.startswith("_") and (hint in (bool, int) or _choices(hint)):
+            found[name] = hint
+    return found
 
 
 declared: Callable[[Any], dict[str, Any]] = lru_cache(_declared)
@@ -71,7 +94,7 @@ def _choices(hint: Any) -> tuple[str | bool, ...]:
     return get_args(hint) if get_origin(hint) is Literal else ()
 
 
-def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
+def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Mapping[str, Range] = RANGES) -> Any:
     """
     Return `value` as the hyperparameter `name`, or refuse it under the name `label`.
 
@@ -101,15 +124,19 @@ def check(name: str, value: Any, hint: Any = float, label: str = "") -> Any:
         return None
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
-    low, above, below, high = RANGES[name]
     try:
-        number = float(value) + 0.0  # so that -0.0 is 0.0
+        x = float(value) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
-        number = INF
-    if not (above(low, number) and below(number, high)):
-        wanted = f"{low:g} {_SIGN[above]} {name} {_SIGN[below]} {high:g}"
-        raise ValueError(f"{label} is {value!r}, expected {wanted}")
-    return number
+        x = INF
+    allowed = range_of(name, ranges)
+    if x not in allowed:
+        raise ValueError(f"{label} is {value!r}, expected {allowed.text(name)}")
+    return x
+
+
+def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
+    """Return the range of a number; where nobody has said one, it may be any finite number."""
+    return ranges.get(name, _FINITE)
 
 
 def integer(name: str, value: Any, least: int) -> int:
@@ -127,40 +154,68 @@ def check_clips(values: Mapping[str, Any], label: str = "") -> None:
         raise ValueError(f"{label}{chosen[1]} stands beside {chosen[0]}, expected one of them to be None")
 
 
-def settled(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return hyperparameters with the numbers that are on a GPU as they are now."""
+def on_host(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters with the present values of those that are on a GPU."""
 
-    def now(value: Any) -> Any:
+    def read(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {key: now(some) for key, some in value.items()}
+            return {key: read(some) for key, some in value.items()}
         return to_host(as_array(value, "hyperparameter")).item() if is_on_gpu(value) else value
 
-    return {name: now(value) for name, value in values.items()}
+    return {name: read(value) for name, value in values.items()}
 
 
-def numbers(names: tuple[str, ...], values: Mapping[str, Any]) -> list[Any]:
+def evaluated(values: Mapping[str, Any], done: int, ranges: Mapping[str, Range] = RANGES) -> dict[str, Any]:
+    """Return hyperparameters with the values that schedules have at the update that follows `done` others."""
+    found = {}
+    for name, value in values.items():
+        if callable(value):
+            label, value = f"{name}({done})", value(done)
+            if value is None:  # which would switch something off
+                raise TypeError(f"{label} is None, expected a number")
+            value = check(name, value, float, label, ranges)
+        found[name] = value
+    return found
+
+
+def rule_hypers(
+    names: tuple[str, ...], values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]
+) -> list[Any]:
     """
-    Return the numbers that a rule calls `names`, from the hyperparameters of a class or function.
+    Return the values of the hyperparameters that a rule calls `names`.
 
-    A dialect is a number too: `eps_inside` is eps where eps_mode is "inside" and otherwise 0, and `velocity_step` is
-    1 where velocity is "step" and otherwise 0. `decay_base` is Nadam's 0.96**schedule_decay. What is None is infinite.
-    A number on a GPU stays there.
+    Parameters
+    ----------
+    names : tuple of str
+        A dialect of a rule is a hyperparameter too: `eps_inside` is eps where `eps_mode` is "inside" and otherwise 0,
+        `velocity_step` is 1 where `velocity` is "step" and otherwise 0.
+    values : mapping
+        The hyperparameters of a class, with the values of schedules. None means infinity. What is on a GPU stays there.
+    derived : mapping
+        Name -> a function that computes the value from hyperparameters of the class, which its arguments name.
     """
-    return [_number(name, values) for name in names]
+    return [_rule_hyper(name, values, derived) for name in names]
 
 
-def _number(name: str, values: Mapping[str, Any]) -> Any:
+def _rule_hyper(name: str, values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]) -> Any:
     if name in values:
-        return INF if values[name] is None else _plain(values[name])
+        value = values[name]
+        return INF if value is None else _plain(value)
     if name == "master":
         return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
-    if name == "decay_base":
-        return rational_power(0.96, values["schedule_decay"])
-    field, choice = name.split("_")
-    mode = values.get(f"{field}_mode")
-    if mode is None:
+    if name in derived:
+        function = derived[name]
+        return function(**{field: values[field] for field in arguments(function)})
+    field, _, choice = name.rpartition("_")
+    mode = f"{field}_mode"
+    if mode not in values:
         return float(values[field] == choice)
-    return _plain(values[field]) if mode == choice else 0.0
+    return _plain(values[field]) if values[mode] == choice else 0.0
+
+
+def arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the arguments of a function that is written in Python."""
+    return function.__code__.co_varnames[: function.__code__.co_argcount]
 
 
 def _plain(value: Any) -> Any:
@@ -174,43 +229,3 @@ def rational_power(x: float, y: float) -> float:
         return 0.0
     with decimal.localcontext(decimal.Context(prec=50)):
         return float((decimal.Decimal(y) * decimal.Decimal(x).ln()).exp())
-
-
-class Settings(NamedTuple):
-    """The hyperparameters as they were at one moment, which is that of a step."""
-
-    values: dict[str, Any]
-    overrides: Mapping[Hashable, Mapping[str, Any]]
-    rule: str
-
-    def of(self, combination: tuple[Hashable, ...]) -> dict[str, Any]:
-        """Return them under some of the overrides, the strongest last."""
-        return self.values | {name: v for key in combination for name, v in self.overrides[key].items()}
-
-
-class Layer:
-    """The hyperparameters under a combination of overrides, as the numbers that their rule calls `names`."""
-
-    def __init__(self, settings: Settings, combination: tuple[Hashable, ...], names: tuple[str, ...]) -> None:
-        self.combination, self.values = combination, settings.of(combination)
-        check_clips(self.values, f"overrides {', '.join(map(repr, combination))}: ")
-        self._names = names
-        self.scheduled = {name: value for name, value in self.values.items() if callable(value)}
-        self._fixed = [] if self.scheduled else numbers(self._names, self.values)
-
-    def at(self, done: int) -> list[Any]:
-        """Return the numbers of the update that follows `done` others."""
-        return self._fixed or numbers(self._names, self.values | at(self.scheduled, done))
-
-
-def at(values: Mapping[str, Any], done: int) -> dict[str, Any]:
-    """Return what functions say at the update that follows `done` others."""
-    found = {}
-    for name, value in values.items():
-        if callable(value):
-            label, value = f"{name}({done})", value(done)
-            if value is None:  # which would switch something off
-                raise TypeError(f"{label} is None, expected a number")
-            value = check(name, value, float, label)
-        found[name] = value
-    return found

@@ -1,25 +1,28 @@
 """
-What all optimizers have in common: hyperparameters, and the step.
+What all optimizers have in common: hyperparameters, the step, and what an optimizer remembers.
 
-It knows no formula, pointer or device: it hands arrays to the plan of an engine, and numbers to its rules.
+This module knows no formula, pointer or device: it hands arrays and hyperparameters to a plan of the engine.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from fnmatch import fnmatchcase
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedstep import _cpu, checkpoint
+from fusedstep import _cpu
+from fusedstep.schedules.description import remember
 
-from .arrays import Array, copied, is_on_gpu
-from .hyperparameters import CLIPS, NEVER_ON_GPU, Layer, Scheduled, Settings, at, check, check_clips, declared, settled
-from .progress import Averages, Progress, listed, noise_number
+from . import _interim, snapshot
+from .arrays import Array, copied, fill, is_on_gpu
+from .attributes import Attributes, Average
+from .hyperparameters import Scheduled, check, evaluated, on_host
+from .overrides import Matching, match
+from .progress import Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
 
 __all__ = ["Optimizer"]
@@ -28,30 +31,8 @@ __all__ = ["Optimizer"]
 _ONE = 1.0
 
 
-class _Matching(NamedTuple):
-    """The overrides, and the parameters that they concern."""
-
-    overrides: Mapping[Hashable, Mapping[str, Any]] | None
-    keys: list[Hashable]  # those of the plan
-    layers: list[Layer]  # one for each combination of overrides in use
-    layer_of: npt.NDArray[np.int64]  # of each key
-    is_scheduled: bool
-
-
-class _Average:
-    """The field `ema`: what is set is the decay, what is read are the averages."""
-
-    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
-        if optimizer is None:
-            return None  # the default
-        return Averages(optimizer._ema, optimizer._progress.ema)
-
-    def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
-        optimizer._ema = value
-
-
 @dataclass(eq=False, kw_only=True)
-class Optimizer:
+class Optimizer(Attributes):
     """
     What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
 
@@ -132,7 +113,7 @@ class Optimizer:
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
-    ema: _Average = _Average()
+    ema: Average = Average()  # noqa: RUF009 (a descriptor, the same for all instances)
     zero_grad: bool = False
     skip_nonfinite: bool = False
     state_dtype: Literal["float32", "same"] = "float32"
@@ -141,97 +122,17 @@ class Optimizer:
     seed: int = 0
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
-    rule: ClassVar[str]
-    accumulator: ClassVar[str | None] = None  # the state that starts at initial_accumulator
-    always_decoupled: ClassVar[bool] = False
-    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # what PyTorch calls the states, and Nadam's product
-    _ema: ClassVar[Any] = None  # the decay of the averages; an instance has its own
-    _ready: ClassVar[bool] = False  # whether all fields are there
-
     def __post_init__(self) -> None:
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
         self._captured: list[_cpu.Plan] = []  # plans of steps that graphs may repeat
         self._pending = Pendings()
-        self._settings = self._settle()
-        self._matching = _Matching(None, [], [], np.zeros(0, np.int64), False)
+        self._settings = self._settings_with()
+        self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
         self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
-        self._stale = self._changed = True  # whether something is to be handed to the plan; whether since it was set
-        self._ready = True  # type: ignore[misc]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            object.__setattr__(self, name, value)
-            return
-        value = self._checked(name, value)
-        if name in CLIPS:
-            check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-        if self._ready and (self.overrides or name == "overrides"):
-            self._settle(**{name: value})  # refuses what clashes with an override
-        object.__setattr__(self, name, value)
-        self._changed = True
-        self._stale = True  # last, lest a step in another thread miss it
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"{name} cannot be deleted, expected a new value")
-
-    @classmethod
-    def _checked(cls, name: str, value: Any, label: str = "") -> Any:
-        hints = declared(cls)
-        if name == "overrides" and not label:
-            return cls._frozen(value)
-        if name == "ema" and isinstance(value, Averages):
-            value = value.decay
-        fixed = {"decoupled"} if cls.always_decoupled else set()
-        fixed |= {"skip_nonfinite"} if label else set()  # it concerns a step as a whole
-        if name not in hints or name in fixed:
-            listed = ", ".join(known for known in hints if known not in fixed)
-            raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {listed}")
-        if hints[name] is float and callable(value):
-            return value
-        if is_on_gpu(value) and hints[name] is float and name not in NEVER_ON_GPU:
-            return value  # read there, by each step
-        return check(name, value, hints[name], label)
-
-    @classmethod
-    def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
-        # Read-only, because a change inside would go unnoticed.
-        if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
-            raise TypeError(f"overrides is {overrides!r}, expected a mapping: key or pattern -> {{name: value}}")
-        return MappingProxyType(
-            {
-                key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})
-                for key, some in overrides.items()
-            }
-        )
-
-    # What the rules want to know.
-
-    def _rule(self, values: Mapping[str, Any]) -> str:
-        """Return the name of the rule that these hyperparameters ask for."""
-        del values
-        return self.rule
-
-    def _values(self) -> dict[str, Any]:
-        names = declared(type(self))
-        return {name: getattr(self, "_ema" if name == "ema" else name) for name in names} | {
-            "overrides": self.overrides
-        }
-
-    def _settle(self, **changes: Any) -> Settings:
-        """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
-        values = self._values() | changes
-        settings = Settings(values, values["overrides"], self._rule(values))
-        for key in settings.overrides:
-            own = settings.of((key,))
-            check_clips(own, f"overrides[{key!r}]: ")
-            if (rule := self._rule(own)) != settings.rule:
-                raise ValueError(
-                    f"overrides[{key!r}] asks for the rule {rule}, expected hyperparameters of {settings.rule} like "
-                    "the others"
-                )
-        return settings
+        self._stale = self._changed = True
+        self._ready = True
 
     # Steps.
 
@@ -323,7 +224,7 @@ class Optimizer:
         changed, self._changed = self._changed, False
         try:
             if changed:
-                before, self._settings = self._settings, self._settle()
+                before, self._settings = self._settings, self._settings_with()
                 if self._plan is not None and self._settings.rule == before.rule:
                     self._match(self._plan.keys)
                 else:
@@ -335,45 +236,11 @@ class Optimizer:
             raise
 
     def _match(self, keys: list[Hashable]) -> None:
-        """Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key."""
-        settings, before = self._settings, self._matching
-        overrides, layer_of = settings.overrides, before.layer_of
-        combinations = [layer.combination for layer in before.layers]
-        if overrides is not before.overrides or keys is not before.keys:
-            patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
-
-            def concerning(key: Hashable) -> tuple[Hashable, ...]:
-                matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
-                return (*matches, key) if key in overrides else tuple(matches)
-
-            found = [concerning(key) for key in keys]
-            used = {o for some in (*found, *map(concerning, self._progress.clock_of)) for o in some}
-            for key in overrides:
-                if key not in used:
-                    raise ValueError(
-                        f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
-                    )
-            number = {combination: i for i, combination in enumerate(dict.fromkeys(found))}
-            combinations, layer_of = list(number), np.array([number[some] for some in found], np.int64)
-        names = _cpu.rules[settings.rule][2]
-        layers = [Layer(settings, combination, names) for combination in combinations]
-        self._matching = _Matching(overrides, keys, layers, layer_of, any(layer.scheduled for layer in layers))
+        self._matching = match(self._settings, keys, self._progress.clock_of, self._matching)
 
     def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
-        """Fill the plan's table of hyperparameters; what is scheduled has a row for each step number in use."""
-        matching = self._matching
-        rows = [(i, 0) for i in range(len(matching.layers))]
-        row_of = matching.layer_of
-        if matching.is_scheduled:
-            self._stale = True
-            done = progress.clocks["t"][clock_index]
-            first = int(done[0]) if done.size else 0
-            rows = [(i, first) for i, _ in rows]
-            if done.size > 1 and (done != first).any():
-                counts, count_of = np.unique(done, return_inverse=True)
-                pairs, row_of = np.unique(row_of * counts.size + count_of, return_inverse=True)
-                rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
-        plan.set_hypers([matching.layers[i].at(t) for i, t in rows], row_of, self._settings.values["skip_nonfinite"])
+        self._stale |= self._matching.is_scheduled
+        self._matching.hand_over(plan, progress, clock_index)
 
     def _drop_plan(self) -> None:
         if self._plan is not None and self._plan.was_captured:
@@ -383,8 +250,8 @@ class Optimizer:
     def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
         """Make a step with tensors that are new: look at them all, make their states, and remember them."""
         self._drop_plan()
-        number, names, _ = _cpu.rules[self._settings.rule]
-        plan = _cpu.Plan(number, params)
+        rule = _interim.rules[self._settings.rule]
+        plan = _cpu.Plan(rule.number, params)
         seen = plan.check(params, grads)
         keys = plan.keys
         self._match(keys)
@@ -393,25 +260,26 @@ class Optimizer:
         counts = progress.t
         for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
             if look is not None:
-                values, start = self._matching.layers[i].values, dict.fromkeys(names, 0.0)
+                values, start = self._matching.layers[i].values, dict.fromkeys(rule.states, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
-                    start[self.accumulator] = at({name: values[name]}, counts[key])[name]
+                    start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
                 progress.make(
                     key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
                 )
         states = [progress.state.get(key, {}) for key in keys]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
+        _interim.begin(progress.clocks)
         plan.bind(
             [
-                (*(s[n] for n in names), progress.ema.get(key), s.get("master", s.get("remainder")))
-                if s.keys() >= set(names)
+                (*(s[n] for n in rule.states), progress.ema.get(key), s.get("master", s.get("remainder")))
+                if s.keys() >= set(rule.states)
                 else None
                 for key, s in zip(keys, states, strict=True)
             ],
             progress.clocks,
             clock_index,
-            np.array([noise_number(key) for key in keys], np.uint64),
+            np.array([noise_id(key) for key in keys], np.uint64),
         )
         self._hand_over(plan, progress, clock_index)
 
@@ -437,22 +305,89 @@ class Optimizer:
         """The number of finished updates of each parameter."""
         return MappingProxyType(self._progress.t)
 
-    state_dict, load_state_dict = checkpoint.state_dict, checkpoint.load_state_dict
+    def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
+        """
+        Return what this optimizer knows, as plain values and copies of its arrays.
+
+        Parameters
+        ----------
+        names : {"fusedstep", "torch"}
+            What states are called: by the letters of the papers, or as in PyTorch. In the latter, step count and memory
+            stand among the states, the step count as "step". What PyTorch does not have, such as the masters of
+            half-precision parameters, "master" and "remainder", is called the same in both.
+
+        Returns
+        -------
+        dict
+            "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the
+            description of a schedule; a function of the caller's own is only noted. "t": key -> finished updates.
+            "memory": key -> name -> number, of rules that keep numbers between updates. "state": key -> name -> array.
+            "ema": key -> array. All keys are those of the caller.
+
+        Raises
+        ------
+        ValueError
+            If `names` is another.
+        RuntimeError
+            If this optimizer is in a step.
+
+        Examples
+        --------
+        Parameters of PyTorch have the keys 0, 1, ... Its state dict of an optimizer is made like this:
+
+        >>> import numpy as np, fusedstep as fs
+        >>> opt = fs.Adam()
+        >>> result = opt.step([np.ones(3)], [np.ones(3)])
+        >>> state = opt.state_dict(names="torch")["state"]  # values for torch.as_tensor
+        >>> sorted(state[0]), state[0]["step"]
+        (['exp_avg', 'exp_avg_sq', 'step'], 1)
+        """
+        snapshot.check_names(names)
+        known = snapshot.described(type(self).__name__, self.__getstate__())
+        return known if names == "fusedstep" else snapshot.to_torch(known, self._names())
+
+    def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
+        """
+        Take over what `state_dict` returned, into the arrays that this optimizer has, as far as it has some.
+
+        Parameters
+        ----------
+        saved : mapping
+            What `state_dict` returned, in this version or an older one. Where "optimizer" or "hyperparameters" are
+            missing, those of this optimizer stay. Schedules that are equal to the present ones stay the same objects,
+            with the memory that was saved. Arrays are copied; those of other libraries will do. A master that is
+            missing begins anew from its parameter.
+        names : {"fusedstep", "torch"}
+            What its states are called. The state of a PyTorch optimizer is loaded by
+            ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. PyTorch's SGD does not
+            count, so that its parameters have one finished update. NumPy cannot view bfloat16 tensors of PyTorch: of
+            those, take ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is missing, unknown, of another type, dtype or shape, or out of range, or if it was saved by
+            another class. Nothing has changed then.
+        BufferError
+            If an array of another library does not export its memory.
+        RuntimeError
+            If this optimizer is in a step.
+        """
+        snapshot.check_names(names)
+        with self._alone():
+            self._become(self._prepared(saved, names))
 
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
             known = self._known()
             known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
             known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
-            known["hyperparameters"] = settled(known["hyperparameters"])
+            known["hyperparameters"] = on_host(known["hyperparameters"])
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
         type(self).__init__(self, **known["hyperparameters"])
-        restored = self._progress.restored(known, self._state_names(), self.torch_states)
-        for target, source in restored.copies:
-            target[...] = source
-        self._progress.become(restored.progress)
+        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
 
     def _known(self) -> dict[str, Any]:
         """Return all that it is, with the arrays themselves."""
@@ -460,16 +395,27 @@ class Optimizer:
         values = {f.name: now[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
         self._progress.wait()
-        return {"hyperparameters": values, **self._progress.export(self._state_names())}
+        return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
-    def _state_names(self) -> tuple[str, ...]:
-        return _cpu.rules[self._settle().rule][1]
+    def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
+        """Check a state dict, and return what this optimizer will be by it."""
+        saved = snapshot.upgraded(saved)
+        snapshot.check_parts(saved, type(self).__name__)
+        values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
+        candidate = type(self)(**values)
+        rule, possible = candidate._present_rule(), self._names()
+        if names == "torch":
+            saved = snapshot.from_torch(saved, possible, rule.memory)
+        progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
+        return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
 
-    def _become(self, other: "Optimizer", progress: Progress) -> None:
-        """Take over hyperparameters that have been checked, and progress."""
-        for name, value in other._known()["hyperparameters"].items():
-            object.__setattr__(self, name, other.overrides if name == "overrides" else value)
-        self._progress.become(progress)
+    def _become(self, prepared: snapshot.Prepared) -> None:
+        for target, source in prepared.copies:
+            fill(target, source)
+        remember(prepared.plateaus)
+        for name, value in prepared.values.items():
+            object.__setattr__(self, name, value)
+        self._progress.become(prepared.progress)
         self._drop_plan()
         self._changed = self._stale = True
 

@@ -1,47 +1,31 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
-from bisect import bisect_left
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from fusedstep import _cpu
 
-from .arrays import (
-    MASTER_DTYPES,
-    MASTERS,
-    Array,
-    as_array,
-    device_of,
-    fill,
-    fits,
-    is_half,
-    new_array,
-    number,
-    to_host,
-)
+from . import _interim
+from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, is_half, new_array
 from .hyperparameters import Scheduled
 
-__all__ = ["Averages", "Progress", "Restored", "listed", "noise_number"]
-
-# As the engine reads and advances it; `averaged` is 1 once the average has begun.
-_CLOCK = np.dtype([("t", np.int64), ("product", np.float64), ("averaged", np.int64)])
+__all__ = ["Averages", "Progress", "listed", "noise_id"]
 
 
-def noise_number(key: Hashable) -> int:
-    """Return the number of a parameter in its random bits: its key, if that is an integer, or a digest of its text."""
+def noise_id(key: Hashable) -> int:
+    """Return what tells the random bits of a parameter from those of others: its key, or a digest of the key's text."""
     if isinstance(key, Integral):
         return int(key) % 2**64
     try:
         text = key if isinstance(key, str) else repr(key)
     except Exception:
-        text = type(key).__qualname__  # whose repr fails
+        text = type(key).__qualname__  # the key's repr fails
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -70,34 +54,37 @@ class Averages(Mapping[Hashable, Array]):
         return repr(self.decay)
 
 
-class Restored(NamedTuple):
-    """A progress that will be what was exported, once each target has been filled from its source."""
-
-    progress: "Progress"
-    copies: list[tuple[Array, Array]]
-
-
 class Progress:
     """
-    Clocks in one array that the engine advances; states and averages by key.
+    Step counts and memory of a rule, in clocks that the engine advances; states and averages by key.
 
-    What is exported is plain: ``{"t": {key: count}, "product": {key: number}, "state": {key: {name: array}}, "ema":
-    {key: array}}``. The product is that of Nadam's momenta; where it is 1, it is left out.
+    What is exported is plain: ``{"t": {key: count}, "memory": {key: {name: number}}, "state": {key: {name: array}},
+    "ema": {key: array}}``. The memory, numbers that a rule keeps from update to update, begins with the first update.
     """
 
     def __init__(self) -> None:
-        self.clock_of: dict[Hashable, int] = {}
-        self._clocks = np.zeros(0, _CLOCK)
+        self.clock_of: dict[Hashable, int] = {}  # index of the clock of each key
+        self._clocks = np.zeros(0, _interim.CLOCK)
         self.plan: _cpu.Plan | None = None  # what advances the clocks, perhaps on a GPU
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
 
     @property
     def clocks(self) -> Array:
-        """Step count, product and average of each parameter, in the order of `clock_of`."""
+        """
+        The clocks, in the order of `clock_of`.
+
+        Each has the step count `t`, whether the average has begun as 0 or 1 (`averaged`), and the rule's `memory`.
+        """
         if self.plan is not None:
             self.plan.refresh()
         return self._clocks
+
+    def set_clock(self, key: Hashable, t: int, memory: list[float]) -> None:
+        """Set the step count and memory of a parameter whose average, if it has one, is there."""
+        clock = self._clocks[self.clock_of[key]]
+        clock["t"], clock["averaged"] = t, key in self.ema
+        clock["memory"][: len(memory)] = memory
 
     def wait(self) -> None:
         """Wait until steps on a GPU have left the arrays as they will be."""
@@ -110,8 +97,7 @@ class Progress:
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
         for key in keys:
             other.clock_of.setdefault(key, len(other.clock_of))
-        other._clocks = np.zeros(len(other.clock_of), _CLOCK)
-        other._clocks["product"] = 1
+        other._clocks = np.zeros(len(other.clock_of), _interim.CLOCK)
         other._clocks[: len(self._clocks)] = self.clocks
         return other
 
@@ -153,9 +139,9 @@ class Progress:
                         fill(states[name], start if wanted == np.float64 else np.float32(start))
         if averaged and key not in self.ema:
             self.ema[key] = new_array(shape, wanted, device)
-        if (
-            own and own not in states and is_half(dtype)
-        ):  # at 0, which no other parameter rounds to: it begins where the parameter is
+        if own and own not in states and is_half(dtype):
+            # A new master is zeros. The kernel takes the parameter wherever it is not the rounded master, so training
+            # starts from the parameter.
             states[own] = new_array(shape, MASTER_DTYPES[own], device)
         self.state[key] = MappingProxyType(states)
 
@@ -172,86 +158,28 @@ class Progress:
             mine.clear()
             mine.update(others)  # type: ignore[arg-type]
 
-    def export(self, names: tuple[str, ...]) -> dict[str, dict[Hashable, Any]]:
-        """Return all of it as plain values and the arrays themselves; states `names` that are yet to be made are 0."""
-        products = self.clocks["product"].tolist()
+    def export(self, rule: _interim.Rule) -> dict[str, dict[Hashable, Any]]:
+        """Return plain values and the arrays themselves; states of `rule` that are yet to be made are 0."""
         state = {}
         for key, states in self.state.items():
             made = [array for name, array in states.items() if name not in MASTER_DTYPES]
             later = {
                 name: new_array(made[0].shape, made[0].dtype, device_of(made[0]))
-                for name in names
+                for name in rule.states
                 if made and name not in states
             }
             state[key] = dict(states) | later
+        t, memory = self.t, self._clocks["memory"].tolist()
         return {
-            "t": self.t,
-            "product": {key: products[i] for key, i in self.clock_of.items() if products[i] != 1},
+            "t": t,
+            "memory": {
+                key: dict(zip(rule.memory, memory[i], strict=False))
+                for key, i in self.clock_of.items()
+                if rule.memory and t[key]
+            },
             "state": state,
             "ema": dict(self.ema),
         }
-
-    def restored(
-        self, saved: Mapping[str, Any], names: tuple[str, ...], known: tuple[tuple[str, str], ...]
-    ) -> Restored:
-        """
-        Prepare to take over what was exported.
-
-        Parameters
-        ----------
-        saved : mapping
-            What `export` returns. Its keys, shapes and dtypes are those of this progress, where it has begun.
-        names : tuple of str
-            The states that a parameter must have once it has been updated.
-        known : tuple of pairs of str
-            Begin with the names of all states that it may have, among them "product" if there is one.
-
-        Returns
-        -------
-        Restored
-            The targets are the arrays of this progress, where it has them.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If it cannot be restored.
-        """
-        may_have = [*(name for name, _ in known), *MASTER_DTYPES]
-        for part in ("t", "state", *(("ema",) if self.ema else ())):
-            if part not in saved:
-                raise ValueError(f"{part} is missing, expected a state dict")
-        parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "product", "state", "ema")}
-        t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
-        if t and self.clock_of and self.clock_of.keys() != t.keys():  # back to the start is always a way
-            raise ValueError(f"t has the keys {listed(t)}, expected {listed(self.clock_of)} like this optimizer")
-        for part in ("product", "state", "ema"):
-            for key in parts[part]:
-                if key not in t:
-                    raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {listed(t)}")
-
-        other, copies = Progress().extended(t), []
-        for key, i in other.clock_of.items():
-            states = _mapping(parts["state"].get(key, {}), f"state[{key!r}]")
-            if missing := [name for name in names if name not in states and (t[key] or states)]:
-                raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(names)}")
-            if strange := [name for name in states if name not in may_have or name == "product"]:
-                raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(names)}")
-            mine = self.state.get(key, {})
-            arrays = {f"state[{key!r}][{name!r}]": (name, mine.get(name), array) for name, array in states.items()}
-            if key in parts["ema"]:
-                arrays[f"ema[{key!r}]"] = "", self.ema.get(key), parts["ema"][key]
-            pairs = _pairs(arrays)
-            copies += pairs
-            if key in parts["state"]:
-                made = (target for target, _ in pairs)
-                other.state[key] = MappingProxyType(dict(zip(states, made, strict=False)))
-            if key in parts["ema"]:
-                other.ema[key] = pairs[-1][0]
-            product = _product(
-                parts["product"].get(key, 1.0), f"product[{key!r}]", "product" in may_have and t[key] > 0
-            )
-            other._clocks[i] = (t[key], product, key in other.ema)
-        return Restored(other, _apart(copies))
 
 
 def _moved(array: Array, device: int | None) -> Array:
@@ -267,73 +195,3 @@ def listed(keys: Iterable[Hashable]) -> str:
     """Return some keys for a message."""
     first = [repr(key) for key in islice(keys, 6)]
     return ", ".join(first[:5] + ["..."] * (len(first) > 5)) or "none"
-
-
-def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{label} is {value!r}, expected a mapping")
-    return value
-
-
-def _count(value: Any, label: str) -> int:
-    found = number(value, label)
-    if not 0 <= found < 2**62 or found != int(found):
-        raise ValueError(f"{label} is {value!r}, expected a number of updates, from 0 to below 2**62")
-    return int(found)
-
-
-def _product(value: Any, label: str, begun: bool) -> float:
-    found = number(value, label)
-    if not 0 <= found < 1 if begun else found != 1:
-        raise ValueError(f"{label} is {value!r}, expected {'a number from 0 to below 1' if begun else 1}")
-    return float(found)
-
-
-def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
-    """Return targets and sources of one parameter: of one shape, and all but masters of one dtype."""
-    shape: tuple[int, ...] | None = None
-    dtype: np.dtype[Any] | None = None
-    for name, target, _ in arrays.values():
-        if target is not None:
-            shape, dtype = target.shape, dtype if name in MASTER_DTYPES else target.dtype
-    pairs = []
-    for label, (name, target, source) in arrays.items():
-        source = to_host(as_array(source, label))
-        wanted = MASTER_DTYPES.get(name, dtype)
-        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_half(source.dtype):
-            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
-        if wanted is not None and source.dtype != wanted:
-            like = "" if name in MASTER_DTYPES else " like the rest of its parameter"
-            raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
-        dtype = dtype if name in MASTER_DTYPES else source.dtype
-        shape = source.shape if shape is None else shape
-        if source.shape != shape:
-            raise ValueError(f"{label} has shape {source.shape}, expected {shape} like the rest of its parameter")
-        if target is None:
-            target = new_array(source.shape, source.dtype)
-        if device_of(target) is None and not target.flags.writeable:
-            raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
-        pairs.append((target, source))
-    if dtype is not None and dtype != np.float32:  # then it is that of the parameter
-        _check_masters({label: name for label, (name, _, _) in arrays.items() if name in MASTER_DTYPES}, dtype)
-    return pairs
-
-
-def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
-    for label, name in masters.items():
-        if not fits(param, name, MASTER_DTYPES[name]):
-            wanted = "float32, float16 or bfloat16" if name == "master" else "float32 or bfloat16"
-            raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
-
-
-def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
-    """Return the same pairs; a source that lies in the memory of a target is copied first."""
-    in_host = (target for target, _ in pairs if target.size and device_of(target) is None)
-    bounds = sorted(map(byte_bounds, in_host))  # they do not overlap
-
-    def is_in_a_target(source: Array) -> bool:
-        low, high = byte_bounds(source)
-        i = bisect_left(bounds, (high,))
-        return i > 0 and bounds[i - 1][1] > low
-
-    return [(target, source.copy() if is_in_a_target(source) else source) for target, source in pairs]

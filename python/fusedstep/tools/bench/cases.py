@@ -154,7 +154,7 @@ def rules() -> dict[str, tuple[str, dict[str, Any]]]:
     found: dict[str, tuple[str, dict[str, Any]]] = {}
     for cls in verify.classes():
         for options in verify.dialects(cls):
-            found.setdefault(cls(**options)._settle().rule, (cls.__name__, options))
+            found.setdefault(cls(**options)._settings_with().rule, (cls.__name__, options))
     return {rule: found[rule] for rule in _cpu.rules if rule in found}
 
 

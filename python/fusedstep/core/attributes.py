@@ -1,0 +1,133 @@
+"""Hyperparameters as attributes of an optimizer: checked when they are set, and what its class says of them."""
+
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from . import _interim
+from .arrays import is_on_gpu
+from .hyperparameters import CLIPS, RANGES, Range, Scheduled, arguments, check, check_clips, declared
+from .overrides import Settings
+from .progress import Averages, Progress
+
+__all__ = ["Attributes", "Average"]
+
+
+class Average:
+    """The attribute `ema`: what is set is the decay, what is read are the averages."""
+
+    def __get__(self, optimizer: Any, owner: Any = None) -> Any:
+        if optimizer is None:
+            return None  # the default
+        return Averages(optimizer._ema, optimizer._progress.ema)
+
+    def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
+        optimizer._ema = value
+
+
+class Attributes:
+    """The base of dataclasses whose fields are hyperparameters."""
+
+    # What a class says of itself.
+    rule: ClassVar[str]  # the name of its rule in the engine
+    other_rules: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # further rules -> hyperparameters that ask for each
+    accumulator: ClassVar[str | None] = None  # the state that starts at `initial_accumulator`
+    always_decoupled: ClassVar[bool] = False
+    ranges: ClassVar[Mapping[str, Range]] = RANGES  # of hyperparameters, and of the memory of a rule
+    derived: ClassVar[Mapping[str, Callable[..., float]]] = {}  # what a rule takes -> a function of hyperparameters
+    torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # our name and PyTorch's, of states and memory
+
+    overrides: Mapping[Hashable, Mapping[str, Any]]
+    _progress: Progress
+    _ema: Any = None  # the decay of the averages
+    _ready: bool = False  # whether all fields have been set
+    _stale: bool  # the plan's table of hyperparameters must be refilled
+    _changed: bool  # because an attribute was set, not only because a schedule moves on
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name.startswith("_"):
+            object.__setattr__(self, name, value)
+            return
+        value = self._checked(name, value)
+        if name in CLIPS:
+            check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
+        if self._ready and (self.overrides or name == "overrides"):
+            self._settings_with(**{name: value})  # refuses what clashes with an override
+        object.__setattr__(self, name, value)
+        self._changed = True
+        self._stale = True  # last, lest a step in another thread miss it
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{name} cannot be deleted, expected a new value")
+
+    @classmethod
+    def _checked(cls, name: str, value: Any, label: str = "") -> Any:
+        """Return a value as an attribute, or, under the name `label`, as part of an override."""
+        hints = declared(cls)
+        if name == "overrides" and not label:
+            return cls._frozen(value)
+        if name == "ema" and isinstance(value, Averages):
+            value = value.decay
+        fixed = {"decoupled"} if cls.always_decoupled else set()
+        fixed |= {"skip_nonfinite"} if label else set()  # which concerns a step as a whole, never one parameter
+        if name not in hints or name in fixed:
+            choices = ", ".join(known for known in hints if known not in fixed)
+            raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {choices}")
+        if hints[name] is float and callable(value):
+            return value
+        if is_on_gpu(value) and hints[name] is float and name not in cls._needed_by_host():
+            return value  # which each step reads there
+        return check(name, value, hints[name], label, cls.ranges)
+
+    @classmethod
+    def _needed_by_host(cls) -> set[str]:
+        return {"initial_accumulator"}.union(*map(arguments, cls.derived.values()))
+
+    @classmethod
+    def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
+        """Return overrides as mappings that are read-only, because a change inside would go unnoticed."""
+        if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
+            raise TypeError(f"overrides is {overrides!r}, expected a mapping: key or pattern -> {{name: value}}")
+        return MappingProxyType(
+            {
+                key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})
+                for key, some in overrides.items()
+            }
+        )
+
+    def _values(self) -> dict[str, Any]:
+        names = declared(type(self))
+        return {name: getattr(self, "_ema" if name == "ema" else name) for name in names} | {
+            "overrides": self.overrides
+        }
+
+    def _settings_with(self, **changes: Any) -> Settings:
+        """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
+        values = self._values() | changes
+        settings = Settings(values, values["overrides"], self._rule(values), self.ranges, self.derived)
+        for key in settings.overrides:
+            own = settings.under((key,))
+            check_clips(own, f"overrides[{key!r}]: ")
+            if (rule := self._rule(own)) != settings.rule:
+                raise ValueError(
+                    f"overrides[{key!r}] asks for the rule {rule}, expected hyperparameters of {settings.rule} like "
+                    "the others"
+                )
+        return settings
+
+    # Its rules.
+
+    def _rule(self, values: Mapping[str, Any]) -> str:
+        """Return the name of the rule that hyperparameters ask for."""
+        del values
+        return self.rule
+
+    def _present_rule(self) -> _interim.Rule:
+        return _interim.rules[self._settings_with().rule]
+
+    @classmethod
+    def _names(cls) -> dict[str, str]:
+        """Return the states and memory of all rules of this class: name -> what PyTorch calls it, or the same name."""
+        theirs = dict(cls.torch_states)
+        rules = [_interim.rules[name] for name in (cls.rule, *cls.other_rules)]
+        return {name: theirs.get(name, name) for rule in rules for name in rule.states + rule.memory}

@@ -1,0 +1,84 @@
+"""The rooms of the package: which module may import which, and that no modules import each other in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fusedstep
+
+PACKAGE = Path(fusedstep.__file__).parent
+PATHS = {}
+for path in PACKAGE.rglob("*.py"):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    PATHS[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+WITH_CIRCLES = ("fusedstep.tools",)  # rooms that the test of circles leaves out
+
+
+def is_in(module, *rooms):
+    return any(f"{module}.".startswith(f"{room}.") for room in rooms)
+
+
+def imports(module):
+    """Return the modules of the package that a module imports, also in its functions and for type checkers alone."""
+    path = PATHS[module]
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            origin = ".".join([*above, *([node.module] if node.module else [])])
+            members = {f"{origin}.{alias.name}" for alias in node.names}
+            modules = {name for name in members if name in PATHS or name in ("fusedstep._cpu", "fusedstep._cuda")}
+            found |= modules | ({origin} if modules < members else set())
+    return {name for name in found if is_in(name, "fusedstep")}
+
+
+GRAPH = {module: imports(module) for module in PATHS}
+
+
+def test_the_graph_is_that_of_the_package():
+    assert {"fusedstep._cpu", "fusedstep.core.overrides", "fusedstep.schedules.description"} <= GRAPH[
+        "fusedstep.core.optimizer"
+    ]
+    assert "fusedstep.core.archive" in GRAPH["fusedstep.checkpoint"]  # imported by functions
+    assert {"fusedstep.functional", "fusedstep.reference"} <= GRAPH["fusedstep"]
+    assert GRAPH["fusedstep.schedules"] == {
+        f"fusedstep.schedules.{name}" for name in ("combined", "decays", "plateau", "schedule")
+    }
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    free = {module: names for module, names in GRAPH.items() if not is_in(module, *WITH_CIRCLES)}
+    try:
+        TopologicalSorter(free).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' <- '.join(error.args[1])}")
+
+
+WALLS = {  # room: the modules of the package, and what is below them, that it may import
+    "core": ("_cpu", "_cuda", "core", "schedules"),
+    "schedules": ("schedules", "core.hyperparameters"),
+    "reference": ("reference",),
+    "optimizers": ("core",),
+    "functional": ("core", "optimizers"),
+    "checkpoint": ("core",),
+    "minibatches": ("core",),
+}
+
+
+@pytest.mark.parametrize("room", WALLS)
+def test_walls(room):
+    may = [f"fusedstep.{name}" for name in WALLS[room]]
+    for module in GRAPH:
+        if is_in(module, f"fusedstep.{room}"):
+            assert not {name for name in GRAPH[module] if not is_in(name, *may)}, module
+
+
+def test_the_product_imports_no_tool():
+    for module in GRAPH:
+        if not is_in(module, "fusedstep.tools"):
+            assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.tools")}, module
