@@ -16,10 +16,12 @@ py::tuple split(const char* words) {
     return py::tuple(py::str(words).attr("split")());
 }
 
-// Rule name -> Rule(number, states, hypers, memory, counts), where hypers are the names of a row of hyperparameters.
-py::dict list_rules() {
-    py::object type =
-        py::module_::import("collections").attr("namedtuple")("Rule", split("number states hypers memory counts"));
+// What Python knows of a rule. Its hypers are the names of a row of hyperparameters, those around every rule last.
+py::object rule_type() {
+    return py::module_::import("collections").attr("namedtuple")("Rule", split("number states hypers memory counts"));
+}
+
+py::dict list_rules(const py::object& type) {
     py::dict rules;
     for (const RuleInfo& rule : rule_infos())
         rules[rule.name] = type(rule.number, split(rule.states), split(rule.hypers) + split(names_around()),
@@ -77,14 +79,15 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     find_dtypes();
     m.doc() = "The rules of fusedstep, its plans, and its engine for host memory.";
     m.attr("version") = FUSEDSTEP_VERSION;
-    m.attr("rules") = list_rules();
+    m.attr("Rule") = rule_type();
+    m.attr("rules") = list_rules(m.attr("Rule"));
     m.attr("isas") = list_isas();
     m.attr("built_isas") = py::str(FUSEDSTEP_ISAS).attr("split")();
     m.attr("compiler") = FUSEDSTEP_COMPILER;
     m.attr("flags") = FUSEDSTEP_FLAGS;
     m.attr("commit") = FUSEDSTEP_COMMIT;
     m.attr("tickets") = kTickets;
-    m.attr("memory") = kMaxMemory;
+    m.attr("max_memory") = kMaxMemory;
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);
