@@ -35,7 +35,7 @@ from fusedstep.core.settings import info, set_num_threads, use_isa
 from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
 from .minibatches import minibatches
-from .optimizers import *  # noqa: F403 (its __all__ is the list of optimizers)
+from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
 
 if TYPE_CHECKING:
     from . import reference
@@ -58,7 +58,7 @@ __all__ += optimizers.__all__
 
 
 def __getattr__(name: str) -> Any:
-    """Load the reference when it is first asked for: whoever only makes steps need not wait for it."""
+    """Load `fusedstep.reference` when it is first asked for: a program that only makes steps need not wait for it."""
     if name == "reference":
         return import_module(".reference", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Run the command that `argv` begins with, and return its exit code: 2 for one that does not exist."""
+    """Run the command that `argv` begins with, and return its exit code: 2 for a command that does not exist."""
     command, *rest = argv or ["--help"]
     if command in ("-h", "--help"):
         print("usage: python -m fusedstep COMMAND ...\n")

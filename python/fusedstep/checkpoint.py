@@ -20,18 +20,18 @@ Path = str | os.PathLike[str]
 
 def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -> None:
     """
-    Write an optimizer, and parameters, into a file that is afterwards the old one or the new one, whatever happens.
+    Write an optimizer, and parameters, into a file: whatever happens, it is afterwards the old one or the new one.
 
     Parameters
     ----------
     path : str or os.PathLike
-        Ends in .safetensors, for which that package must be installed, or in .npz.
+        Ends in .safetensors, for which the package safetensors must be installed, or in .npz.
     opt : Optimizer
         Only read.
     params : array, sequence or mapping of arrays, optional
-        What `Optimizer.step` takes. Only read.
+        The parameters, as `Optimizer.step` takes them. Only read.
     extra : optional
-        Whatever the loop needs besides and JSON can hold, such as the number of batches done; `load` returns it.
+        Anything that JSON can hold, such as the number of batches done; `load` returns it.
 
     Raises
     ------
@@ -39,12 +39,12 @@ def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -
         If `opt` is no optimizer; if a key is no string, number, bool, None or tuple of them; if an array or `extra`
         cannot be written.
     ValueError
-        If the path has another ending or is no regular file; if two keys look alike; or if `params` lacks a key of the
-        optimizer, or has another shape or dtype there.
+        If the path has another ending or is no regular file; if two keys are the same as text; if `params` lacks a key
+        of the optimizer; or if a parameter has another shape than its states, or a dtype that does not fit them.
     ImportError
         If a package is missing.
     OSError
-        If the file cannot be written. The old one is untouched.
+        If the file cannot be written. The old file is untouched.
     RuntimeError
         If the optimizer is in a step.
 
@@ -53,7 +53,7 @@ def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -
     The file is written beside the old one, flushed to the disk, and renamed; a process that is killed meanwhile leaves
     a folder ``.NAME.*.tmp`` behind. It holds a digest of every array, one of the whole, and the version of its format.
     """
-    from fusedstep.core import archive  # here, because it imports much that a step does not need
+    from fusedstep.core import archive  # late, because archive imports much that a step does not need
 
     _check_optimizer(opt)
     with opt._alone():
@@ -89,10 +89,10 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
     path : str or os.PathLike
         Ends in .safetensors or .npz.
     opt : Optimizer
-        Of the class that was saved. Its hyperparameters, step counts, states and averages become those of the file, its
-        schedules as for `load_state_dict`.
+        An optimizer of the class that was saved. Its hyperparameters, step counts, memory, states and averages become
+        those of the file, its schedules as in `load_state_dict`.
     params : array, sequence or mapping of arrays, optional
-        The parameters to fill, in place: keys, shapes and dtypes as they were saved.
+        The parameters to fill, in place. Keys, shapes and dtypes must be those that were saved.
 
     Returns
     -------
@@ -102,10 +102,10 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
     Raises
     ------
     ValueError
-        If the file is damaged, truncated, no checkpoint or of another version; or if keys, shapes, names or values do
+        If the file is damaged, truncated, no checkpoint or of a newer version; or if keys, shapes, names or values do
         not fit.
     TypeError
-        If a dtype does not fit, or something to be filled is no array.
+        If a dtype does not fit, or a parameter is no array.
     ImportError
         If a package is missing.
     OSError
@@ -115,7 +115,8 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
 
     Notes
     -----
-    Everything is checked first: an error leaves optimizer and parameters as they were.
+    Everything is checked first: an error leaves optimizer and parameters as they were. Files of older versions can be
+    loaded.
     """
     from fusedstep.core import archive
 

@@ -1,4 +1,4 @@
-"""Which rows each gradient is averaged over: any place in any epoch is found from the seed, without a replay."""
+"""Which rows each gradient is averaged over: any batch of any epoch follows from the seed, without a replay."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,16 +20,16 @@ class minibatches:
     Deal the rows of a data set into batches, each row once per epoch.
 
     Gradient descent on all rows (`batch_size` n), on mini-batches and on single rows (1) differs in `batch_size` alone.
-    A ``for`` gives the batches up to the end of an epoch; the next one starts the next epoch, in another order, or goes
-    on where the last was left early.
+    A ``for`` loop gets the batches up to the end of an epoch. The next loop gets those of the next epoch, in another
+    order; or, where a loop was left early, the rest of its epoch.
 
     Parameters
     ----------
     n : int
         Number of rows, at least 1.
     batch_size : int
-        Rows per batch, at least 1. Where n is no multiple of it, the last batch of an epoch is shorter: a mean over a
-        batch divides by ``len(rows)``, not by `batch_size`.
+        Rows per batch, at least 1. Where n is no multiple of `batch_size`, the last batch of an epoch is shorter: a
+        mean over a batch divides by ``len(rows)``, not by `batch_size`.
     seed : int
         At least 0. The same seed gives the same batches with every version of NumPy, on every platform.
     shuffle : bool
@@ -40,15 +40,15 @@ class minibatches:
     Attributes
     ----------
     done : int
-        Batches given so far, over all epochs, each counted before it is handed out. Nothing else changes: saved after
-        a step and set in a new instance, it goes on with the next batch.
+        Batches given so far, over all epochs, each counted before it is handed out. Nothing else changes: an instance
+        whose `done` is set to the number that was saved after a step goes on with the next batch.
 
     Raises
     ------
     TypeError
         If an argument is no integer, or no bool.
     ValueError
-        If it is out of range, or if `drop_last` leaves nothing.
+        If an argument is out of range, or if `drop_last` leaves no batch.
 
     Notes
     -----
@@ -84,20 +84,20 @@ class minibatches:
                 raise TypeError(f"{name} is {value!r}, expected True or False")
         if self.drop_last and self.batch_size > self.n:
             raise ValueError(f"batch_size is {self.batch_size}, expected at most n = {self.n} with drop_last")
-        self._cache: tuple[int, Rows] | None = None  # the last epoch asked for and its order
+        self._cache: tuple[int, Rows] | None = None  # the last epoch that was asked for, and its order of rows
         self.done = 0
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "done":
             value = integer(name, value, 0)
-        elif "done" in vars(self):  # __post_init__ is over
+        elif "done" in vars(self):  # the last thing that __post_init__ sets
             raise AttributeError(f"{name} cannot be set, expected done, or a new minibatches")
         object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_cache": None}
 
-    __contains__ = None  # which would deal batches
+    __contains__ = None  # else `in` would deal batches
 
     def __len__(self) -> int:
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)

@@ -1,8 +1,8 @@
 """
 The optimizers, in order of increasing complexity.
 
-A class holds hyperparameters and their explanation. It knows no formula: those are the rules of the engine, and, in
-plain NumPy, the classes of the same names in `fusedstep.reference`.
+A class holds hyperparameters and their explanation. The formula in its docstring is computed by a rule of the engine
+and, in plain NumPy, by the class of the same name in `fusedstep.reference`.
 """
 
 from collections.abc import Mapping
@@ -36,14 +36,14 @@ class SGD(Optimizer):
     .. math:: p \leftarrow p - lr \, g
 
     Batch, mini-batch and stochastic gradient descent are this one rule; they differ in the samples that the caller
-    averages the gradient over. No state.
+    averages the gradient over. There is no state.
 
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -69,7 +69,7 @@ class Momentum(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     momentum : float or callable
         :math:`\mu`, from 0 to 1.
     dampening : float or callable
@@ -80,7 +80,7 @@ class Momentum(Optimizer):
     velocity : {"grad", "step"}
         Whether b collects gradients (PyTorch, TensorFlow 1) or steps (Keras). The two agree while lr is constant.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -112,13 +112,13 @@ class NAG(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     momentum : float or callable
         :math:`\mu`, from 0 to 1.
     velocity : {"grad", "step"}
         Whether b collects gradients or steps.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -143,7 +143,7 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     eps : float or callable
         :math:`\epsilon`, at least 0.
     eps_mode : {"outside", "inside"}
@@ -151,7 +151,7 @@ class Adagrad(Optimizer):
     initial_accumulator : float or callable
         Where a starts, at least 0.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -182,7 +182,7 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     rho : float or callable
         :math:`\rho`, the share of v that stays, from 0 to below 1.
     eps : float or callable
@@ -192,13 +192,13 @@ class RMSprop(Optimizer):
     momentum : float or callable
         :math:`\mu`, from 0 to 1; 0 does without b.
     velocity : {"grad", "step"}
-        Whether b keeps the learning rate out or in; without momentum it has no effect.
+        Whether the learning rate is outside or inside b; without momentum it has no effect.
     centered : bool
         Whether to divide by the standard deviation of the gradients instead of their root mean square.
     initial_accumulator : float or callable
         Where v starts, at least 0.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -224,7 +224,8 @@ class RMSprop(Optimizer):
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         momentum = values["momentum"]
-        without = isinstance(momentum, float) and momentum == 0  # a function, or a number on a GPU, may become another
+        # A function, or a number on a GPU, is 0 only for the time being.
+        without = isinstance(momentum, float) and momentum == 0
         return self.rule + ("_centered" if values["centered"] else "") + ("" if without else "_momentum")
 
 
@@ -240,13 +241,13 @@ class Adadelta(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates; 1 in the paper.
+        Learning rate, at least 0; 1 in the paper.
     rho : float or callable
         :math:`\rho`, the share of v and x that stays, from 0 to below 1.
     eps : float or callable
         :math:`\epsilon`, at least 0.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -272,7 +273,7 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
     eps : float or callable
@@ -283,7 +284,7 @@ class Adam(Optimizer):
     amsgrad : bool
         Whether to use :math:`w \leftarrow \max(w, v)` in place of v.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -317,7 +318,7 @@ class AdamW(Adam):
     weight_decay : float or callable
         :math:`\lambda`, at least 0.
     **options
-        Those of `Optimizer`, but for `decoupled`, which is always True.
+        Those of `Optimizer`, where it is also said what a callable is. `decoupled` is always True.
 
     References
     ----------
@@ -341,7 +342,7 @@ class Adamax(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
     eps : float or callable
@@ -349,7 +350,7 @@ class Adamax(Optimizer):
     eps_mode : {"max", "outside"}
         Whether eps is added to the gradient's magnitude (PyTorch) or to w in the denominator (Keras).
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -368,19 +369,19 @@ class Adamax(Optimizer):
 @dataclass(eq=False)
 class Nadam(Optimizer):
     r"""
-    Nadam, Adam with Nesterov momentum and a schedule of it; states ``m`` and ``v``.
+    Nadam, Adam with Nesterov momentum and a schedule of it; states ``m`` and ``v``, memory ``product``.
 
     .. math::
         \mu_t = \beta_1 (1 - 0.5 \cdot 0.96^{\psi t}), \qquad
         \hat m = \frac{\mu_{t+1} m}{1 - \prod_{i \le t+1} \mu_i} + \frac{(1 - \mu_t) g}{1 - \prod_{i \le t} \mu_i},
         \qquad p \leftarrow p - lr \, \frac{\hat m}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}
 
-    with m and v as in Adam and :math:`\psi` the `schedule_decay`.
+    with m and v as in Adam and :math:`\psi` the `schedule_decay`. The memory is :math:`\prod_{i \le t} \mu_i`.
 
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
     eps : float or callable
@@ -388,7 +389,7 @@ class Nadam(Optimizer):
     schedule_decay : float or callable
         :math:`\psi`, at least 0: 0.004 in the paper and PyTorch, 1 in Keras 3, infinity (no schedule) in optax.
     **options
-        Those of `Optimizer`.
+        Those of `Optimizer`, where it is also said what a callable is.
 
     References
     ----------
@@ -421,11 +422,11 @@ class Lion(Optimizer):
     Parameters
     ----------
     lr : float or callable
-        Learning rate, at least 0, or a function of the number of finished updates.
+        Learning rate, at least 0.
     beta1, beta2 : float or callable
         :math:`\beta_1, \beta_2`, from 0 to below 1.
     **options
-        Those of `Optimizer`, but for `decoupled`, which is always True.
+        Those of `Optimizer`, where it is also said what a callable is. `decoupled` is always True.
 
     References
     ----------

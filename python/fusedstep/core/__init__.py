@@ -1,5 +1,5 @@
 """
-What the optimizers are made of: the step, states by key, hyperparameters, arrays, files.
+What the optimizers are made of: the step, states by key, hyperparameters, overrides, arrays, files.
 
-Nothing here is public by itself; what is public is imported by the package.
+The modules of this package are not public; what is public in them can be imported from `fusedstep`.
 """

@@ -1,8 +1,8 @@
 """
 Arrays and a dictionary in one file: written whole or not at all, and read as they were written or refused.
 
-The seal, a SHA-256 of all other bytes, catches what happens to a file. A digest of each array, taken before a library
-writes it and after a library has read it, catches the libraries, and tells which array is damaged.
+The seal, a SHA-256 of all other bytes, finds damage to a file. A digest of each array, taken before a library writes
+it and after a library has read it, finds errors of the libraries, and tells which array is damaged.
 """
 
 import errno
@@ -28,7 +28,7 @@ __all__ = ["read", "write"]
 
 FORMAT, VERSION = "fusedstep checkpoint", 2
 _BLANK = b"0" * 64  # in place of the seal, while it is computed
-_PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # names that are safe in every format
+_PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # names of arrays that every format can have
 
 Get = Callable[[str], np.ndarray]
 
@@ -47,10 +47,12 @@ class _Npz:
     def write(self, path: str, members: Mapping[str, np.ndarray], header: str) -> None:
         with zipfile.ZipFile(path, "w") as archive:
             archive.comment = _BLANK
-            archive.writestr(zipfile.ZipInfo("checkpoint.json"), header)  # a ZipInfo has no time: equal bytes again
+            archive.writestr(
+                zipfile.ZipInfo("checkpoint.json"), header
+            )  # a ZipInfo has no time: files are reproducible
             for key, array in members.items():
                 with archive.open(zipfile.ZipInfo(f"{key}.npy"), "w", force_zip64=True) as member:
-                    if is_bfloat16(array.dtype):  # which would come back as bytes
+                    if is_bfloat16(array.dtype):  # NumPy would read bfloat16 as bytes without a type
                         array = array.view(np.uint16)
                     np.lib.format.write_array(member, array, allow_pickle=False)
 
@@ -91,8 +93,9 @@ class _Safetensors:
     def find_seal(self, file: BinaryIO) -> int:
         file.seek(0)
         length = int.from_bytes(file.read(8), "little")
-        # Quotes inside of strings are escaped, so nothing else looks like this.
-        found = re.search(rb'"seal"\s*:\s*"([0-9a-f]{64})"', file.read(min(length, 100_000_000)))  # its own limit
+        # Quotes inside of strings are escaped, so nothing but the seal looks like this. safetensors refuses headers of
+        # more than 100,000,000 bytes.
+        found = re.search(rb'"seal"\s*:\s*"([0-9a-f]{64})"', file.read(min(length, 100_000_000)))
         return 8 + found.start(1) if found else -1
 
     @contextmanager
@@ -113,8 +116,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         The ending chooses the format, .safetensors or .npz. An existing file is replaced and its permissions are
         kept; a symbolic link stays one.
     arrays : mapping of str to ndarray
-        Bools, integers and floats of up to 8 bytes, or bfloat16 of ml_dtypes, of any shape and order. They may not
-        change meanwhile. In .safetensors, bfloat16 is BF16; in .npz, it is uint16, and the header says what it means.
+        Bools, integers and floats of up to 8 bytes, or bfloat16 of ml_dtypes, of any shape and order. The arrays must
+        not change meanwhile. In .safetensors, bfloat16 is BF16; in .npz, it is uint16, and the header tells it apart.
     meta : dict
         What the module json can write; infinities and NaN are fine.
 
@@ -142,7 +145,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         entries.append({"name": name, "key": key, **_identity(array)})
     header = json.dumps({"format": FORMAT, "version": VERSION, "meta": meta, "arrays": entries})
 
-    # In a folder, since safetensors makes a temporary file of its own and gives it a mode of its own.
+    # The draft is in a folder, since safetensors makes a temporary file beside it, with a mode of its own.
     with tempfile.TemporaryDirectory(prefix=f".{filename}.", suffix=".tmp", dir=folder) as temporary:
         draft = os.path.join(temporary, filename)
         with open(draft, "xb"):
@@ -157,7 +160,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
             os.chmod(draft, stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(draft, target)
-    if os.name == "posix":  # elsewhere a folder cannot be opened
+    if os.name == "posix":  # other systems cannot open a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -184,7 +187,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     Raises
     ------
     ValueError
-        If a single bit is not as `write` wrote it, the format is of another version, the ending is another, or
+        If a single bit is not as `write` wrote it, the format is of a newer version, the ending is another, or
         `path` is something other than a file.
     ImportError
         If the ending is .safetensors and that package is not installed, or there is bfloat16 and ml_dtypes is not.
@@ -198,13 +201,13 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         try:
             if sealed:
                 return _load(file, form, VERSION)
-            _load(file, form, None)  # in vain, but it may tell which array is damaged
+            _load(file, form, None)  # may tell which array is damaged
             raise ValueError("broken seal")
         except _NamedError as error:
             raise ValueError(f"{os.fspath(path)} {error}") from error.__cause__
         except _ReplacedError:
             return read(path)
-        except Exception as error:  # whatever damage makes of the libraries
+        except Exception as error:  # a library that reads damaged bytes may raise anything
             if sealed and isinstance(error, (ImportError, MemoryError)):
                 raise
             message = f"{os.fspath(path)} is damaged or no checkpoint, expected a file as it was saved"
@@ -222,7 +225,9 @@ def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tupl
         for entry in header["arrays"]:
             cause = None
             try:
-                dtype = _bfloat16() if entry["dtype"] == "bfloat16" else None  # first, for safetensors needs it too
+                dtype = (
+                    _bfloat16() if entry["dtype"] == "bfloat16" else None
+                )  # first, for safetensors needs ml_dtypes too
                 array = get(entry["key"])
                 if dtype is not None and array.dtype == np.uint16:
                     array = array.view(dtype)
@@ -230,7 +235,7 @@ def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tupl
                 fits = {**entry, **_identity(array)} == entry
             except (ImportError, MemoryError):
                 raise
-            except Exception as error:  # for example the zip file's own check
+            except Exception as error:  # for example the checksum of a zip file
                 fits, cause = False, error
             if not fits:
                 raise _NamedError(f"is damaged: {entry['name']} does not match its digest") from cause
@@ -238,7 +243,7 @@ def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tupl
 
 
 def _locate(path: str | os.PathLike[str]) -> tuple[str, _Npz | _Safetensors]:
-    """Return the file that `path` means, or the one that will be made, and the format that its ending means."""
+    """Return the file that `path` leads to, or that will be made there, and the format that the ending stands for."""
     formats: dict[str, type[_Npz | _Safetensors]] = {".safetensors": _Safetensors, ".npz": _Npz}
     path = os.fspath(path)
     ending = os.path.splitext(path)[1]
@@ -251,13 +256,13 @@ def _locate(path: str | os.PathLike[str]) -> tuple[str, _Npz | _Safetensors]:
 
 
 def _plain(name: str, array: np.ndarray) -> np.ndarray:
-    """Return a C-contiguous array of NumPy's own class and dtype, without a copy where that is possible."""
+    """Return a C-contiguous array of NumPy's own class and dtype, without a copy where none is needed."""
     if not isinstance(name, str):
         raise TypeError(f"name is {name!r}, expected a string")
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is of type {type(array).__name__}, expected an array")
     dtype = np.dtype(array.dtype.type)  # without metadata, which no format can hold
-    # float8_e5m2 of ml_dtypes says that it is a float, but npz would give it back as bytes.
+    # float8_e5m2 of ml_dtypes says that it is a float, but NumPy would read it from a file as bytes without a type.
     known = dtype.isbuiltin == 1 and dtype.kind in "biuf" and dtype.itemsize <= 8
     if not (known or is_bfloat16(dtype)) or not array.dtype.isnative:
         wanted = "bool, int or float of up to 8 bytes, or bfloat16, in native byte order"

@@ -1,4 +1,4 @@
-"""Arrays that belong to parameters: of which dtype, where in memory, and as NumPy or CuPy sees them."""
+"""Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy or CuPy sees them."""
 
 from importlib import import_module
 from numbers import Real
@@ -25,10 +25,10 @@ __all__ = [
     "to_host",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]  # or what CuPy calls so
+Array: TypeAlias = npt.NDArray[Any]  # also an array of CuPy
 
 _LINE = 64  # bytes
-# What the master of a parameter is called, and its dtype.
+# The master of a parameter: master_weights -> the name it has among the states, and name -> dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
 
@@ -39,8 +39,8 @@ def is_half(dtype: np.dtype[Any]) -> bool:
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be there, in native byte order."""
-    registered = dtype.isbuiltin == 2 and dtype.isnative  # bytes, and classes of them, are not
+    """Return whether a dtype is the bfloat16 of `ml_dtypes` in native byte order, without importing that package."""
+    registered = dtype.isbuiltin == 2 and dtype.isnative  # a structured dtype of two bytes may have the same name
     return registered and dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
 
 
@@ -49,7 +49,7 @@ def is_on_gpu(value: Any) -> bool:
     kind = type(value)
     if isinstance(value, np.ndarray) or not hasattr(kind, "__cuda_array_interface__"):
         return False
-    return not hasattr(kind, "__dlpack_device__") or value.__dlpack_device__()[0] != 1  # CPU
+    return not hasattr(kind, "__dlpack_device__") or value.__dlpack_device__()[0] != 1  # 1 is kDLCPU
 
 
 def device_of(array: Array) -> int | None:
@@ -68,7 +68,7 @@ def _cupy() -> Any:
 
 
 def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None = None) -> Array:
-    """Return zeros: in host memory, aligned to cache lines, or on a GPU."""
+    """Return zeros: in host memory, aligned to cache lines, or on the GPU with the number `device`."""
     if device is not None:
         cupy = _cupy()
         with cupy.cuda.Device(device):
@@ -81,7 +81,7 @@ def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None =
                     f"states need {size:,} bytes more than GPU {device} has left: free some, as by "
                     "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
                 ) from error
-    # A view: nobody can resize it, and the plan's reference to its owner keeps that as it is.
+    # The array is a view, so nobody can resize it, and the plan's reference to the owner keeps the memory in place.
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     owner = np.zeros(size + _LINE, np.uint8)
     start = -owner.ctypes.data % _LINE
@@ -117,15 +117,15 @@ def fill(target: Array, source: Any) -> None:
 
 
 def as_array(value: Any, label: str) -> Array:
-    """Return an array of NumPy or CuPy, or the view of one of another library that they have, or refuse it."""
+    """Return an array of NumPy or CuPy, or their view of an array of another library, or refuse the value."""
     if not is_on_gpu(value):
         return as_numpy(value, label)
-    array: Array = _cupy().asarray(value)  # itself, if it is CuPy's
+    array: Array = _cupy().asarray(value)  # an array of CuPy is returned as it is
     return array
 
 
 def as_numpy(value: Any, label: str) -> Array:
-    """Return a NumPy array, or a NumPy view of one of another library, or refuse it."""
+    """Return a NumPy array, or a NumPy view of an array of another library, or refuse the value."""
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value
     if isinstance(value, np.ndarray) or not hasattr(value, "__dlpack__"):
@@ -136,10 +136,10 @@ def as_numpy(value: Any, label: str) -> Array:
 
 
 def _viewed(value: Any, label: str, wanted: str) -> Array:
-    """Return a NumPy view of an array of another library, or say what is wanted in place of bfloat16."""
+    """Return a NumPy view of an array of another library, or say what is wanted in place of its bfloat16."""
     try:
         array: Array = np.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError) as error:  # by the version of NumPy, and by the library
+    except (BufferError, RuntimeError, TypeError) as error:  # which of them depends on the versions of both libraries
         if not str(getattr(value, "dtype", "")).endswith("bfloat16"):
             raise
         found = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -148,7 +148,7 @@ def _viewed(value: Any, label: str, wanted: str) -> Array:
 
 
 def as_number(value: Any, label: str) -> Any:
-    """Return a number, also one that another library keeps in an array without dimensions, or refuse it."""
+    """Return a number, also one that another library keeps in an array without dimensions, or refuse the value."""
     if not isinstance(value, Real) and hasattr(value, "__dlpack__"):
         array = _viewed(value, label, "a number, as from float(tensor)")
         value = array[()] if array.shape == () else value

@@ -1,8 +1,8 @@
 """
 The functions of `fusedstep.functional`: written out for each rule from what its class and the engine say of it.
 
-A function is the text of its signature and of one call, compiled once, as the standard library makes dataclasses and
-named tuples: it costs no more than one that somebody has typed.
+Each function is the text of a signature and of one call, which is compiled at import, as the standard library makes
+dataclasses and named tuples: calling it costs no more than calling a function in a file.
 """
 
 import inspect
@@ -27,7 +27,11 @@ __all__ = ["DecoupledOptions", "Options", "Outline", "function", "outlines", "si
 
 
 class DecoupledOptions(TypedDict, total=False):
-    """What surrounds a rule whose weight decay is always decoupled, as for its class; a norm is that of one call."""
+    """
+    What surrounds a rule whose weight decay is always decoupled.
+
+    All options mean what they mean for `Optimizer`. A norm is that of the gradients of one call.
+    """
 
     grad_scale: float
     clip_value: float | None
@@ -42,7 +46,11 @@ class DecoupledOptions(TypedDict, total=False):
 
 
 class Options(DecoupledOptions, total=False):
-    """What surrounds every other rule, as for the classes; a norm is that of one call."""
+    """
+    What surrounds a rule that leaves the choice of how to decay.
+
+    All options mean what they mean for `Optimizer`. A norm is that of the gradients of one call.
+    """
 
     decoupled: bool
 
@@ -146,7 +154,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     }
     place = f"<{module}.{name}>"
     exec(compile(source, place, "exec"), namespace)  # noqa: S102 (of names that the package itself has chosen)
-    linecache.cache[place] = len(source), None, source.splitlines(True), place  # for tracebacks
+    linecache.cache[place] = len(source), None, source.splitlines(True), place  # tracebacks show the source
     made: Callable[..., Any] = namespace[name]
     made.__doc__ = _docstring(outline)
     return made
@@ -159,7 +167,7 @@ def _checked(name: str, cls: type[Optimizer]) -> str:
 
 
 def _packing(outline: Outline) -> Callable[..., bytes]:
-    """Return what checks hyperparameters and turns them into what the rule takes, once for each set of them."""
+    """Return the function that checks hyperparameters and packs them for the engine; it remembers the packed bytes."""
     name, rule, cls, _, defaults, own = outline
     hints, known = declared(cls), declared(_options(cls))
 
@@ -262,7 +270,7 @@ def _sections(text: str) -> dict[str, str]:
 
 
 def _entries(section: str, names: Iterable[str], hints: Mapping[str, Any]) -> list[str]:
-    """Return the entries of the hyperparameters `names`, which are no callables, as those of a class may be."""
+    """Return entries for the hyperparameters `names`. Unlike those of a class, they are never callables."""
     described: dict[str, tuple[str, str]] = {}
     for head, body in re.findall(r"^(\S.*)\n((?:[ \n].*\n?)*)", section, re.MULTILINE):
         words, _, kind = head.partition(" : ")

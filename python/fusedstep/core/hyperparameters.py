@@ -48,7 +48,7 @@ class Range:
         )
 
     def text(self, name: str) -> str:
-        """Return what a number called `name` has to be."""
+        """Return what a number called `name` has to be, as an expression of Python."""
         return f"{self.low:g} {'<=' if self.with_low else '<'} {name} {'<=' if self.with_high else '<'} {self.high:g}"
 
 
@@ -101,9 +101,9 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
     Raises
     ------
     TypeError
-        If it is not a number, an integer, a bool or a string, where `hint` asks for one.
+        If the value is not a number, an integer, a bool or a string, where `hint` asks for one.
     ValueError
-        If it is out of range, or not one of the choices.
+        If the value is out of range, or not one of the choices.
     """
     label = label or name
     if hint is bool:
@@ -140,7 +140,7 @@ def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
 
 
 def integer(name: str, value: Any, least: int) -> int:
-    """Return an integer of any kind as int, or refuse what is none or too low."""
+    """Return an integer of any kind as int, or refuse a value that is none or too low."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r}, expected an integer >= {least}")
     if value < least:
@@ -171,7 +171,7 @@ def evaluated(values: Mapping[str, Any], done: int, ranges: Mapping[str, Range] 
     for name, value in values.items():
         if callable(value):
             label, value = f"{name}({done})", value(done)
-            if value is None:  # which would switch something off
+            if value is None:  # allowed as a fixed value, where None switches an option off
                 raise TypeError(f"{label} is None, expected a number")
             value = check(name, value, float, label, ranges)
         found[name] = value

@@ -36,22 +36,23 @@ class Optimizer(Attributes):
     """
     What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
 
-    For every element, in this order, each where it is asked for: the gradient is multiplied by `grad_scale`, clipped by
-    a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule makes an update of it, to
-    which the decoupled decay is added; the parameter is updated, then its average, and the gradient is zeroed. All of
-    it happens in one pass over memory.
+    A step does the following to every element, in this order, as far as it is asked for: the gradient is multiplied by
+    `grad_scale`, clipped by a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule
+    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter;
+    the average is updated, and the gradient is zeroed. All of this happens in one pass over memory.
 
     Parameters
     ----------
     grad_scale : float or callable
-        Factor on the gradient, beside that of the step.
+        Factor on the gradient, in addition to the argument `grad_scale` of `step`.
     clip_value, clip_norm, clip_global_norm : float, callable or None
         Limit above 0 of each element of a gradient, of the norm of each gradient, or of the norm of all gradients of a
-        step: a larger one is scaled down to it. At most one of the three. The norm is that of the scaled gradient;
-        where it is not finite, `clip_norm` makes the gradient 0 or NaN and `clip_global_norm` makes everything NaN.
-        A parameter with another `clip_global_norm` in `overrides` has a limit of its own on the same norm.
+        step: what is larger is scaled down to the limit. At most one of the three may be set. Norms are those of
+        gradients that have been multiplied by `grad_scale`; where a norm is not finite, `clip_norm` makes the gradient
+        0 or NaN and `clip_global_norm` makes everything NaN. A parameter with another `clip_global_norm` in `overrides`
+        has a limit of its own on the same norm.
     maximize : bool
-        Whether to climb: the gradient is negated.
+        Whether to climb, that is to negate the gradient.
     l1, weight_decay : float or callable
         Strength of the decay: ``l1 * sign(p)`` and ``weight_decay * p`` are added to the gradient (L1, L2). Where
         `decoupled`, ``lr * weight_decay * p`` is subtracted from the parameter beside the update instead (Loshchilov &
@@ -61,28 +62,29 @@ class Optimizer(Attributes):
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
-        averaging"). The averages are in ``optimizer.ema[key]``, the decay in ``optimizer.ema.decay``; it is changed by
-        ``optimizer.ema = 0.99``. Switched off and on again, an average goes on from where it was.
+        averaging"). The averages are in ``optimizer.ema[key]``; ``optimizer.ema.decay`` is the decay, which
+        ``optimizer.ema = 0.99`` changes. An average that is switched off and on again goes on from where it was.
     zero_grad : bool
-        Whether gradients are set to 0 once they have been read, also in a step that is skipped.
+        Whether gradients are set to 0 once they have been read, also in a step that `skip_nonfinite` skips.
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
-        they are. It reads the gradients once more, as a norm does.
+        they are. The gradients are read once more for this, as for a norm.
     state_dtype : {"float32", "same"}
         The dtype of the states and averages of float16 and bfloat16 parameters: float32, or that of the parameter.
-        Those that have been made keep theirs.
+        States and averages that have been made keep their dtype.
     master_weights : {False, True, "split"}
         Whether half-precision parameters have a float32 master, which collects the updates and is rounded to be the
-        parameter: ``state[key]["master"]``. Where "split", it is kept as the bfloat16 parameter, which in a tie is
-        rounded away from zero, and the 16 bits that it lacks, uint16: ``state[key]["remainder"]``. What the caller
-        writes into a parameter counts: there, the master begins anew, but for those 16 bits, which stay.
+        parameter: ``state[key]["master"]``. With "split", the master is kept as the bfloat16 parameter, which in a tie
+        is rounded away from zero, and the 16 bits that the parameter lacks, uint16: ``state[key]["remainder"]``. What
+        the caller writes into a parameter counts: there, the master begins anew, but for the 16 bits of a remainder.
     rounding : {"nearest", "stochastic"}
-        How what is computed in float32 becomes float16 or bfloat16: to nearest, or up or down by chance, so that the
-        mean is kept and small updates are not lost (Gupta et al. 2015, "Deep learning with limited numerical
-        precision"). A parameter with a master is its nearest number in any case.
+        How results in float32 become float16 or bfloat16: to nearest, or up or down by chance, so that the mean is kept
+        and small updates are not lost (Gupta et al. 2015, "Deep learning with limited numerical precision"). A
+        parameter with a master is the master rounded to nearest in any case.
     seed : int
-        From 0 to below 2**53: the random bits are a function of it, of the number of the update, of the parameter's
-        key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+        From 0 to below 2**53. The random bits of stochastic rounding are a function of the seed, of the number of the
+        update, of the parameter's key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers:
+        as easy as 1, 2, 3").
     overrides : mapping
         Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
         patterns win over earlier ones, and exact keys over patterns.
@@ -93,16 +95,18 @@ class Optimizer(Attributes):
         If an option does not exist or has a wrong type, at construction or when it is set.
     ValueError
         If a value is out of range, if more than one clipping is set, or if an override asks for another rule than the
-        rest.
+        other hyperparameters do.
 
     Notes
     -----
-    Beside parameters on a GPU, most numbers may also be a float64 array of one element there: it is read by each step
-    and not checked, so that a CUDA graph can be replayed with another learning rate.
+    Every hyperparameter that is a number may be a function, a schedule: it is called with the number of finished
+    updates of the parameter, 0 at the first, and returns the number; see `fusedstep.schedules`.
 
-    Every hyperparameter that is a number may be a function: it is called with the number of finished updates of the
-    parameter, 0 at the first, and returns the number; see `fusedstep.schedules`. An instance makes one step at a time.
-    It can be pickled, if such functions can, and copied; parameters are not part of it.
+    For parameters on a GPU, most numbers may also be a float64 array of one element on that GPU: each step reads it and
+    nobody checks it, so that a CUDA graph can be replayed with another learning rate.
+
+    An instance makes one step at a time. It can be copied, and pickled if its schedules can; parameters are not part of
+    it.
     """
 
     grad_scale: Scheduled = 1.0
@@ -126,11 +130,11 @@ class Optimizer(Attributes):
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
         self._plan: _cpu.Plan | None = None
-        self._captured: list[_cpu.Plan] = []  # plans of steps that graphs may repeat
+        self._captured: list[_cpu.Plan] = []  # plans of earlier steps that CUDA graphs may repeat
         self._pending = Pendings()
         self._settings = self._settings_with()
         self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
-        self._clock_index = np.zeros(0, np.int64)  # of each tensor of the plan
+        self._clock_index = np.zeros(0, np.int64)  # index of the clock of each tensor of the plan
         self._stale = self._changed = True
         self._ready = True
 
@@ -146,16 +150,16 @@ class Optimizer(Attributes):
             The parameters, float32, float64, float16 or bfloat16 (of `ml_dtypes`), of any shape, C-contiguous,
             writable. Updated in place.
         grads : like `params`
-            Their gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
+            The gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
             half precision for a float32 one. A gradient that is None, or missing from a mapping, leaves its parameter,
             states and step count alone. Gradients are only read, unless `zero_grad`.
         grad_scale : float or array
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
-            accumulated batches. Beside parameters on a GPU also a float64 array of one element there.
+            accumulated batches. For parameters on a GPU also a float64 array of one element on that GPU.
         stream : object, optional
-            On a GPU, the stream in which to make the step, with ``__cuda_stream__``, as streams of CuPy and PyTorch
-            have it; by default CuPy's current one. What CuPy's current stream does before is waited for there, and
-            what comes after waits for the step.
+            On a GPU, the stream in which to make the step: any object with ``__cuda_stream__``, as streams of CuPy and
+            PyTorch have it; by default CuPy's current stream. The step waits for what has been put into CuPy's current
+            stream before, and what is put there later waits for the step.
 
         Returns
         -------
@@ -186,12 +190,13 @@ class Optimizer(Attributes):
         Everything is checked before the first write: a refused step changes nothing.
 
         On a GPU, the step is put into a stream and not waited for: one launch derives the scalars and one updates all
-        tensors of a device; where gradients are measured, two or three come before them. Reading the result,
-        `t` or a checkpoint waits. Parameters may be spread over several GPUs. A step may be captured into a CUDA graph
-        once it has been made before: each replay is an update, counts, and reads what is on the GPU (`grad_scale`,
-        hyperparameters) anew. The graph uses the states and tables of this optimizer, which must live as long; where
-        parameters or options change or a checkpoint is loaded, it has to be captured anew. A step does not know of
-        replays in other streams, and does not wait for them.
+        tensors of a device; where gradients are measured, two or three launches come before them. Reading the result,
+        `t` or a checkpoint waits. Parameters may be spread over several GPUs.
+
+        A step may be captured into a CUDA graph once it has been made before: each replay is an update, counts, and
+        reads `grad_scale` and hyperparameters that are on the GPU anew. The graph uses the states and tables of this
+        optimizer, which must live as long; where parameters or options change or a checkpoint is loaded, the step has
+        to be captured anew. A step does not know of replays in other streams, and does not wait for them.
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
@@ -220,7 +225,7 @@ class Optimizer(Attributes):
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        self._stale = False  # first: what is set meanwhile counts in the next step
+        self._stale = False  # first, so that a hyperparameter that is set meanwhile counts in the next step
         changed, self._changed = self._changed, False
         try:
             if changed:
@@ -248,7 +253,7 @@ class Optimizer(Attributes):
         self._plan = None
 
     def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
-        """Make a step with tensors that are new: look at them all, make their states, and remember them."""
+        """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
         self._drop_plan()
         rule = _cpu.rules[self._settings.rule]
         plan = _cpu.Plan(rule.number, params)
@@ -287,7 +292,7 @@ class Optimizer(Attributes):
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         result = self._result(plan, outcome)
-        if not result.skipped:  # else nothing was made
+        if not result.skipped:  # a step that is skipped leaves no new states or plan behind
             self._progress.become(progress)
             self._plan, self._clock_index = plan, clock_index
         return result
@@ -296,12 +301,16 @@ class Optimizer(Attributes):
 
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
-        """The states: key -> name -> array, beside its parameter. The arrays may be written to, not replaced."""
+        """
+        The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
+
+        The arrays may be written to, not replaced.
+        """
         return MappingProxyType(self._progress.state)
 
     @property
     def t(self) -> Mapping[Hashable, int]:
-        """The number of finished updates of each parameter."""
+        """The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps."""
         return MappingProxyType(self._progress.t)
 
     def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
@@ -347,7 +356,7 @@ class Optimizer(Attributes):
 
     def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
         """
-        Take over what `state_dict` returned, into the arrays that this optimizer has, as far as it has some.
+        Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
 
         Parameters
         ----------
@@ -365,8 +374,8 @@ class Optimizer(Attributes):
         Raises
         ------
         TypeError, ValueError
-            If something is missing, unknown, of another type, dtype or shape, or out of range, or if it was saved by
-            another class. Nothing has changed then.
+            If something is missing, unknown, of another type, dtype or shape, or out of range, or if another class has
+            saved it. Nothing has changed then.
         BufferError
             If an array of another library does not export its memory.
         RuntimeError
@@ -389,7 +398,7 @@ class Optimizer(Attributes):
         self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
 
     def _known(self) -> dict[str, Any]:
-        """Return all that it is, with the arrays themselves."""
+        """Return all that this optimizer is, as plain values and the arrays themselves."""
         now = self._values()
         values = {f.name: now[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
@@ -397,7 +406,7 @@ class Optimizer(Attributes):
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
     def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
-        """Check a state dict, and return what this optimizer will be by it."""
+        """Check a state dict, and return what it will make of this optimizer."""
         saved = snapshot.upgraded(saved)
         snapshot.check_parts(saved, type(self).__name__)
         values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])

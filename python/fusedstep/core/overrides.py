@@ -1,4 +1,4 @@
-"""Which hyperparameters hold for which parameter: overrides, the keys and patterns they stand under, a plan's table."""
+"""Which hyperparameters hold for which parameter: overrides are matched with keys, and fill the table of a plan."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from fnmatch import fnmatchcase

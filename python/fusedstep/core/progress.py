@@ -95,7 +95,7 @@ class Progress:
             self.plan.wait()
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
-        """Return the same progress, with room for further parameters; what is added there is not added here."""
+        """Return a copy with room for further parameters; the arrays in it are the same ones."""
         other = Progress()
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
         for key in keys:
@@ -116,9 +116,27 @@ class Progress:
         master: bool | str,
     ) -> None:
         """
-        Make what a parameter still lacks: states, where they start, its average, and its master, and no other.
+        Make what a parameter still lacks: its states, its average and its master. Masters of another kind are dropped.
 
-        What it has follows it, to another device or back to host memory.
+        What the parameter has follows it, to another device or back to host memory.
+
+        Parameters
+        ----------
+        key : hashable
+            The key of the parameter; `shape`, `dtype` and `device`, None for host memory, are those of the parameter.
+        starts : mapping
+            Name of a state -> the number that it starts at.
+        state_dtype, master : str or bool
+            The hyperparameters `state_dtype` and `master_weights`.
+        averaged : bool
+            Whether there is to be an average.
+
+        Raises
+        ------
+        TypeError
+            If a parameter of its dtype can have no such master.
+        MemoryError, RuntimeError
+            If there is no memory, or no CuPy for arrays on a GPU.
         """
         own = MASTERS.get(master)
         known = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
@@ -138,7 +156,7 @@ class Progress:
             if name not in states:
                 states[name] = new_array(shape, wanted, device)
                 if start:
-                    with np.errstate(over="ignore"):  # by way of the compute type, as every scalar
+                    with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
                         fill(states[name], start if wanted == np.float64 else np.float32(start))
         if averaged and key not in self.ema:
             self.ema[key] = new_array(shape, wanted, device)
@@ -155,7 +173,7 @@ class Progress:
         return {key: counts[i] for key, i in self.clock_of.items()}
 
     def become(self, other: "Progress") -> None:
-        """Take over another progress, in the mappings that callers may hold."""
+        """Take over another progress, in place: callers may hold the mappings of this one."""
         self._clocks, self.plan = other._clocks, other.plan
         for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
             mine.clear()
@@ -186,7 +204,7 @@ class Progress:
 
 
 def _moved(array: Array, device: int | None) -> Array:
-    """Return an array that is where it should be: itself, or a copy."""
+    """Return an array on a device, or in host memory where that is None: itself, or a copy."""
     if device_of(array) == device:
         return array
     there = new_array(array.shape, array.dtype, device)
@@ -195,6 +213,6 @@ def _moved(array: Array, device: int | None) -> Array:
 
 
 def listed(keys: Iterable[Hashable]) -> str:
-    """Return some keys for a message."""
+    """Return the first keys as text for a message."""
     first = [repr(key) for key in islice(keys, 6)]
     return ", ".join(first[:5] + ["..."] * (len(first) > 5)) or "none"

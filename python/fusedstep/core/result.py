@@ -1,4 +1,4 @@
-"""What a step found out about its gradients, at once or when somebody asks."""
+"""What a step found out about its gradients: known at once on a CPU, and when it is read on a GPU."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -14,15 +14,15 @@ __all__ = ["PLAIN", "Pending", "Pendings", "Result", "told"]
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    What a step found out.
+    What a step found out about its gradients.
 
-    On a GPU, reading it waits for the step; a step whose result is not read waits for nothing.
+    On a GPU, reading an attribute waits for the step; a step whose result is not read waits for nothing.
 
     Attributes
     ----------
     grad_norm : float or None
-        Norm of all gradients of the step, unscaled and before clipping; None unless clipping by a norm or
-        `skip_nonfinite` asked for it.
+        Norm of all gradients of the step, multiplied by their `grad_scale` and before clipping; None unless clipping by
+        a norm or `skip_nonfinite` asked for it.
     skipped : bool
         Whether nothing was updated, because a gradient was not finite.
     nonfinite : hashable
@@ -38,13 +38,13 @@ PLAIN = Result()
 
 
 def told(found: tuple[float, int | None], plan: _cpu.Plan) -> Result:
-    """Return what a plan found as a result."""
+    """Return what a plan found, the norm and the index of the first bad gradient, as a result."""
     norm, at = found
     return Result(norm, at is not None, None if at is None else plan.keys[at])
 
 
 class Pending(Result):
-    """A result that is on a GPU until it is read. That of a step in a graph is that of its last replay."""
+    """A result that is on a GPU until it is read. In a CUDA graph, the result is that of the last replay."""
 
     __slots__ = ("__weakref__", "_found", "_plan", "_ticket")
     _found: Result | None
@@ -68,7 +68,7 @@ class Pending(Result):
         found = told(ticket.read(), self._plan)
         if not ticket.is_captured:
             object.__setattr__(self, "_found", found)
-            object.__setattr__(self, "_ticket", None)  # and the memory behind it
+            object.__setattr__(self, "_ticket", None)  # frees the memory behind the ticket
         return found
 
     def __eq__(self, other: object) -> bool:
@@ -86,7 +86,7 @@ _NAMES = {f.name for f in fields(Result)}
 
 
 class Pendings(deque[ref[Pending]]):
-    """The pending results of an optimizer: one is read before the GPU writes over it, if anybody still has it."""
+    """The pending results of an optimizer: each is read before the GPU writes over it, if anybody still has it."""
 
     def make_room(self) -> None:
         """Prepare for the next step."""

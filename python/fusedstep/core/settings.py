@@ -1,4 +1,4 @@
-"""Which instruction set runs and on how many threads: chosen at import, changed here, told by `info`."""
+"""Instruction set and number of threads: chosen at import, changed by functions, reported by `info`."""
 
 import os
 from operator import index
@@ -9,12 +9,12 @@ from fusedstep import _cpu
 __all__ = ["info", "set_num_threads", "use_isa"]
 
 _MOST_THREADS = 1024
-_why: dict[str, str] = {}
+_why: dict[str, str] = {}  # "isa" and "threads" -> where the choice comes from
 
 
 def use_isa(name: str) -> None:
     """
-    Choose the instruction set of the CPU kernels, for all threads. Results do not depend on it.
+    Choose the instruction set of the CPU kernels, for all threads. All sets give the same bits.
 
     Parameters
     ----------
@@ -44,18 +44,20 @@ def _use_isa(name: str, why: str, label: str) -> None:
 
 def set_num_threads(n: int) -> None:
     """
-    Set the number of threads of a large step. Results do not depend on it.
+    Set the number of threads of a large step. Any number gives the same bits.
 
     Parameters
     ----------
     n : int
-        1 to 1024. Without it, the environment variables FUSEDSTEP_NUM_THREADS and OMP_NUM_THREADS are asked at
-        import, and then the processors that affinity and control groups leave to this process.
+        1 to 1024. At import, the number is that of the environment variable FUSEDSTEP_NUM_THREADS, or else of
+        OMP_NUM_THREADS, or else of the processors that affinity and control groups leave to this process.
 
     Raises
     ------
-    TypeError, ValueError
-        If `n` is no such number.
+    TypeError
+        If `n` is no integer.
+    ValueError
+        If `n` is out of range.
     """
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n is {n!r}, expected a number of threads")
@@ -95,7 +97,7 @@ def info() -> dict[str, Any]:
 
 def _cuda_info() -> dict[str, Any]:
     try:
-        from fusedstep import _cuda  # loaded for this only when somebody asks, as it is for the first array on a GPU
+        from fusedstep import _cuda  # loaded late: CUDA is needed by `info` and by the first array on a GPU only
     except ImportError as error:
         return {"built": False, "devices": [], "why_none": f"this build has no engine for GPUs ({error})"}
     devices, why = _cuda.find_devices()
@@ -148,7 +150,7 @@ def _read(path: str) -> str:
 
 
 def _choose() -> None:
-    """Choose at import; a wrong variable of ours is an error, one of OpenMP's is ignored."""
+    """Choose at import. A wrong value of FUSEDSTEP_... is an error, one of OMP_NUM_THREADS is ignored."""
     variable = "FUSEDSTEP_ISA"
     _use_isa(os.environ.get(variable, "auto"), variable, variable)
     ours, theirs = os.environ.get("FUSEDSTEP_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS", "").split(",")[0]

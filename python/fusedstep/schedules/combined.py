@@ -1,4 +1,4 @@
-"""Schedules made of others."""
+"""Schedules that are made of other schedules."""
 
 import math
 from bisect import bisect_right
@@ -19,14 +19,14 @@ class warmup(Schedule):
     .. math:: start + (inner(0) - start) \cdot done / steps \text{ while } done < steps, \quad
         \text{then } inner(done - steps)
 
-    Keras too adds its warm-up to the schedule; optax counts it as the first part of the schedule.
+    The warm-up comes before the other schedule, as in Keras; optax counts the warm-up as the first part of it.
 
     Parameters
     ----------
     start : float
         The first value, at least 0.
     inner : schedule, function or float
-        What follows; it counts its updates from 0. A number stands for `constant`.
+        What follows the warm-up, and counts its updates from 0. A number stands for `constant`.
     steps : int
         Updates of the warm-up, at least 1.
 
@@ -56,7 +56,7 @@ class product(Schedule):
     Parameters
     ----------
     *schedules : schedule, function or float
-        At least one. They are multiplied from the first to the last.
+        At least one schedule. The values are multiplied from the first to the last.
     """
 
     schedules: Sequence[Member]
@@ -85,9 +85,9 @@ class sequential(Schedule):
     Parameters
     ----------
     schedules : sequence of schedules, functions or floats
-        One more than milestones. Each counts its updates from 0.
+        One schedule more than there are milestones. Each counts its updates from 0.
     milestones : sequence of int
-        Numbers of finished updates, increasing, at least 0: each the first update of the next schedule.
+        Numbers of finished updates, increasing, at least 0: at each of them, the next schedule has its first update.
     """
 
     schedules: Sequence[Member]

@@ -1,4 +1,4 @@
-"""Schedules with a formula of their own."""
+"""Schedules that are formulas: steps, decays and cosines."""
 
 import math
 from bisect import bisect_left, bisect_right
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def _power(x: float, y: float) -> float:
-    """Return x**y for x, y >= 0: by squaring where y is whole."""
+    """Return x**y for x, y >= 0: by squaring where y is whole, and else to 50 digits, rounded once."""
     n = int(y)
     if n != y:
         return rational_power(x, y)
@@ -48,14 +48,14 @@ class exponential(Schedule):
 
     .. math:: lr \cdot rate^{done / steps}, \qquad lr \cdot rate^{\lfloor done / steps \rfloor} \text{ (staircase)}
 
-    :math:`lr \, e^{-r \, done / steps}` is this with rate :math:`e^{-r}`.
+    :math:`lr \, e^{-r \, done / steps}` is this schedule with rate :math:`e^{-r}`.
 
     Parameters
     ----------
     lr : float
         The first value, at least 0.
     rate : float
-        Factor of `steps` updates, at least 0.
+        Factor by which `steps` updates change the value, at least 0.
     steps : int
         Updates that `rate` belongs to, at least 1.
     staircase : bool
@@ -199,7 +199,7 @@ class polynomial(Schedule):
     Parameters
     ----------
     lr, end : float
-        The first and the last value, at least 0. The end is 1e-4 by default in Keras and always 0 in PyTorch.
+        The first and the last value, at least 0. The last value is 1e-4 by default in Keras and always 0 in PyTorch.
     steps : int
         Updates until the end, at least 1.
     power : float
@@ -237,7 +237,8 @@ class cosine(Schedule):
     alpha : float
         The lowest value as a share of `lr`, at least 0; PyTorch's eta_min is ``alpha * lr``.
     after : {"hold", "periodic"}
-        Whether to stay there, ``done = min(done, steps)`` (Keras, optax), or to rise and fall again (PyTorch).
+        Whether to stay at the lowest value, ``done = min(done, steps)`` (Keras, optax), or to rise and fall again
+        (PyTorch).
 
     References
     ----------
@@ -263,7 +264,7 @@ class cosine_restarts(Schedule):
     .. math:: lr \left(\frac{(1 - \alpha) \, m^i}{2} \left(1 + \cos \frac{\pi \tau}{L}\right) + \alpha\right), \qquad
         L = steps \cdot t^i, \qquad m = m\_mul, \quad t = t\_mul
 
-    :math:`\tau` updates into the period i = 0, 1, ...
+    where :math:`\tau` is the number of updates since the beginning of the period i = 0, 1, ...
 
     Parameters
     ----------
@@ -272,7 +273,7 @@ class cosine_restarts(Schedule):
     steps : int
         Updates in the first period, at least 1.
     t_mul : float
-        How many times longer the next period is, at least 1. It need not be whole.
+        How many times longer the next period is, at least 1. The number need not be whole.
     m_mul : float
         How many times higher the next period begins, at least 0, where `alpha` is 0.
     alpha : float
@@ -295,7 +296,7 @@ class cosine_restarts(Schedule):
         if self.t_mul == 1:
             return *divmod(done, self.steps), self.steps
         i, tau, length = 0, float(done), float(self.steps)
-        while tau >= length:  # a logarithm would miss by one at the borders
+        while tau >= length:  # a logarithm would be off by one period at some borders
             tau -= length
             i += 1
             length = self.steps * _power(self.t_mul, i)

@@ -1,4 +1,4 @@
-"""Schedules as plain values, and back: what a checkpoint holds of them."""
+"""Schedules as plain values, as a checkpoint holds them, and back."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from .schedule import Schedule, arguments, sequence
 __all__ = ["Plateaus", "describe", "rebuild", "remember"]
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in Schedule.__subclasses__()}
-Plateaus = dict[int, tuple[plateau, dict[str, Any]]]  # number -> the object, and the memory that it will have
+Plateaus = dict[int, tuple[plateau, dict[str, Any]]]  # its number in descriptions -> a plateau, and its memory to be
 
 
 def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
@@ -20,14 +20,16 @@ def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
     Parameters
     ----------
     schedule : callable
-        One of this module; of what is somebody else's, it is only noted that there is something.
+        A schedule of this package. Of a function of the caller's own, the description only says that it was there.
     seen : list of plateau
-        Those that have been described so far, to which this adds: one that stands in two places gets one number.
+        The plateaus that have been described so far, to which this function adds. A plateau that stands in two places
+        has one number, its place in this list.
 
     Returns
     -------
     dict
-        The name under "schedule", the arguments under theirs, schedules among them in the same way.
+        "schedule": the name of the class, or None for a function of the caller's own. All arguments under their names,
+        schedules among them described likewise. Of a plateau also "number", and "memory": its attributes.
     """
     cls = type(schedule)
     if CLASSES.get(cls.__name__) is not cls:
@@ -37,8 +39,8 @@ def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
     if isinstance(schedule, plateau):
         if not any(schedule is other for other in seen):
             seen.append(schedule)
-        number = next(i for i, other in enumerate(seen) if schedule is other)
-        description |= {"number": number, "memory": schedule._memory()}
+        place = next(i for i, other in enumerate(seen) if schedule is other)
+        description |= {"number": place, "memory": schedule._memory()}
     return description
 
 
@@ -55,13 +57,13 @@ def rebuild(description: Mapping[str, Any], present: Any, made: Plateaus) -> Any
     Parameters
     ----------
     description : mapping
-        What `describe` returns, also after a way through JSON. It may come from anywhere: nothing but the schedules of
-        this module is made of it.
+        What `describe` returns, also after a way through JSON. A description may come from anywhere: nothing but
+        schedules of this package is made of it.
     present : Any
-        What stands in the same place now. If it is an equal schedule, it stays, and so do equal plateaus in it, so that
-        those that the caller holds go on working; a function of the caller's own stays in any case.
+        What stands in the same place now. An equal schedule stays, and so do equal plateaus in it, so that plateaus
+        that the caller holds go on working; a function of the caller's own stays in any case.
     made : dict
-        The plateaus of this and of other descriptions by number, to which this adds.
+        The plateaus of this and of other descriptions by number, to which this function adds.
 
     Returns
     -------
@@ -71,9 +73,10 @@ def rebuild(description: Mapping[str, Any], present: Any, made: Plateaus) -> Any
     Raises
     ------
     TypeError
-        If the description, or something in it, has a wrong type.
+        If the description, or a part of it, has a wrong type.
     ValueError
-        If there is no such schedule, if it has other arguments, if one is out of range, or if the function is missing.
+        If there is no schedule of this name, if it has other arguments, if an argument is out of range, or if a
+        function of the caller's own is missing.
     """
     values = dictionary("description", description)
     name = values.pop("schedule", "")
@@ -85,12 +88,12 @@ def rebuild(description: Mapping[str, Any], present: Any, made: Plateaus) -> Any
     if cls is None:
         raise ValueError(f"schedule is {name!r}, expected one of {', '.join(CLASSES)}")
     expect_keys(cls.__name__, values, [*arguments(cls), *(["number", "memory"] if cls is plateau else [])])
-    number, memory = values.pop("number", None), values.pop("memory", None)
+    place, memory = values.pop("number", None), values.pop("memory", None)
     parts = {key: getattr(present, key) if type(present) is cls else None for key in values}
     values = {key: _rebuilt(value, parts[key], made) for key, value in values.items()}
     new = product(*sequence("schedules", values["schedules"])) if cls is product else cls(**values)
     if cls is plateau:
-        return _plateau(new, present, number, memory, made)
+        return _plateau(new, present, place, memory, made)
     same = present == new and all(a is b for a, b in zip(_plateaus(present), _plateaus(new), strict=True))
     return present if same else new
 
@@ -102,23 +105,23 @@ def _rebuilt(value: Any, present: Any, made: Plateaus) -> Any:
     return rebuild(value, present, made) if isinstance(value, Mapping) else value
 
 
-def _plateau(new: Any, present: Any, number: Any, memory: Any, made: Plateaus) -> plateau:
-    """Return the plateau of this number: one that was made for it, the present one if it is equal, or the new one."""
+def _plateau(new: Any, present: Any, place: Any, memory: Any, made: Plateaus) -> plateau:
+    """Return the plateau of a number: the one that `made` has, or the present one if it is equal, or the new one."""
     new._recall(memory)
     memory = new._memory()
-    if not isinstance(number, int):
-        raise TypeError(f"number is {number!r}, expected an integer")
-    if number not in made:
+    if not isinstance(place, int):
+        raise TypeError(f"number is {place!r}, expected an integer")
+    if place not in made:
         free = present == new and not any(present is other for other, _ in made.values())
-        made[number] = present if free else new, memory
-    found, known = made[number]
+        made[place] = present if free else new, memory
+    found, known = made[place]
     if found != new or known != memory:
-        raise ValueError(f"number is {number}, which is another plateau, expected equal ones")
+        raise ValueError(f"number is {place}, which is another plateau, expected equal ones")
     return found
 
 
 def remember(made: Plateaus) -> None:
-    """Give the plateaus the memory that was described."""
+    """Give each plateau the memory that its description has."""
     for schedule, memory in made.values():
         schedule._remember(**memory)
 

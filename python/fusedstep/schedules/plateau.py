@@ -1,4 +1,4 @@
-"""The schedule that has a memory."""
+"""The schedule with a memory: it falls when a metric has stopped improving."""
 
 import math
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ class plateau(Schedule):
     Better means ``x < best * (1 - threshold)``, with "abs" ``x < best - threshold``; when maximizing
     ``x > best * (1 + threshold)`` or ``x > best + threshold``. A fall by 1e-8 or less is left out. Keras'
     `ReduceLROnPlateau` with patience P >= 1 and cooldown C is this one with ``patience=P - 1``,
-    ``cooldown=max(C - 1, 0)``, ``threshold_mode="abs"``. The memory, that is the attributes, is pickled and copied, but
-    takes no part in comparisons.
+    ``cooldown=max(C - 1, 0)``, ``threshold_mode="abs"``. The memory, that is the attributes below, is pickled and
+    copied, but takes no part in comparisons.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ class plateau(Schedule):
     factor : float
         Factor of each fall, at least 0 and below 1.
     patience : int
-        Observations that may be no better.
+        Observations in a row that may be no better than the best one.
     threshold : float
         How much better is better, at least 0, and below 1 where the best is multiplied by the difference.
     threshold_mode : {"rel", "abs"}
@@ -83,7 +83,7 @@ class plateau(Schedule):
         return {f.name: getattr(self, f.name) for f in fields(self) if not f.init}
 
     def _recall(self, memory: Any) -> None:
-        """Take over what `_memory` returned, after a check."""
+        """Take over what `_memory` returned, after checking it."""
         memory = dictionary("memory", memory)
         expect_keys("memory", memory, list(self._memory()))
         best = real("best", memory["best"])
@@ -98,17 +98,17 @@ class plateau(Schedule):
 
     def observe(self, x: float) -> None:
         """
-        Take a metric, usually once per epoch.
+        Take a metric, usually once per epoch, and fall if it is time.
 
         Parameters
         ----------
         x : float
-            The metric. A nan is not better than anything.
+            The metric. A NaN is no better than any number.
 
         Raises
         ------
         TypeError
-            If it is not a number.
+            If `x` is not a number.
         """
         x = real("x", x)
         rate, best, bad, cooldown_left = self.rate, self.best, self.bad + 1, self.cooldown_left
@@ -130,7 +130,7 @@ class plateau(Schedule):
 
 
 def dictionary(name: str, value: Any) -> dict[str, Any]:
-    """Return a copy of a mapping, or refuse what is none."""
+    """Return a copy of a mapping as a dictionary, or refuse any other value."""
     if not isinstance(value, Mapping):
         raise TypeError(f"{name} is {value!r}, expected a dictionary")
     return dict(value)

@@ -1,4 +1,4 @@
-"""The base of all schedules: what their arguments may be, and `constant`, which a plain number stands for."""
+"""The base of all schedules: what the arguments of schedules may be, and `constant`, which a number stands for."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ __all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "
 
 Member = float | Callable[[int], float]
 Boundary = Literal["first", "last"]
-LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # all others may be 0
+LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # all other arguments may be 0
 
 
 class Schedule:
@@ -50,7 +50,7 @@ def arguments(cls: Any) -> list[str]:
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Return `value` as the type that a schedule declares, or refuse it under its name."""
+    """Return the argument `name` as the type `hint`, or refuse its value."""
     if hint is float:
         return number(name, value)
     if hint is int:
@@ -67,7 +67,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 
 def real(name: str, value: Any, expected: str = "a number") -> float:
-    """Return any number as a float, or refuse what is none."""
+    """Return any number as a float, or refuse any other value."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}, expected {expected}")
     try:
@@ -77,7 +77,7 @@ def real(name: str, value: Any, expected: str = "a number") -> float:
 
 
 def number(name: str, value: Any) -> float:
-    """Return a finite number that is not too low, or refuse it."""
+    """Return a finite number that is not too low, or refuse the value."""
     low = LOWEST.get(name, 0)
     found = real(name, value)
     if not low <= found < math.inf:
@@ -86,12 +86,12 @@ def number(name: str, value: Any) -> float:
 
 
 def count(name: str, value: Any) -> int:
-    """Return an integer that is not too low, or refuse it."""
+    """Return an integer that is not too low, or refuse the value."""
     return integer(name, value, LOWEST.get(name, 0))
 
 
 def sequence(name: str, value: Any) -> tuple[Any, ...]:
-    """Return the elements of a sequence, or refuse what is none."""
+    """Return the elements of a sequence, or refuse any other value."""
     try:
         return tuple(value)
     except TypeError:
@@ -107,7 +107,7 @@ def _member(name: str, value: Any) -> Callable[[int], float]:
 
 
 def one_more(name: str, members: Sequence[Any], boundaries_name: str, boundaries: Sequence[int]) -> None:
-    """Refuse as many members as boundaries, for example."""
+    """Refuse any number of members but one more than there are boundaries."""
     if len(members) != len(boundaries) + 1:
         wanted = f"{len(boundaries) + 1}, one more than {boundaries_name}"
         raise ValueError(f"{name} has {len(members)} elements, expected {wanted}")
@@ -116,7 +116,7 @@ def one_more(name: str, members: Sequence[Any], boundaries_name: str, boundaries
 @dataclass(frozen=True)
 class constant(Schedule):
     r"""
-    The same value for ever.
+    Stay at one value.
 
     .. math:: lr
 
