@@ -23,6 +23,7 @@ from fusedstep import schedules
 from fusedstep.core import archive
 from fusedstep.schedules.description import describe
 from fusedstep.tools import verify
+from tests.rules import FILES
 
 ENDINGS = [
     ".npz",
@@ -259,35 +260,22 @@ def test_a_rule_that_was_changed_since_the_last_step_can_be_saved(path):
 
 # The names of PyTorch.
 
-TORCH = {
-    "SGD": [],
-    "Momentum": ["momentum_buffer"],
-    "NAG": ["momentum_buffer"],
-    "Adagrad": ["sum"],
-    "RMSprop": ["square_avg", "grad_avg", "momentum_buffer"],
-    "Adadelta": ["square_avg", "acc_delta"],
-    "Adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
-    "AdamW": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
-    "Adamax": ["exp_avg", "exp_inf"],
-    "Nadam": ["mu_product", "exp_avg", "exp_avg_sq"],
-    "Lion": ["exp_avg"],
-}
 
-
-@pytest.mark.parametrize("cls", verify.classes())
-def test_names_of_torch(cls):
-    every = {"Adam": {"amsgrad": True}, "AdamW": {"amsgrad": True}, "RMSprop": {"centered": True, "momentum": 0.5}}
-    opt, params = trained(lambda: cls(**every.get(cls.__name__, {})), 4)
+@pytest.mark.parametrize("name", FILES)
+def test_names_of_torch(name):
+    cls, names = getattr(fs, name), FILES[name].TORCH_STATES
+    options = {key: value for chosen in FILES[name].RULES.values() for key, value in chosen.items()}  # for all states
+    opt, params = trained(lambda: cls(**options), 4)
     saved = opt.state_dict(names="torch")
     assert "t" not in saved
     assert {key: set(some) for key, some in saved["state"].items()} == {
-        key: {"step", *TORCH[cls.__name__]} for key in params
+        key: {"step", *names.values()} for key in params
     }
     assert {key: some["step"] for key, some in saved["state"].items()} == dict(opt.t)
-    for our, its in cls.torch_states:
-        if our == "product":
-            continue
-        assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
+    assert dict(cls.torch_states) == names
+    for our, its in names.items():
+        if our in opt.state["w"]:
+            assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
 
 
 # What is refused changes nothing.

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 import fusedstep as fs
 from fusedstep import _cpu, functional, reference
+from fusedstep.core import hyperparameters
 from fusedstep.core.hyperparameters import declared
 from fusedstep.tools import verify
+from tests.rules import BY_RULE, FILES
 
 F32, F64 = np.float32, np.float64
 CLASSES = verify.classes()
@@ -380,7 +382,7 @@ def test_a_skipped_step_changes_nothing(tensor, place, value, dtype, isa):
 def test_squares_that_overflow_are_finite(isa):
     p, g = np.zeros(3), np.array([1.0, 1e200, -1e300])
     result = fs.SGD(lr=1.0, skip_nonfinite=True).step([p], [g])
-    assert result == fs.optimizer.Result(INF)
+    assert result == fs.Result(INF)
     assert same([p], [-g])
     assert fs.SGD(skip_nonfinite=True).step([p, p.copy()], [g, np.array([0, 0, INF])]).nonfinite == 1
     assert fs.SGD(skip_nonfinite=True).step([np.ones(1, F32)], [np.full(1, 3e38, F32)]).skipped is False
@@ -396,15 +398,15 @@ def test_a_skipped_step_zeroes_gradients_where_asked(dtype):
     assert not optimizer.state
     assert not optimizer.ema
     assert not optimizer.t
-    assert optimizer.step(params, [grads[0], None, grads[2]]) == fs.optimizer.Result(0.0)
+    assert optimizer.step(params, [grads[0], None, grads[2]]) == fs.Result(0.0)
     assert optimizer.t == {0: 1, 1: 0, 2: 1}
 
 
 def test_results():
     p, g = np.ones(2, F32), np.array([3, 4], F32)
-    assert fs.SGD(clip_value=1.0, zero_grad=True, ema=0.5).step(p, g.copy()) == fs.optimizer.Result(None, False, None)
+    assert fs.SGD(clip_value=1.0, zero_grad=True, ema=0.5).step(p, g.copy()) == fs.Result(None, False, None)
     for options in ({"clip_norm": 9.0}, {"clip_global_norm": 1.0}, {"skip_nonfinite": True}):
-        assert fs.SGD(**options).step(p, g, grad_scale=-2.0) == fs.optimizer.Result(10.0, False, None)
+        assert fs.SGD(**options).step(p, g, grad_scale=-2.0) == fs.Result(10.0, False, None)
     with pytest.raises(TypeError, match=r"^overrides\['a'\]\['skip_nonfinite'\] is no hyperparameter of SGD"):
         fs.SGD(overrides={"a": {"skip_nonfinite": True}})
     with pytest.raises(AttributeError):
@@ -595,20 +597,26 @@ def test_overrides_are_optimizers_of_their_own(cls, isa):
 # Every hyperparameter that is a number may be a schedule.
 
 VALUES = {
-    **dict.fromkeys(("momentum", "dampening", "rho", "beta1", "beta2", "ema", "eps"), (0.5, 0.25, 0.75, 0.125)),
     **dict.fromkeys(("lr", "l1", "weight_decay", "grad_scale", *CLIPS), (0.3, 0.1, 0.2, 0.7)),
     "initial_accumulator": (0.5, 0.25, 0.25, 0.25),
-    "schedule_decay": (0.004, INF, 0.0, 2.0),
 }
 NUMBERS = [
     (cls, name) for cls in CLASSES for name in inspect.signature(cls).parameters if declared(cls).get(name) is float
 ]
+
+
+def values_of(cls, name):
+    """Return what a hyperparameter is in four updates in a row."""
+    own = getattr(FILES.get(cls.__name__), "VALUES", {})
+    return (own | VALUES).get(name, (0.5, 0.25, 0.75, 0.125))
+
+
 NUMBER = pytest.mark.parametrize(("cls", "name"), NUMBERS, ids=[f"{cls.__name__}-{name}" for cls, name in NUMBERS])
 
 
 @NUMBER
 def test_any_number_may_be_a_schedule(cls, name):
-    values = VALUES[name]
+    values = values_of(cls, name)
     options = {"weight_decay": 0.1} if name != "weight_decay" else {}
     specification = getattr(reference, cls.__name__)
     optimizers = [cls(**options, **{name: f}) for f in (values.__getitem__, values[0])]
@@ -632,7 +640,7 @@ def test_a_schedule_with_a_bad_value_is_refused_by_name(cls, name, bad):
     if bad is None and name in (*CLIPS, "ema"):
         return  # see below
     at = 0 if name == "initial_accumulator" else 1
-    optimizer = cls(**{name: lambda done: bad if done == at else VALUES[name][0]})
+    optimizer = cls(**{name: lambda done: bad if done == at else values_of(cls, name)[0]})
     p, g = normal(9), normal(9, seed=1)
     for _ in range(at):
         optimizer.step(p, g)
@@ -659,9 +667,9 @@ def test_a_schedule_switches_nothing_off(name, at):
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
     """As another thread would set them, or a schedule."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
-    optimizer, numbers = fs.SGD(lr=1.0), fs.hyperparameters.numbers
+    optimizer, numbers = fs.SGD(lr=1.0), hyperparameters.numbers
     with monkeypatch.context() as patch:
-        patch.setattr(fs.hyperparameters, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
+        patch.setattr(hyperparameters, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
         optimizer.step(p, g)
     p["w"][:] = 0
     optimizer.step(p, g)
@@ -763,14 +771,11 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("name", functional.__all__)
+@pytest.mark.parametrize("name", [name for name in functional.__all__ if name in BY_RULE])
 def test_functions_are_the_classes(name, options, own_state):
-    extra = {"centered": "centered" in name, "momentum": 0.9 * ("momentum" in name)} if "rmsprop" in name else {}
-    family = {"amsgrad": "adam", "rmsprop": "rmsprop"}.get(name.split("_")[0], name)
-    extra |= {"amsgrad": True} if name == "amsgrad" else {}
-    (cls,) = (c for c in CLASSES if c.__name__.lower() == family)
+    cls, extra = BY_RULE[name]
     step = {"grad_scale": options["grad_scale"]} if "grad_scale" in options else {}
-    optimizer = cls(lr=0.1, **extra, **{k: v for k, v in options.items() if k not in step})
+    optimizer = getattr(fs, cls)(lr=0.1, **extra, **{k: v for k, v in options.items() if k not in step})
     function = getattr(functional, name)
     params, twins = ([normal(40), normal(2100, F64)] for _ in range(2))
     states = [own_state(function, p.size, p.dtype) for p in params]
