@@ -23,7 +23,6 @@ from fusedstep import schedules
 from fusedstep.core import archive
 from fusedstep.schedules.description import describe
 from fusedstep.tools import verify
-from tests.rules import FILES
 
 ENDINGS = [
     ".npz",
@@ -256,26 +255,6 @@ def test_a_rule_that_was_changed_since_the_last_step_can_be_saved(path):
         for one, its in ((opt, params), (other, loaded)):
             train(one, its, fs.minibatches(20, 3, seed=2), 5)
         assert snapshot(other, loaded) == snapshot(opt, params)
-
-
-# The names of PyTorch.
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_names_of_torch(name):
-    cls, names = getattr(fs, name), FILES[name].TORCH_STATES
-    options = {key: value for chosen in FILES[name].RULES.values() for key, value in chosen.items()}  # for all states
-    opt, params = trained(lambda: cls(**options), 4)
-    saved = opt.state_dict(names="torch")
-    assert "t" not in saved
-    assert {key: set(some) for key, some in saved["state"].items()} == {
-        key: {"step", *names.values()} for key in params
-    }
-    assert {key: some["step"] for key, some in saved["state"].items()} == dict(opt.t)
-    assert dict(cls.torch_states) == names
-    for our, its in names.items():
-        if our in opt.state["w"]:
-            assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
 
 
 # What is refused changes nothing.

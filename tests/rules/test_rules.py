@@ -212,3 +212,27 @@ def test_order_of_scalars(name, hyper, updates):
         assert p.item() == -right
         differ += right != wrong
     assert differ
+
+
+# Names in other libraries.
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_names_of_torch(name):
+    cls, names = getattr(fusedstep, name), FILES[name].TORCH_STATES
+    options = {key: value for chosen in FILES[name].RULES.values() for key, value in chosen.items()}  # for all states
+    opt, params = cls(**options), {"w": np.linspace(1, 2, 5), "b": np.ones((2, 3), f32)}
+    for update in range(4):
+        grads = {key: p / 3 for key, p in params.items()}
+        opt.step(params, grads if update % 3 else {"w": grads["w"]})
+    saved = opt.state_dict(names="torch")
+    assert "t" not in saved
+    assert {key: set(some) for key, some in saved["state"].items()} == {
+        key: {"step", *names.values()} for key in params
+    }
+    assert {key: some["step"] for key, some in saved["state"].items()} == dict(opt.t) == {"w": 4, "b": 2}
+    assert dict(cls.torch_states) == names
+    for key, states in opt.state.items():
+        assert {names[our]: state.tobytes() for our, state in states.items()} == {
+            its: value.tobytes() for its, value in saved["state"][key].items() if isinstance(value, np.ndarray)
+        }
