@@ -19,16 +19,16 @@ struct Types {
     bool operator==(const Types&) const = default;
 };
 
-// The loops of their own that a rule has; all else is decided, vector by vector, by the mixed one.
+// The loops of their own that a rule has; all else is decided, vector by vector, by the generic one.
 constexpr Types kCompiled[] = {{kFloat32, kFloat32, kFloat32},    {kFloat64, kFloat64, kFloat64},
                                {kBFloat16, kBFloat16, kBFloat16}, {kBFloat16, kBFloat16, kFloat32},
                                {kFloat16, kFloat16, kFloat16},    {kFloat16, kFloat16, kFloat32}};
 constexpr int kPure = 2;  // so many of them convert nothing
-constexpr int kMixed = sizeof(kCompiled) / sizeof(Types);
+constexpr int kGeneric = sizeof(kCompiled) / sizeof(Types);
 
 constexpr int loop_of(const Types& types) {
     int loop = 0;
-    while (loop < kMixed && !(kCompiled[loop] == types)) ++loop;
+    while (loop < kGeneric && !(kCompiled[loop] == types)) ++loop;
     return loop;
 }
 
@@ -44,7 +44,7 @@ constexpr int kMaxScalars = 20;  // the rule's, then those around it
 
 // Which loop: the rule alone; with a factor on the gradient and decay; with all that surrounds it; with the average of
 // the parameters too. The cheaper ones matter in the cache only.
-enum Variant : int32_t { kPlain, kDecayed, kGeneral, kAveraged, kVariants };
+enum Variant : int32_t { kPlain, kDecayed, kClipped, kAveraged, kVariants };
 
 // One tensor. Without a gradient in this step, its size is 0.
 struct Slot {
@@ -75,7 +75,7 @@ struct Clock {
 };
 
 // The scalars of an update, derived in double and rounded once.
-struct Group {
+struct Derived {
     double float64[kMaxScalars];
     float float32[kMaxScalars];
     Variant variant;      // the least that it needs
@@ -94,9 +94,9 @@ struct Kernel {
     int rule_hyper_count;
     int hyper_count;
     // Advance the clock by one update and derive its scalars.
-    void (*derive)(const double* hyper, Clock& clock, Group& group);
+    void (*derive)(const double* hyper, Clock& clock, Derived& group);
     // Update the elements [begin, end) of a slot.
-    void (*update[kMixed + 1][kVariants])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
+    void (*update[kGeneric + 1][kVariants])(const Slot& slot, const Derived& group, int64_t begin, int64_t end);
 };
 
 struct Kernels {

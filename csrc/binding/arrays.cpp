@@ -199,13 +199,13 @@ Sight see(const py::object& array, const Name& name) {
 
 }  // namespace
 
-std::string place_text(int device) {
+std::string device_text(int device) {
     return device == kHost ? "in host memory" : "on GPU " + std::to_string(device);
 }
 
-void refuse_place(const Name& name, int device, const Name& other, int expected) {
+void refuse_device(const Name& name, int device, const Name& other, int expected) {
     const std::string what =
-        name.text() + " is " + place_text(device) + ", expected it " + place_text(expected) + " like " + other.text();
+        name.text() + " is " + device_text(device) + ", expected it " + device_text(expected) + " like " + other.text();
     if (device == kHost || expected == kHost) throw py::type_error(what);
     throw py::value_error(what);
 }
@@ -215,7 +215,7 @@ View look(const py::object& array, const Name& name, bool writable, const Like* 
     const Sight sight = on_host ? see(array, name) : see_on_gpu(array, name, foreign);
     const View& view = sight.view;
     if (like && view.device != like->device && like->device != kAnywhere)
-        refuse_place(name, view.device, like->name, like->device);
+        refuse_device(name, view.device, like->name, like->device);
     if (!((like ? like->types : kFloats) & among(view.type))) {
         std::string like_what = like ? " like " + like->name.text() : "";
         std::string expected = like ? kTypeNames[like->type] : "float32, float64, float16 or bfloat16";

@@ -104,9 +104,9 @@ struct Like {
     int device = kHost;  // or kAnywhere
 };
 constexpr int kAnywhere = -2;
-std::string place_text(int device);
+std::string device_text(int device);
 // TypeError where one is in host memory and the other is not, ValueError where they are on two GPUs.
-[[noreturn]] void refuse_place(const Name& name, int device, const Name& other, int expected);
+[[noreturn]] void refuse_device(const Name& name, int device, const Name& other, int expected);
 
 // What there is to see of an array.
 struct Sight {

@@ -163,8 +163,8 @@ cuda::Number number_of(py::handle object, const Name& name, int* device, Foreign
     if (reinterpret_cast<uintptr_t>(view.data) % sizeof(double))
         throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of 8 bytes");
     if (*device != kHost && *device != view.device)
-        throw py::value_error(name.text() + " is " + place_text(view.device) + ", and another number " +
-                              place_text(*device) + ", expected all on one GPU");
+        throw py::value_error(name.text() + " is " + device_text(view.device) + ", and another number " +
+                              device_text(*device) + ", expected all on one GPU");
     *device = view.device;
     return {1, reinterpret_cast<const double*>(view.data)};  // 1, since what is there counts as switched on
 }
@@ -223,15 +223,15 @@ cuda::Gradient gradient_on_gpu(const Slot& slot, int32_t place, int32_t row) {
     return gradient;
 }
 
-cuda::Weight weight_of(Variant variant) {
-    return variant <= kDecayed ? cuda::kLight : cuda::kFull;
+cuda::Body body_of(Variant variant) {
+    return variant <= kDecayed ? cuda::kShortBody : cuda::kFullBody;
 }
 
-cuda::Stream Surroundings::stream_on(int device) const {
+cuda::Stream StreamOrder::stream_on(int device) const {
     return streams_[std::ranges::find(devices_, device) - devices_.begin()];
 }
 
-bool Surroundings::is_captured() const {
+bool StreamOrder::is_captured() const {
     for (int device : devices_)
         if (engine_.is_capturing(device, stream_on(device))) return true;
     return false;
@@ -239,7 +239,7 @@ bool Surroundings::is_captured() const {
 
 // A stream outside of a graph cannot be waited for in it, nor the other way round; the graph grows to a stream that is
 // made to wait for one in it.
-void Surroundings::order(bool before) const {
+void StreamOrder::order(bool before) const {
     for (const Foreign& other : foreign_) {
         const cuda::Stream own = stream_on(other.device);
         if (!other.stream || other.stream == own) continue;
@@ -284,7 +284,7 @@ private:
 
 }  // namespace
 
-void Surroundings::end() {
+void StreamOrder::end() {
     order(false);
     InFlight::all().sweep();
     if (is_captured()) return;  // the caller keeps what a graph uses

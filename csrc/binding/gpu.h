@@ -31,13 +31,13 @@ cuda::Tensor tensor_on_gpu(const Slot& slot, int64_t size, int32_t device);
 cuda::Gradient gradient_on_gpu(const Slot& slot, int32_t place, int32_t row);
 
 // Which of the two loops a row of hyperparameters needs.
-cuda::Weight weight_of(Variant variant);
+cuda::Body body_of(Variant variant);
 
 // What surrounds the work of a call on GPUs: streams that it must be ordered with, and arrays that must outlive it.
-class Surroundings {
+class StreamOrder {
 public:
-    Surroundings(const cuda::Engine& engine, std::span<const int> devices, std::span<const cuda::Stream> streams,
-                 Foreigners foreign)
+    StreamOrder(const cuda::Engine& engine, std::span<const int> devices, std::span<const cuda::Stream> streams,
+                Foreigners foreign)
         : engine_(engine), devices_(devices), streams_(streams), foreign_(std::move(foreign)) {}
 
     // The streams of the work wait for all that the others have been asked to do.

@@ -206,7 +206,8 @@ View Plan::look_at_param(size_t i) {
     like.device = kAnywhere;
     View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
     const int first = tensors_.front().views[kParam].device;
-    if (i && (seen.device == kHost) != (first == kHost)) refuse_place(param_name(i), seen.device, param_name(0), first);
+    if (i && (seen.device == kHost) != (first == kHost))
+        refuse_device(param_name(i), seen.device, param_name(0), first);
     return seen;
 }
 
@@ -438,21 +439,21 @@ void Plan::derive(double grad_scale) {
     FloatMode mode;
     mode.ieee();
     const Kernel& kernel = kernel_of(rule_);
-    groups_.clear();
-    groups_.reserve(tensors_.size());
+    derived_.clear();
+    derived_.reserve(tensors_.size());
     for (Row& row : rows_) row.group = nullptr;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         if (grads_[i].is_none()) continue;
         Row& row = rows_[tensors_[i].row];
         Clock& clock = *tensors_[i].clock;
         if (!row.group || row.group->before != clock) {
-            row.group = &groups_.emplace_back();
+            row.group = &derived_.emplace_back();
             row.group->before = clock;
             kernel.derive(hypers(i), clock, *row.group);
             row.group->after = clock;
         }
         clock = row.group->after;
-        slots_[i].group = static_cast<int32_t>(row.group - groups_.data());
+        slots_[i].group = static_cast<int32_t>(row.group - derived_.data());
         if (row.group->stochastic) slots_[i].noise = noise_key(row.group->seed, clock.t, tensors_[i].number);
         if (!measures_) slots_[i].scale = row.scale * grad_scale;
     }
@@ -485,7 +486,7 @@ py::object Plan::run_on_host(double grad_scale) {
 
     // From here on nothing fails.
     derive(grad_scale);
-    run_slots(rule_, slots_, groups_.data());
+    run_slots(rule_, slots_, derived_.data());
     return result;
 }
 

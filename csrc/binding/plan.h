@@ -82,7 +82,7 @@ private:
         Type master;  // of half-precision parameters
         double scale;
         Variant variant;
-        Group* group;  // in this step, or null
+        Derived* group;  // in this step, or null
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts
 
@@ -124,7 +124,7 @@ private:
     std::vector<py::object> live_;       // and their arrays
     bool measures_ = false, skip_nonfinite_ = false;
     std::vector<Slot> slots_;                 // of all tensors; without a gradient in this step, the size is 0
-    std::vector<Group> groups_;               // of this step
+    std::vector<Derived> derived_;            // of this step
     std::vector<py::object> held_;            // states, averages and clocks
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
     std::vector<Span> owned_spans_, grad_spans_;

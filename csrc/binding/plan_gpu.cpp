@@ -75,14 +75,14 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
         if (!is_cupy(number)) see_on_gpu(number, {"a hyperparameter"}, &foreign_);
     if (tensors_changed_) find_devices();
     if (numbers_device != kHost && (devices_.size() > 1 || numbers_device != devices_[0]))
-        throw py::value_error("a hyperparameter or grad_scale is " + place_text(numbers_device) +
+        throw py::value_error("a hyperparameter or grad_scale is " + device_text(numbers_device) +
                               ", expected a number, or all of params there");
     const std::vector<cuda::Stream> streams = streams_of(stream);
     // Memory of CuPy comes from its current stream and returns to it.
     if (!stream.is_none()) foreign_.push_back({{}, devices_[0], current_stream(devices_[0])});
-    Surroundings surroundings(engine, devices_, streams, std::move(foreign_));
-    surroundings.begin();
-    step.captured = surroundings.is_captured();
+    StreamOrder order(engine, devices_, streams, std::move(foreign_));
+    order.begin();
+    step.captured = order.is_captured();
     if (tensors_changed_ || !session_) {
         if (step.captured)
             throw std::runtime_error("the stream is being captured, expected a step with these params before that");
@@ -96,8 +96,8 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     step.mode.gradients = gradient_count_;
     step.mode.measures = measures_;
     step.mode.skips_nonfinite = skip_nonfinite_;
-    step.weight = cuda::kLight;
-    for (const Row& row : rows_) step.weight = std::max(step.weight, weight_of(row.variant));
+    step.body = cuda::kShortBody;
+    for (const Row& row : rows_) step.body = std::max(step.body, body_of(row.variant));
     step.streams = streams;
     int64_t& tickets = step.captured ? captured_tickets_ : tickets_;
     step.ticket = tickets % cuda::kTickets + (step.captured ? cuda::kTickets : 0);
@@ -108,7 +108,7 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     tensors_changed_ = false;
     clocks_stale_ = clocks_stale_ || session_->was_captured() || skip_nonfinite_ || !live_.empty();
     derive(1);
-    surroundings.end();
+    order.end();
     if (!measures_) return py::bool_(true);
     ++tickets;
     return py::cast(Ticket(session_, step.ticket));

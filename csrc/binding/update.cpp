@@ -43,14 +43,14 @@ void run_on_gpu(int rule, const std::vector<Slot>& slots, const double* values, 
     for (int j = 0; j < kernel.hyper_count; ++j) numbers.push_back({values[j], nullptr});
     cuda::Step step{};
     step.mode = {{values[kernel.hyper_count], nullptr}, static_cast<int64_t>(slots.size()), around.measures(), false};
-    step.weight = weight_of(Around::variant(around));
+    step.body = body_of(Around::variant(around));
     step.streams = {&stream, 1};
 
-    Surroundings surroundings(engine, {&device, 1}, step.streams, std::move(foreign));
-    surroundings.begin();
+    StreamOrder order(engine, {&device, 1}, step.streams, std::move(foreign));
+    order.begin();
     engine.run_once({rule, kernel.hyper_count, kernel.rule_hyper_count}, std::move(tensors), gradients,
                     std::move(numbers), std::vector<Clock>(slots.size(), clock), device, step);
-    surroundings.end();
+    order.end();
 }
 
 }  // namespace
@@ -79,7 +79,7 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
     return found;
 }
 
-void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups) {
+void run_slots(int rule, const std::vector<Slot>& slots, const Derived* groups) {
     int64_t bytes = 0;
     for (const Slot& slot : slots) bytes += slot.size * slot.traffic;
     without_gil(bytes, [&] { run_step(rule, slots.data(), slots.size(), groups, bytes); });
@@ -134,7 +134,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Slot& slot = slots[i];
         View p = look(held[i * roles], name(i * roles), true, nullptr, &foreign);
         if (i == 0) device = p.device;
-        if (p.device != device) refuse_place(name(i * roles), p.device, name(0), device);
+        if (p.device != device) refuse_device(name(i * roles), p.device, name(0), device);
         Like like{p.shape, p.type, grads_of(p.type), name(i * roles), device};
         slot.arrays[kParam] = p.data;
         slot.size = p.size;
@@ -164,7 +164,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
 
     if (device != kHost) {
         run_on_gpu(rule, slots, values, clock, device, std::move(foreign));
-        Group group{};
+        Derived group{};
         FloatMode mode;
         mode.ieee();
         kernel.derive(values, clock, group);
@@ -174,7 +174,7 @@ double update(int rule, py::tuple arrays, py::bytes hypers, py::object t, double
         Measure found = measure(kernel, slots, std::vector<const double*>(count, values), grad_scale, false);
         for (size_t i = 0; i < count; ++i) slots[i].scale = found.scales[i];
     }
-    Group group{};
+    Derived group{};
     {
         FloatMode mode;
         mode.ieee();

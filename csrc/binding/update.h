@@ -22,6 +22,6 @@ Measure measure(const Kernel& kernel, const std::vector<Slot>& slots, const std:
                 double grad_scale, bool skip_nonfinite);
 
 // Run a step; long work without the GIL.
-void run_slots(int rule, const std::vector<Slot>& slots, const Group* groups);
+void run_slots(int rule, const std::vector<Slot>& slots, const Derived* groups);
 
 }  // namespace fusedstep

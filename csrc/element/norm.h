@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kBlock = 1024;
 constexpr int64_t kLanes = 32;
 
-RULE int64_t blocks_of(int64_t size) {
+INLINE_HOST_DEVICE int64_t blocks_of(int64_t size) {
     return (size + kBlock - 1) / kBlock;
 }
 

@@ -9,13 +9,13 @@
 namespace {
 
 // The lower half of x times m.
-RULE constexpr uint64_t product(uint64_t x, uint32_t m) {
+INLINE_HOST_DEVICE constexpr uint64_t product(uint64_t x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
 
 // Four words of random bits from a counter of four words: the lower halves of x, which is a number or a vector of them.
 template <class X>
-RULE constexpr void philox(X (&x)[4], uint64_t key) {
+INLINE_HOST_DEVICE constexpr void philox(X (&x)[4], uint64_t key) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     for (int round = 0; round < 10; ++round) {
         X a = product(x[0], 0xD2511F53), b = product(x[2], 0xCD9E8D57);
@@ -41,7 +41,7 @@ static_assert(philox_gives(0x243f6a88'85a308d3, 0x13198a2e'03707344, 0xa4093822'
                            0x5001e420'24126ea1));
 
 // The key of the random bits of a tensor in its update number t.
-RULE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
+INLINE_HOST_DEVICE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
     uint64_t x[4] = {t, t >> 32, tensor, tensor >> 32};
     philox(x, seed);
     return (x[0] & 0xffffffff) | x[1] << 32;

@@ -11,7 +11,7 @@ using namespace fusedstep;
 
 // Advance a clock by one update and derive its scalars.
 template <class Rule>
-RULE void derive(const double* hyper, Clock& clock, Group& group) {
+INLINE_HOST_DEVICE void derive(const double* hyper, Clock& clock, Derived& group) {
     using Hyper = typename Rule::Hyper;
     using Scalars = typename Rule::template Scalars<double>;
     static_assert(sizeof(Hyper) == words(Rule::hypers) * sizeof(double));
@@ -42,10 +42,10 @@ RULE void derive(const double* hyper, Clock& clock, Group& group) {
     round(kMaxRuleScalars, kMaxRuleScalars + kAround);
 }
 
-RULE const double* scalars_of(const Group& group, double) {
+INLINE_HOST_DEVICE const double* scalars_of(const Derived& group, double) {
     return group.float64;
 }
-RULE const float* scalars_of(const Group& group, float) {
+INLINE_HOST_DEVICE const float* scalars_of(const Derived& group, float) {
     return group.float32;
 }
 
@@ -57,7 +57,7 @@ struct Scalars {
     const T scale;
     const Variant variant;
 
-    RULE Scalars(const Group& group, double gradient_scale)
+    INLINE_HOST_DEVICE Scalars(const Derived& group, double gradient_scale)
         : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(scalars_of(group, T()))),
           around(*reinterpret_cast<const Around::Scalars<T>*>(scalars_of(group, T()) + kMaxRuleScalars)),
           scale(static_cast<T>(gradient_scale)),
@@ -65,7 +65,7 @@ struct Scalars {
 
     // The new parameter; the states become new ones.
     template <Variant kVariant, class... State>
-    RULE T parameter(T p, T g, State&... s) const {
+    INLINE_HOST_DEVICE T parameter(T p, T g, State&... s) const {
         if constexpr (kVariant == kPlain) return p - Rule::update(rule, g, s...);
         T u = Rule::update(rule, Around::gradient<kVariant>(around, scale, p, g), s...);
         return Around::parameter(around, p, u);

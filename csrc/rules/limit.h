@@ -6,7 +6,7 @@ namespace {
 
 struct Limit : SGD {
     template <class T, class... State>
-    RULE static T update(const Scalars<T>&, T g, State&... s) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>&, T g, State&... s) {
         ((s = -s), ...);
         return g;
     }

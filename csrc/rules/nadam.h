@@ -17,7 +17,7 @@ struct Nadam {
         T beta1, one_minus_beta1, beta2, one_minus_beta2, m_gain, g_gain, eps;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t t, double& product) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t t, double& product) {
         double mu = h.beta1 * (1 - 0.5 * power(h.decay_base, t));
         double mu_next = h.beta1 * (1 - 0.5 * power(h.decay_base, t + 1));
         product = product * mu;
@@ -28,7 +28,7 @@ struct Nadam {
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& m, T& v) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& m, T& v) {
         m = k.beta1 * m + k.one_minus_beta1 * g;
         v = k.beta2 * v + k.one_minus_beta2 * (g * g);
         return (k.m_gain * m + k.g_gain * g) / (root(v) + k.eps);

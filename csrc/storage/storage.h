@@ -10,45 +10,45 @@
 
 namespace {
 
-RULE constexpr uint32_t bits_of(float x) {
+INLINE_HOST_DEVICE constexpr uint32_t bits_of(float x) {
     return __builtin_bit_cast(uint32_t, x);
 }
-RULE constexpr float float_of(uint32_t bits) {
+INLINE_HOST_DEVICE constexpr float float_of(uint32_t bits) {
     return __builtin_bit_cast(float, bits);
 }
 
 // Numbers below 2^31 as floats, and the other way, towards zero.
-RULE constexpr float value_of(uint32_t x) {
+INLINE_HOST_DEVICE constexpr float value_of(uint32_t x) {
     return static_cast<float>(static_cast<int32_t>(x));
 }
-RULE constexpr uint32_t integer_of(float x) {
+INLINE_HOST_DEVICE constexpr uint32_t integer_of(float x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x));
 }
 
 // All bits, or none.
-RULE constexpr uint32_t is_nan(float x) {
+INLINE_HOST_DEVICE constexpr uint32_t is_nan(float x) {
     return x != x ? ~0u : 0;
 }
 
 struct BFloat16 {
     template <class B>
-    RULE static constexpr auto widened(B h) {
+    INLINE_HOST_DEVICE static constexpr auto widened(B h) {
         return float_of(h << 16);
     }
 
     template <class F>
-    RULE static constexpr auto nearest(F x) {
+    INLINE_HOST_DEVICE static constexpr auto nearest(F x) {
         return rounded(x, 0x7fff + (bits_of(x) >> 16 & 1));
     }
 
     // Up with the probability that leaves the mean where it was, exactly; `noise` has 16 random bits.
     template <class F, class B>
-    RULE static constexpr B by_chance(F x, B noise) {
+    INLINE_HOST_DEVICE static constexpr B by_chance(F x, B noise) {
         return rounded(x, noise);
     }
 
     template <class F, class B>
-    RULE static constexpr B rounded(F x, B up) {
+    INLINE_HOST_DEVICE static constexpr B rounded(F x, B up) {
         return (is_nan(x) | (bits_of(x) + up)) >> 16;
     }
 };
@@ -59,7 +59,7 @@ struct Float16 {
     static constexpr uint32_t kTooLarge = 0x47800000;  // 2^16
 
     template <class B>
-    RULE static constexpr auto widened(B h) {
+    INLINE_HOST_DEVICE static constexpr auto widened(B h) {
         B magnitude = h & 0x7fff;
         B normal = (magnitude << 13) + (magnitude < 0x7c00 ? B() + kRebias : B() + 2 * kRebias);
         B subnormal = bits_of(value_of(magnitude) * 0x1p-24f);
@@ -67,7 +67,7 @@ struct Float16 {
     }
 
     template <class F>
-    RULE static constexpr auto nearest(F x) {
+    INLINE_HOST_DEVICE static constexpr auto nearest(F x) {
         auto magnitude = bits_of(x) & 0x7fffffff;
         // The last bit of 0.5 is the unit of subnormals: to add it is to round.
         auto subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
@@ -76,14 +76,14 @@ struct Float16 {
 
     // As for bfloat16; below 2^-14, where more bits are lost than there are random ones, exact to 2^-16 of a unit.
     template <class F, class B>
-    RULE static constexpr B by_chance(F x, B noise) {
+    INLINE_HOST_DEVICE static constexpr B by_chance(F x, B noise) {
         B magnitude = bits_of(x) & 0x7fffffff;
         B units = integer_of(float_of(magnitude < kNormal ? magnitude : B()) * 0x1p40f);
         return rounded(x, noise >> 3, (units + noise) >> 16);
     }
 
     template <class F, class B>
-    RULE static constexpr B rounded(F x, B up, B subnormal) {
+    INLINE_HOST_DEVICE static constexpr B rounded(F x, B up, B subnormal) {
         B bits = bits_of(x), magnitude = bits & 0x7fffffff;
         B normal = (magnitude + up - kRebias) >> 13;
         B h = magnitude < kNormal ? subnormal : normal;
@@ -96,19 +96,19 @@ struct Float16 {
 // from zero in a tie: of the floats that rounding to even would make one number, there are one too many for 16 bits.
 struct Split {
     template <class F>
-    RULE static constexpr auto high(F x) {
+    INLINE_HOST_DEVICE static constexpr auto high(F x) {
         auto bits = bits_of(x);
         return BFloat16::rounded(x, bits - bits + 0x8000);
     }
 
     template <class F>
-    RULE static constexpr auto low(F x) {
+    INLINE_HOST_DEVICE static constexpr auto low(F x) {
         auto bits = bits_of(x);
         return x != x ? bits - bits : bits & 0xffff;
     }
 
     template <class B>
-    RULE static constexpr auto joined(B high, B low) {
+    INLINE_HOST_DEVICE static constexpr auto joined(B high, B low) {
         B magnitude = high & 0x7fff, bits = (high - (low >> 15)) << 16 | low;
         // A zero or an infinity that was not split, but set by somebody, has no such remainder.
         bits = magnitude == 0 ? (low < 0x8000 ? bits : high << 16) : bits;

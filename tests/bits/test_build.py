@@ -86,7 +86,7 @@ def check_vectorised(functions, machine):
         f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in ("float", "double")
     }
     expected |= {f"update_halves<{rule}, {variant}, {loop}>" for rule in rules() for variant in "01" for loop in "2345"}
-    expected |= {f"update_mixed<{rule}>" for rule in rules()}
+    expected |= {f"update_generic<{rule}>" for rule in rules()}
     found = {}
     for name, code in functions.items():
         if match := re.search(r"(update\w*<.+?>)\(", name.replace("(fusedstep::Variant)", "")):
@@ -116,7 +116,7 @@ def test_float16_is_converted_by_the_instructions_for_it(kernels):
     if kernels.stem not in ("avx2", "avx512"):
         pytest.skip("has none")
     for name, code in instructions(kernels).items():
-        if re.search(r"update_halves<\w+, .*, [45]>|update_mixed", name):
+        if re.search(r"update_halves<\w+, .*, [45]>|update_generic", name):
             assert any(line.startswith("vcvtph2ps") for line in code), name
             assert any(line.startswith("vcvtps2ph") and line.split()[1].startswith("$0x0,") for line in code), name
 
@@ -201,7 +201,7 @@ def test_rules_know_numbers_only():
             assert not words & {"float", "float32", "float64", "size_t", "std", "pow", "fma", "thread", "cuda"}, (
                 path.name
             )
-            body = code_of(path).partition("RULE static T update")[2]
+            body = code_of(path).partition("INLINE_HOST_DEVICE static T update")[2]
             assert not re.search(r"\bif\b|\bfor\b|\bwhile\b", body), f"{path.name} branches in its element code"
 
 

@@ -22,7 +22,7 @@ PACKAGED = [str(folder) for folder in Path(sysconfig.get_path("purelib")).glob("
 NVDISASM = shutil.which("nvdisasm", path=os.pathsep.join([os.environ["PATH"], *PACKAGED]))
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 SOURCES = {"prepare": ["prepare.cu"]} | {
-    loop: ["update.cu", f"-DFUSEDSTEP_LOOP={loop}"] for loop in ("float32", "float64", "mixed")
+    loop: ["update.cu", f"-DFUSEDSTEP_LOOP={loop}"] for loop in ("float32", "float64", "generic")
 }
 
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
@@ -68,9 +68,9 @@ def check_arithmetic(text):
 def test_every_operation_is_rounded_once(name, tmp_path):
     nvcc(name, tmp_path / "a.ptx", "-ptx", "-arch=compute_75", *flags())
     found = check_arithmetic((tmp_path / "a.ptx").read_text())
-    own = {"float32": "ftz.f32", "mixed": "ftz.f32", "float64": "f64", "prepare": "f64"}[name]
+    own = {"float32": "ftz.f32", "generic": "ftz.f32", "float64": "f64", "prepare": "f64"}[name]
     assert {f"{word}.rn.{own}" for word in ("add", "sub", "mul", "div", "sqrt")} <= found.keys()
-    if name in ("float32", "mixed"):
+    if name in ("float32", "generic"):
         assert not [code for code in found if ARITHMETIC.fullmatch(code) and code.endswith("f64")]
 
 
@@ -125,13 +125,13 @@ def test_kernels_fit_into_64_registers_on_every_architecture(reports):
 
 
 def test_every_rule_has_its_kernels(reports):
-    weights = {"float32": 2, "float64": 2, "mixed": 1, "prepare": 1}  # the mixed loop does everything
+    bodies = {"float32": 2, "float64": 2, "generic": 1, "prepare": 1}  # the generic loop does everything
     for (name, _), kernels in reports.items():
         for rule in rules():
             own = [kernel for kernel in kernels if re.search(rf"\d{rule}[EN]", kernel)]
-            assert len(own) == weights[name], (name, rule)
+            assert len(own) == bodies[name], (name, rule)
         common = 5 if name == "prepare" else 0
-        assert len(kernels) == weights[name] * len(rules()) + common
+        assert len(kernels) == bodies[name] * len(rules()) + common
 
 
 def keeping_subnormals(text):
@@ -149,7 +149,7 @@ def keeping_subnormals(text):
 def test_ptxas_leaves_the_flush_in_every_instruction(reports, cubins):
     """It takes it from comparisons with 0 that a branch guards."""
     for name, arch in reports:
-        if name in ("float32", "mixed"):
+        if name in ("float32", "generic"):
             command = [NVDISASM, "-c", cubins / f"{name}_{arch}.cubin"]
             text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
             assert text.count("FADD.FTZ") > 1000

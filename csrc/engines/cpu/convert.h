@@ -14,60 +14,60 @@ namespace {
 using namespace fusedstep;
 
 #if defined(__AVX512F__)
-RULE Floats from_float16(Halves h) {
+INLINE_HOST_DEVICE Floats from_float16(Halves h) {
     return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
 }
-RULE Halves to_float16(Floats x) {
+INLINE_HOST_DEVICE Halves to_float16(Floats x) {
     return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
 }
 #elif defined(__F16C__) && defined(__AVX2__)
-RULE Floats from_float16(Halves h) {
+INLINE_HOST_DEVICE Floats from_float16(Halves h) {
     return (Floats)_mm256_cvtph_ps((__m128i)h);
 }
-RULE Halves to_float16(Floats x) {
+INLINE_HOST_DEVICE Halves to_float16(Floats x) {
     return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
 }
 #else
-RULE Floats from_float16(Halves h) {
+INLINE_HOST_DEVICE Floats from_float16(Halves h) {
     return Float16::widened(widened(h));
 }
-RULE Halves to_float16(Floats x) {
+INLINE_HOST_DEVICE Halves to_float16(Floats x) {
     return narrowed(Float16::nearest(x));
 }
 #endif
 
 // Vectors in memory. A type that is no half is float32.
 
-RULE Floats floats(Type type, Halves h) {
+INLINE_HOST_DEVICE Floats floats(Type type, Halves h) {
     return type == kBFloat16 ? BFloat16::widened(widened(h)) : from_float16(h);
 }
-RULE Halves halves(Type type, Floats x) {
+INLINE_HOST_DEVICE Halves halves(Type type, Floats x) {
     return type == kBFloat16 ? narrowed(BFloat16::nearest(x)) : to_float16(x);
 }
-RULE Halves halves(Type type, Floats x, Halves noise) {
+INLINE_HOST_DEVICE Halves halves(Type type, Floats x, Halves noise) {
     Words n = widened(noise);
     return narrowed(type == kBFloat16 ? BFloat16::by_chance(x, n) : Float16::by_chance(x, n));
 }
 
-RULE Floats floats_at(const void* memory) {
+INLINE_HOST_DEVICE Floats floats_at(const void* memory) {
     return *static_cast<const Floats*>(memory);
 }
-RULE Halves halves_at(const void* memory) {
+INLINE_HOST_DEVICE Halves halves_at(const void* memory) {
     return *static_cast<const Halves*>(memory);
 }
-RULE void put(Floats x, void* memory) {
+INLINE_HOST_DEVICE void put(Floats x, void* memory) {
     *static_cast<Floats*>(memory) = x;
 }
-RULE void put(Halves h, void* memory) {
+INLINE_HOST_DEVICE void put(Halves h, void* memory) {
     *static_cast<Halves*>(memory) = h;
 }
 
-RULE Floats load(Type type, const void* from) {
+INLINE_HOST_DEVICE Floats load(Type type, const void* from) {
     return type == kFloat32 ? floats_at(from) : floats(type, halves_at(from));
 }
 
 // Noise is that of the vector, or null, where it is rounded to nearest.
-RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
+INLINE_HOST_DEVICE void store(Type type, Floats x, void* to, const uint16_t* noise) {
     if (type == kFloat32)
         put(x, to);
     else
@@ -75,7 +75,7 @@ RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
 }
 
 // A parameter and its master: the master, but the parameter where somebody has changed it since.
-RULE Floats load(const Types& types, const void* param, const void* master) {
+INLINE_HOST_DEVICE Floats load(const Types& types, const void* param, const void* master) {
     if (!types.has_master()) return load(types.param, param);
     Halves half = halves_at(param);
     if (types.master == kUInt16) return Split::joined(widened(half), widened(halves_at(master)));
@@ -83,7 +83,7 @@ RULE Floats load(const Types& types, const void* param, const void* master) {
     return widened(halves(types.param, exact)) == widened(half) ? exact : floats(types.param, half);
 }
 
-RULE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
+INLINE_HOST_DEVICE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
     if (!types.has_master()) return store(types.param, x, param, noise);
     if (types.master == kUInt16) {
         put(narrowed(Split::high(x)), param);

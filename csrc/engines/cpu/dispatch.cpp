@@ -61,7 +61,7 @@ struct Job {
     const Kernel* kernel;
     const Slot* slots;
     size_t count;
-    const Group* groups;
+    const Derived* groups;
     int64_t bytes;
     int parts;
 
@@ -100,9 +100,9 @@ struct Job {
     }
 
     void update(const Slot& slot, int64_t first, int64_t last) const {
-        const Group& group = groups[slot.group];
+        const Derived& group = groups[slot.group];
         Variant variant = group.variant == kPlain && slot.scale != 1 ? kDecayed : group.variant;
-        int loop = group.stochastic && slot.loop >= kPure ? kMixed : slot.loop;
+        int loop = group.stochastic && slot.loop >= kPure ? kGeneric : slot.loop;
         auto run = kernel->update[loop][variant];
         if (!group.zero_grad) return run(slot, group, first, last);
         for (int64_t next; first < last; first = next) {
@@ -177,7 +177,7 @@ void set_num_threads(int count) {
     threads.store(count, std::memory_order_relaxed);
 }
 
-void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes) {
+void run_step(int rule, const Slot* slots, size_t count, const Derived* groups, int64_t bytes) {
     run(Job{&kernel_of(rule), slots, count, groups, bytes, parts_of(bytes)});
 }
 

@@ -22,7 +22,7 @@ int num_threads();
 void set_num_threads(int count);
 
 // Update all slots with rule number `rule`. `bytes` is the memory that the step reads and writes.
-void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes);
+void run_step(int rule, const Slot* slots, size_t count, const Derived* groups, int64_t bytes);
 
 // The sum of the squares of each slot's gradient, in the order of norm.h.
 void sum_squares(const Slot* slots, size_t count, double* sums);

@@ -26,7 +26,7 @@ using namespace fusedstep;
 
 // Arrays of the compute type. The elements of an update are independent: arrays that overlap have been refused.
 template <class Rule, Variant kVariant, class T, class... State>
-RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, State* __restrict... s) {
+INLINE_HOST_DEVICE void loop(const Slot& slot, const Derived& group, int64_t begin, int64_t n, State* __restrict... s) {
     const Scalars<Rule, T> k(group, slot.scale);
     T* __restrict p = static_cast<T*>(slot.arrays[kParam]) + begin;
     const T* __restrict g = static_cast<const T*>(slot.arrays[kGrad]) + begin;
@@ -39,7 +39,7 @@ RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, S
 }
 
 template <class Rule, Variant kVariant, class T>
-void update(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+void update(const Slot& slot, const Derived& group, int64_t begin, int64_t end) {
     constexpr int kCount = words(Rule::states);
     static_assert(kCount <= kMaxStates);
     int64_t n = end - begin;
@@ -57,7 +57,7 @@ struct Place {
 
 // Call f(role, bytes per element, whether it is written) for each array that a tensor has.
 template <class Rule, class F>
-RULE void each_array(const Types& types, bool averages, F f) {
+INLINE_HOST_DEVICE void each_array(const Types& types, bool averages, F f) {
     constexpr int kCount = words(Rule::states);
     f(kParam, kItemSize[types.param], true);
     f(kGrad, kItemSize[types.grad], false);
@@ -80,11 +80,12 @@ struct Vector {
         float each[kWidth];
     };
 
-    RULE float& operator[](int j) { return each[j]; }
+    INLINE_HOST_DEVICE float& operator[](int j) { return each[j]; }
 };
 
 template <Variant kVariant, class Rule>
-RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector& s0, Vector& s1, Vector& s2) {
+INLINE_HOST_DEVICE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector& s0, Vector& s1,
+                                      Vector& s2) {
     constexpr int kCount = words(Rule::states);
     ONE_VECTOR
     for (int j = 0; j < kWidth; ++j) {
@@ -97,8 +98,8 @@ RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vec
 
 // Widen a vector, update it and narrow it, all in registers.
 template <class Rule, Variant kVariant>
-RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Place& here, bool averages,
-                         const Noise* noise, int64_t i) {
+INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Place& here,
+                                       bool averages, const Noise* noise, int64_t i) {
     constexpr int kCount = words(Rule::states);
     auto chance = [=](int role) { return kVariant == kAveraged && noise ? noise->bits[role] + i : nullptr; };
     Vector p, g, s0, s1, s2, e;
@@ -125,7 +126,7 @@ RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, cons
 
 // Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
 template <class Rule, Variant kVariant>
-RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+INLINE_HOST_DEVICE void convert(const Types types, const Slot& slot, const Derived& group, int64_t begin, int64_t end) {
     const Scalars<Rule, float> k(group, slot.scale);
     const bool averages = kVariant == kAveraged && group.variant == kAveraged;
     const bool stochastic = kVariant == kAveraged && group.stochastic;
@@ -166,12 +167,12 @@ RULE void convert(const Types types, const Slot& slot, const Group& group, int64
 }
 
 template <class Rule, Variant kVariant, int kLoop>
-void update_halves(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+void update_halves(const Slot& slot, const Derived& group, int64_t begin, int64_t end) {
     convert<Rule, kVariant>(kCompiled[kLoop], slot, group, begin, end);
 }
 
 template <class Rule>
-void update_mixed(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
+void update_generic(const Slot& slot, const Derived& group, int64_t begin, int64_t end) {
     convert<Rule, kAveraged>(slot.types, slot, group, begin, end);
 }
 
@@ -203,10 +204,10 @@ void square_halves(const void* array, int64_t size, int64_t begin, int64_t end, 
 }
 
 #define PURE(Rule, T) \
-    {update<Rule, kPlain, T>, update<Rule, kDecayed, T>, update<Rule, kGeneral, T>, update<Rule, kAveraged, T>}
+    {update<Rule, kPlain, T>, update<Rule, kDecayed, T>, update<Rule, kClipped, T>, update<Rule, kAveraged, T>}
 #define HALVES(Rule, loop) \
-    {update_halves<Rule, kPlain, loop>, update_halves<Rule, kDecayed, loop>, update_mixed<Rule>, update_mixed<Rule>}
-#define MIXED(Rule) {update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>}
+    {update_halves<Rule, kPlain, loop>, update_halves<Rule, kDecayed, loop>, update_generic<Rule>, update_generic<Rule>}
+#define MIXED(Rule) {update_generic<Rule>, update_generic<Rule>, update_generic<Rule>, update_generic<Rule>}
 #define KERNEL(Rule)                                                                                             \
     {Rule::name,                                                                                                 \
      Rule::states,                                                                                               \
@@ -218,7 +219,7 @@ void square_halves(const void* array, int64_t size, int64_t begin, int64_t end, 
      {PURE(Rule, float), PURE(Rule, double), HALVES(Rule, 2), HALVES(Rule, 3), HALVES(Rule, 4), HALVES(Rule, 5), \
       MIXED(Rule)}},
 
-static_assert(kPure == 2 && kMixed == 6);  // as the lines above number the loops
+static_assert(kPure == 2 && kGeneric == 6);  // as the lines above number the loops
 constexpr Kernel kKernels[] = {FUSEDSTEP_RULES(KERNEL) FUSEDSTEP_LIMITS(KERNEL)};
 
 }  // namespace

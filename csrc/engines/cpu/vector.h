@@ -32,61 +32,61 @@ typedef VECTOR(uint32_t, (kWidth / 2)) FewWords;
 typedef uint64_t Longs __attribute__((vector_size(kWidth / 2 * sizeof(uint64_t))));
 
 #if defined(__AVX512F__)
-RULE Words widened(Halves h) {
+INLINE_HOST_DEVICE Words widened(Halves h) {
     return (Words)_mm512_cvtepu16_epi32((__m256i)h);
 }
-RULE Halves narrowed(Words h) {
+INLINE_HOST_DEVICE Halves narrowed(Words h) {
     return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)h);
 }
 #elif defined(__AVX2__)
-RULE Words widened(Halves h) {
+INLINE_HOST_DEVICE Words widened(Halves h) {
     return (Words)_mm256_cvtepu16_epi32((__m128i)h);
 }
-RULE Halves narrowed(Words h) {  // below 2^16
+INLINE_HOST_DEVICE Halves narrowed(Words h) {  // below 2^16
     __m256i x = (__m256i)h;
     return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 #else
-RULE Words widened(Halves h) {
+INLINE_HOST_DEVICE Words widened(Halves h) {
     return __builtin_convertvector(h, Words);
 }
-RULE Halves narrowed(Words h) {
+INLINE_HOST_DEVICE Halves narrowed(Words h) {
     return __builtin_convertvector(h, Halves);
 }
 #endif
 
 // What storage.h and philox.h do with numbers.
 
-RULE Words bits_of(Floats x) {
+INLINE_HOST_DEVICE Words bits_of(Floats x) {
     return (Words)x;
 }
-RULE Floats float_of(Words bits) {
+INLINE_HOST_DEVICE Floats float_of(Words bits) {
     return (Floats)bits;
 }
-RULE Floats value_of(Words x) {
+INLINE_HOST_DEVICE Floats value_of(Words x) {
     return __builtin_convertvector((Ints)x, Floats);
 }
-RULE Words integer_of(Floats x) {
+INLINE_HOST_DEVICE Words integer_of(Floats x) {
     return (Words) __builtin_convertvector(x, Ints);
 }
-RULE Words is_nan(Floats x) {
+INLINE_HOST_DEVICE Words is_nan(Floats x) {
     return (Words)(x != x);
 }
 
 #if defined(__AVX512F__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)x, _mm512_set1_epi64(m));
 }
 #elif defined(__AVX2__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m));
 }
 #elif defined(__x86_64__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(m));
 }
 #else
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
 #endif

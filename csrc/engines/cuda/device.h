@@ -6,7 +6,7 @@
 namespace fusedstep::cuda {
 
 // What is in memory is read again after this, instead of being kept in registers, which would run out.
-RULE void read_anew() {
+INLINE_HOST_DEVICE void read_anew() {
     asm volatile("" ::: "memory");
 }
 

@@ -16,7 +16,7 @@ using Stream = uintptr_t;  // a handle of the runtime; 1 and 2 are its default s
 // A step, as the host asks for it.
 struct Step {
     Mode mode;
-    Weight weight;
+    Body body;
     std::span<const Stream> streams;  // of each device
     bool captured;                    // into a graph
     int64_t ticket;                   // under which what it found out can be read, below 2 kTickets

@@ -1,4 +1,5 @@
-// What comes before the update on a GPU: tables arrive, gradients are measured, clocks advance and scalars are derived.
+// What comes before the update on a GPU: tables arrive, gradients are measured, clocks advance and scalars are
+// prepared.
 #include <cuda_runtime.h>
 #include <stddef.h>
 
@@ -30,12 +31,12 @@ __global__ void own_tiles(const __grid_constant__ Table table) {
     }
 }
 
-RULE double value_of(const Number& number) {
+INLINE_HOST_DEVICE double value_of(const Number& number) {
     return number.at ? *number.at : number.value;
 }
 
 // The hyperparameters of a tensor, those of its rule first.
-RULE const Number* hypers_of(const Table& table, int32_t i) {
+INLINE_HOST_DEVICE const Number* hypers_of(const Table& table, int32_t i) {
     return table.hypers + static_cast<int64_t>(table.gradients[i].row) * table.hyper_count;
 }
 
@@ -57,7 +58,7 @@ __device__ double sum_of_squares(int lane, int64_t n, Row row) {
     return warp_sum<true>(lane, n, row);
 }
 
-RULE double* own_squares(const Table& table) {
+INLINE_HOST_DEVICE double* own_squares(const Table& table) {
     return table.squares + static_cast<int64_t>(table.device) * table.count;
 }
 
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kManyThreads, 1) add_tiles(const __grid_consta
     if (threadIdx.x == 0) own_squares(table)[i] = sum;
 }
 
-RULE const Number& grad_scale_of(const Table& table, int32_t i) {
+INLINE_HOST_DEVICE const Number& grad_scale_of(const Table& table, int32_t i) {
     static_assert(offsetof(Around::Hyper, grad_scale) == 0);
     return hypers_of(table, i)[table.rule_hyper_count];
 }
@@ -184,19 +185,19 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     for (int j = 0; j < kCount; ++j) hypers[j] = value_of(numbers[j]);
     const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
 
-    Derived& derived = table.derived[i];
-    derived.skipped = how.skips_nonfinite && found->offender != kNobody;
-    derived.group.zero_grad = around.zero_grad != 0;
-    if (derived.skipped) return;
-    derive<Rule>(hypers, table.clocks[i], derived.group);
+    Prepared& prepared = table.prepared[i];
+    prepared.skipped = how.skips_nonfinite && found->offender != kNobody;
+    prepared.group.zero_grad = around.zero_grad != 0;
+    if (prepared.skipped) return;
+    derive<Rule>(hypers, table.clocks[i], prepared.group);
     read_anew();
     const double step_scale = value_of(how.grad_scale);
     const double scale = how.measures ? Around::scale(around, step_scale, own_squares(table)[i], found->norm)
                                       : Around::scale(around, step_scale);
-    derived.scale64 = scale;
-    derived.scale32 = static_cast<float>(scale);
-    derived.noise =
-        derived.group.stochastic ? noise_key(derived.group.seed, table.clocks[i].t, table.tensors[i].number) : 0;
+    prepared.scale64 = scale;
+    prepared.scale32 = static_cast<float>(scale);
+    prepared.noise =
+        prepared.group.stochastic ? noise_key(prepared.group.seed, table.clocks[i].t, table.tensors[i].number) : 0;
 }
 
 #define PREPARE(Rule) prepare<Rule>,

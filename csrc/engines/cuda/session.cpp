@@ -69,7 +69,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
         each(table_.gradients, count);
         each(table_.hypers, hyper_room_);
         each(table_.clocks, count);
-        each(table_.derived, count);
+        each(table_.prepared, count);
         each(table_.owners, tiles);
         each(table_.large, static_cast<int64_t>(large_.size()));
         each(table_.sums, tiles);
@@ -87,7 +87,7 @@ void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clock
     table_.count = static_cast<int32_t>(count);
     table_.tiles = static_cast<int32_t>(tiles);
     tensors_changed_ = true;
-    gradients_.assign(count, {nullptr, -1, 0, kTypes, 0, mixed});
+    gradients_.assign(count, {nullptr, -1, 0, kTypes, 0, generic});
     first_changed_ = 0;
     last_changed_ = count;
 }
@@ -185,9 +185,9 @@ void Part::find_occupancies() {
         check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0), "loading a kernel");
         return std::max(blocks, 1);
     };
-    for (Loop loop : {float32, float64, mixed})
-        for (Weight weight : {kLight, kFull})
-            occupancies_[loop][weight] = occupancy(update_of(loop, rule_.number, weight), kThreads);
+    for (Loop loop : {float32, float64, generic})
+        for (Body body : {kShortBody, kFullBody})
+            occupancies_[loop][body] = occupancy(update_of(loop, rule_.number, body), kThreads);
     occupancy(preparations[rule_.number], kFewThreads);
     occupancy(common.square, kThreads);
     occupancy(common.add_tiles, kManyThreads);
@@ -197,11 +197,11 @@ void Part::find_occupancies() {
 void Part::update(const Step& step, Stream stream) {
     launch(preparations[rule_.number], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
            table_, step.mode, found_ + step.ticket);
-    for (Loop loop : {float32, float64, mixed}) {
+    for (Loop loop : {float32, float64, generic}) {
         if (!gradients_of_[loop]) continue;
-        const int64_t at_once = static_cast<int64_t>(occupancies_[loop][step.weight]) * multiprocessors_;
+        const int64_t at_once = static_cast<int64_t>(occupancies_[loop][step.body]) * multiprocessors_;
         const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, at_once);
-        launch(update_of(loop, rule_.number, step.weight), blocks, kThreads, stream, table_);
+        launch(update_of(loop, rule_.number, step.body), blocks, kThreads, stream, table_);
     }
 }
 

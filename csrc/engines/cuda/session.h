@@ -50,7 +50,7 @@ private:
     const Stream order_;
     Table table_{};
     int multiprocessors_ = 0;
-    std::array<std::array<int, kWeights>, kLoops> occupancies_{};
+    std::array<std::array<int, kBodies>, kLoops> occupancies_{};
     std::array<int64_t, kLoops> gradients_of_{};  // how many of them, by loop
 
     std::vector<Tensor> tensors_;

@@ -6,11 +6,11 @@
 namespace fusedstep::cuda {
 
 // The loops: without conversion, or with whatever is needed, decided tile by tile.
-enum Loop : int8_t { float32, float64, mixed, kLoops };
+enum Loop : int8_t { float32, float64, generic, kLoops };
 
 constexpr Loop loop_of(const Types& types) {
     const int loop = fusedstep::loop_of(types);
-    return loop < kPure ? static_cast<Loop>(loop) : mixed;
+    return loop < kPure ? static_cast<Loop>(loop) : generic;
 }
 
 // A tile of elements is what a warp updates at a time; it is also a block of the sum of squares.
@@ -46,9 +46,9 @@ struct Number {
     bool operator==(const Number&) const = default;
 };
 
-// What is derived for a tensor in a step.
-struct Derived {
-    Group group;
+// What is prepared for a tensor in a step.
+struct Prepared {
+    Derived group;
     double scale64;
     float scale32;
     bool skipped;
@@ -71,7 +71,7 @@ struct Table {
     Gradient* gradients;
     Number* hypers;
     Clock* clocks;
-    Derived* derived;
+    Prepared* prepared;
     int32_t* owners;                // the tensor of each tile
     int32_t* large;                 // the tensors of more than a tile
     double *sums, *sums_of_sums;    // of squares: of each tile of these; and room for the levels above
@@ -90,17 +90,17 @@ struct Mode {
 constexpr int kThreads = 256;    // of a block
 constexpr int kLeastBlocks = 4;  // on a multiprocessor: with 64 registers, half of the threads that it can hold
 
-enum Weight { kLight, kFull, kWeights };  // a factor and decay; all that surrounds a rule
+enum Body { kShortBody, kFullBody, kBodies };  // a factor and decay; all that surrounds a rule
 
 // The kernels, in the order of the list of rules.
 using Update = void (*)(Table);
 struct Updates {
-    Update of[kWeights];
+    Update of[kBodies];
 };
-extern const Updates updates_float32[], updates_float64[], updates_mixed[];
-inline Update update_of(Loop loop, int rule, Weight weight) {
-    const Updates* const updates[kLoops] = {updates_float32, updates_float64, updates_mixed};
-    return updates[loop][rule].of[weight];
+extern const Updates updates_float32[], updates_float64[], updates_generic[];
+inline Update update_of(Loop loop, int rule, Body body) {
+    const Updates* const updates[kLoops] = {updates_float32, updates_float64, updates_generic};
+    return updates[loop][rule].of[body];
 }
 
 using Prepare = void (*)(Table, Mode, const Found*);

@@ -31,7 +31,7 @@ struct alignas(sizeof(T) * n) Pack {
 // n elements of an array from the i-th on, which are aligned to be read at once. They are in global memory, which the
 // compiler does not see of a pointer that comes from shared memory.
 template <class T, int n>
-RULE Pack<T, n>& pack_at(const void* array, int i) {
+INLINE_HOST_DEVICE Pack<T, n>& pack_at(const void* array, int i) {
     T* first = static_cast<T*>(const_cast<void*>(array)) + i;
 #ifdef __CUDA_ARCH__
     __builtin_assume(__isGlobal(first));
@@ -52,7 +52,7 @@ RULE Pack<T, n>& pack_at(const void* array, int i) {
 
 // Those of the elements [i, i + n).
 template <int n>
-RULE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n]) {
+INLINE_HOST_DEVICE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n]) {
     uint32_t word = 0;
 #pragma unroll
     for (int j = 0; j < n; ++j) {
@@ -66,29 +66,29 @@ RULE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n])
 // leaves no branch behind.
 
 template <int n>
-RULE void load(Type, const void* array, int i, double (&x)[n]) {
+INLINE_HOST_DEVICE void load(Type, const void* array, int i, double (&x)[n]) {
     const auto pack = pack_at<double, n>(array, i);
     for (int j = 0; j < n; ++j) x[j] = pack.x[j];
 }
 
 template <int n>
-RULE void load_halves(const void* array, int i, uint32_t (&h)[n]) {
+INLINE_HOST_DEVICE void load_halves(const void* array, int i, uint32_t (&h)[n]) {
     const auto pack = pack_at<uint16_t, n>(array, i);
     for (int j = 0; j < n; ++j) h[j] = pack.x[j];
 }
 
-[[maybe_unused]] RULE float widened(Type type, uint32_t h) {
+[[maybe_unused]] INLINE_HOST_DEVICE float widened(Type type, uint32_t h) {
     return type == kBFloat16 ? BFloat16::widened(h) : Float16::widened(h);
 }
-[[maybe_unused]] RULE uint32_t nearest(Type type, float x) {
+[[maybe_unused]] INLINE_HOST_DEVICE uint32_t nearest(Type type, float x) {
     return type == kBFloat16 ? BFloat16::nearest(x) : Float16::nearest(x);
 }
-[[maybe_unused]] RULE uint32_t by_chance(Type type, float x, uint32_t noise) {
+[[maybe_unused]] INLINE_HOST_DEVICE uint32_t by_chance(Type type, float x, uint32_t noise) {
     return type == kBFloat16 ? BFloat16::by_chance(x, noise) : Float16::by_chance(x, noise);
 }
 
 template <int n>
-RULE void load(Type type, const void* array, int i, float (&x)[n]) {
+INLINE_HOST_DEVICE void load(Type type, const void* array, int i, float (&x)[n]) {
     if (type == kFloat32) {
         const auto pack = pack_at<float, n>(array, i);
         for (int j = 0; j < n; ++j) x[j] = pack.x[j];
@@ -100,7 +100,7 @@ RULE void load(Type type, const void* array, int i, float (&x)[n]) {
 }
 
 template <class T, int n, class X>
-RULE void put(void* array, int i, const X (&x)[n]) {
+INLINE_HOST_DEVICE void put(void* array, int i, const X (&x)[n]) {
     Pack<T, n> pack;
     for (int j = 0; j < n; ++j) pack.x[j] = static_cast<T>(x[j]);
     pack_at<T, n>(array, i) = pack;
@@ -116,12 +116,12 @@ struct Rounding {
 };
 
 template <int n>
-RULE void store(Type, void* array, int i, const double (&x)[n], Rounding) {
+INLINE_HOST_DEVICE void store(Type, void* array, int i, const double (&x)[n], Rounding) {
     put<double>(array, i, x);
 }
 
 template <int n>
-RULE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
+INLINE_HOST_DEVICE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
     if (type == kFloat32) return put<float>(array, i, x);
     uint32_t h[n];
     if (rounding.stochastic) {
@@ -136,7 +136,8 @@ RULE void store(Type type, void* array, int i, const float (&x)[n], Rounding rou
 
 // A parameter and its master: the master, but the parameter where somebody has changed it since.
 template <int n>
-RULE void load_with_master(const Types& types, const void* param, const void* master, int i, float (&x)[n]) {
+INLINE_HOST_DEVICE void load_with_master(const Types& types, const void* param, const void* master, int i,
+                                         float (&x)[n]) {
     uint32_t h[n];
     load_halves(param, i, h);
     if (types.master == kUInt16) {
@@ -150,7 +151,7 @@ RULE void load_with_master(const Types& types, const void* param, const void* ma
 }
 
 template <int n>
-RULE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
+INLINE_HOST_DEVICE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
     uint32_t h[n];
     if (types.master == kUInt16) {
         uint32_t low[n];
@@ -164,7 +165,7 @@ RULE void store_with_master(const Types& types, void* param, void* master, int i
 }
 
 template <int n>
-RULE void zero(Type type, void* array, int i) {
+INLINE_HOST_DEVICE void zero(Type type, void* array, int i) {
     const uint32_t zeros[n] = {};
     if constexpr (kLoop == float64)
         put<double>(array, i, zeros);
@@ -174,19 +175,19 @@ RULE void zero(Type type, void* array, int i) {
         put<uint16_t>(array, i, zeros);
 }
 
-RULE void* at(void* array, Type type, int64_t i) {
+INLINE_HOST_DEVICE void* at(void* array, Type type, int64_t i) {
     return static_cast<char*>(array) + i * (type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2);
 }
 
 // A tile of a tensor, as its warp sees it; in shared memory, since there is too much of it for registers.
-template <class Rule, Weight kWeight>
+template <class Rule, Body kBody>
 struct Tile {
     static constexpr int kStateCount = words(Rule::states);
     // Of doubles there is one where registers would run out.
-    static constexpr int kVector = sizeof(T) == 8 && kStateCount + kWeight > 2 ? 1 : 16 / sizeof(T);
+    static constexpr int kVector = sizeof(T) == 8 && kStateCount + kBody > 2 ? 1 : 16 / sizeof(T);
     static constexpr int kRow = kWarp * kVector;  // elements
-    static constexpr int kBatch = kLoop == float32 && kWeight == kLight && kStateCount < 2 ? 2 : 1;
-    static constexpr Variant kVariant = kWeight == kFull ? kAveraged : kDecayed;
+    static constexpr int kBatch = kLoop == float32 && kBody == kShortBody && kStateCount < 2 ? 2 : 1;
+    static constexpr Variant kVariant = kBody == kFullBody ? kAveraged : kDecayed;
 
     const Scalars<Rule, T> k;
     const Types found;
@@ -196,8 +197,9 @@ struct Tile {
     const bool averages, zeroes, stochastic;
     const uint64_t noise;
 
-    RULE Tile(const Tensor& tensor, const Gradient& gradient, const Derived& derived, int64_t first, int n)
-        : k(derived.group, kLoop == float64 ? derived.scale64 : derived.scale32),
+    INLINE_HOST_DEVICE Tile(const Tensor& tensor, const Gradient& gradient, const Prepared& prepared, int64_t first,
+                            int n)
+        : k(prepared.group, kLoop == float64 ? prepared.scale64 : prepared.scale32),
           found{tensor.param, gradient.type, tensor.state, tensor.master},
           param(at(tensor.arrays[kParam], found.param, first)),
           grad(at(gradient.data, found.grad, first)),
@@ -207,51 +209,51 @@ struct Tile {
           average(at(tensor.arrays[kAverage], found.state, first)),
           master(at(tensor.arrays[kMaster], found.master, first)),
           begin(first),
-          averages(kWeight == kFull && derived.group.variant == kAveraged),
-          zeroes(derived.group.zero_grad),
-          stochastic(kLoop == mixed && derived.group.stochastic),
-          noise(derived.noise) {
+          averages(kBody == kFullBody && prepared.group.variant == kAveraged),
+          zeroes(prepared.group.zero_grad),
+          stochastic(kLoop == generic && prepared.group.stochastic),
+          noise(prepared.noise) {
         head = tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
         if (in_vectors == 0) head = 0;
         size = n;
     }
 
-    // Known when this is compiled, but for the mixed loop.
-    RULE Types types() const {
+    // Known when this is compiled, but for the generic loop.
+    INLINE_HOST_DEVICE Types types() const {
         if constexpr (kLoop == float32) return {kFloat32, kFloat32, kFloat32};
         if constexpr (kLoop == float64) return {kFloat64, kFloat64, kFloat64};
         return found;
     }
 
-    RULE void compute(T& p, T g, T& a, T& b, T& c) const {
-        if (kWeight == kFull && k.variant <= kDecayed)
+    INLINE_HOST_DEVICE void compute(T& p, T g, T& a, T& b, T& c) const {
+        if (kBody == kFullBody && k.variant <= kDecayed)
             apply<kDecayed>(p, g, a, b, c);
         else
             apply<kVariant>(p, g, a, b, c);
     }
 
     template <Variant kAs>
-    RULE void apply(T& p, T g, T& a, T& b, T& c) const {
+    INLINE_HOST_DEVICE void apply(T& p, T g, T& a, T& b, T& c) const {
         if constexpr (kStateCount == 0) p = k.template parameter<kAs>(p, g);
         if constexpr (kStateCount == 1) p = k.template parameter<kAs>(p, g, a);
         if constexpr (kStateCount == 2) p = k.template parameter<kAs>(p, g, a, b);
         if constexpr (kStateCount == 3) p = k.template parameter<kAs>(p, g, a, b, c);
     }
 
-    RULE Rounding rounding(uint32_t role, int i) const { return {stochastic, noise, role, begin + i}; }
+    INLINE_HOST_DEVICE Rounding rounding(uint32_t role, int i) const { return {stochastic, noise, role, begin + i}; }
 
     // Update n elements from i on, and as many at each of kBatch places that lie `stride` apart: all are read before
     // the first is written, so that memory has enough to do.
     template <int n, int kBatch>
-    RULE void update(int i, int stride) const {
+    INLINE_HOST_DEVICE void update(int i, int stride) const {
         read_anew();
         const Types types = this->types();
         T p[kBatch][n], g[kBatch][n], a[kBatch][n], b[kBatch][n], c[kBatch][n];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
-            if constexpr (kLoop == mixed) {
+            if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
                     load_with_master(types, param, master, at, p[u]);
                 else
@@ -273,7 +275,7 @@ struct Tile {
             if constexpr (kStateCount > 0) store(types.state, s0, at, a[u], rounding(kStates, at));
             if constexpr (kStateCount > 1) store(types.state, s1, at, b[u], rounding(kStates + 1, at));
             if constexpr (kStateCount > 2) store(types.state, s2, at, c[u], rounding(kStates + 2, at));
-            if constexpr (kLoop == mixed) {
+            if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
                     store_with_master(types, param, master, at, p[u]);
                 else
@@ -292,7 +294,7 @@ struct Tile {
         }
     }
 
-    RULE void run(int lane) const {
+    INLINE_HOST_DEVICE void run(int lane) const {
         int i = head + lane * kVector;
 #pragma unroll 1
         for (; i + (kBatch - 1) * kRow < head + in_vectors; i += kBatch * kRow) update<kVector, kBatch>(i, kRow);
@@ -305,14 +307,14 @@ struct Tile {
 };
 
 // Of a skipped step, only this remains to be done.
-RULE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
+INLINE_HOST_DEVICE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
     void* const grad = at(gradient.data, gradient.type, begin);
     for (int i = lane; i < n; i += kWarp) zero<1>(gradient.type, grad, i);
 }
 
-template <class Rule, Weight kWeight>
+template <class Rule, Body kBody>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_constant__ Table table) {
-    using ThisTile = Tile<Rule, kWeight>;
+    using ThisTile = Tile<Rule, kBody>;
     constexpr int kWarps = kThreads / kWarp;
     struct alignas(16) Room {
         char bytes[sizeof(ThisTile)];
@@ -326,28 +328,28 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
         const Gradient& gradient = table.gradients[i];
         if (gradient.place < 0 || gradient.loop != kLoop) continue;
         const Tensor& tensor = table.tensors[i];
-        const Derived& derived = table.derived[i];
+        const Prepared& prepared = table.prepared[i];
         const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
         const int n = static_cast<int>(rest < kTile ? rest : kTile);
-        if (!derived.skipped) {
+        if (!prepared.skipped) {
             __syncwarp();  // until every lane has left the tile before
-            if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, derived, begin, n);
+            if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, prepared, begin, n);
             __syncwarp();
             reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
-        } else if (derived.group.zero_grad) {
+        } else if (prepared.group.zero_grad) {
             zero_tile(gradient, begin, n, lane);
         }
     }
 }
 
-// What is mixed decides everything as it goes; one loop is enough.
-constexpr Weight kLeast = kLoop == mixed ? kFull : kLight;
-#define WEIGHTS(Rule) {{update<Rule, kLeast>, update<Rule, kFull>}},
+// What is generic decides everything as it goes; one loop is enough.
+constexpr Body kLeastBody = kLoop == generic ? kFullBody : kShortBody;
+#define BODIES(Rule) {{update<Rule, kLeastBody>, update<Rule, kFullBody>}},
 
 }  // namespace
 
 namespace fusedstep::cuda {
 
-const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(WEIGHTS) FUSEDSTEP_LIMITS(WEIGHTS)};
+const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(BODIES) FUSEDSTEP_LIMITS(BODIES)};
 
 }  // namespace fusedstep::cuda
