@@ -1,6 +1,7 @@
 """The promise of equal bits: reference = every instruction set = every number of threads, layout and grouping."""
 
 import inspect
+import itertools
 from functools import cache
 
 import numpy as np
@@ -23,6 +24,17 @@ THREADED = [
     (("state_dtype", "same"), ("rounding", "stochastic"), ("ema", 0.9)),
     (("master_weights", True), ("zero_grad", True)),
 ]
+GENERAL = (("weight_decay", 0.3), ("maximize", True))
+
+
+def in_turn(first, *others):
+    """Return all combinations: of each choice of the first list, all but one are exhaustive, the next one in turn."""
+    combinations = list(itertools.product(*others))
+    return [
+        pytest.param(choice, *chosen, marks=[] if i % len(combinations) == j else pytest.mark.exhaustive)
+        for i, choice in enumerate(first)
+        for j, chosen in enumerate(combinations)
+    ]
 
 
 def name_of(half):
@@ -49,8 +61,7 @@ def test_halves_have_the_bits_of_the_reference(cls, options, dtype, grad_dtype, 
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL, grad_dtype)) == 0
 
 
-@pytest.mark.parametrize("threads", verify.THREADS)
-@pytest.mark.parametrize("options", THREADED, ids=str)
+@pytest.mark.parametrize(("options", "threads"), in_turn(THREADED, verify.THREADS))
 @pytest.mark.parametrize("cls", [fs.SGD, fs.Momentum, fs.AdamW])
 def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
     fs.set_num_threads(threads)
@@ -59,10 +70,8 @@ def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
         assert verify.difference(found, expected(cls, options, half, verify.LARGE)) == 0
 
 
-@pytest.mark.parametrize("threads", verify.THREADS)
 @pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("options", [(), (("weight_decay", 0.3), ("maximize", True))], ids=["plain", "general"])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("cls", "options", "threads"), in_turn(CLASSES, [(), GENERAL], verify.THREADS))
 def test_threads_change_no_bit(cls, options, dtype, threads, isa):
     fs.set_num_threads(threads)
     found = verify.outcome(cls(**dict(options)), dtype, verify.LARGE)
