@@ -103,6 +103,14 @@ def test_the_readme_has_the_learning_rates_of_the_classes():
     assert len(rows) >= 11
 
 
+def test_the_api_has_everything_public():
+    """Whole modules are documented by automodule, all else by name."""
+    text = "".join(page.read_text() for page in PAGES if page.parent.name == "api")
+    documented = set(re.findall(r"^\.\. auto\w+:: fusedstep\.(\w+)", text, re.MULTILINE))
+    assert documented >= set(fs.__all__) - set(fs.optimizers.__all__)
+    assert "optimizers" in documented
+
+
 class AcceptedError(Exception):
     """The command line has been understood."""
 
