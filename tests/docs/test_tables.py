@@ -63,6 +63,9 @@ def test_grid():
     lines = made(f"grid {CASES} test_over_float32 kind isa f32 size=30000000")
     assert lines[0] == "| kind | avx2 | avx512 |"
     assert "| bf16 | 1.22 | 1.56 |" in lines
+    lines = made(f"grid {CASES} test_option_over_plain options size plain also=by_bytes")
+    assert lines[0] == "| options | 100,000 | 1,000,000 | 30,000,000 | by_bytes |"
+    assert "| ema | 1.50 | 1.54 | 1.25 | 1.29 |" in lines
 
 
 def test_machine():

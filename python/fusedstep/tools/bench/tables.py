@@ -1,7 +1,7 @@
 """
 Tables of timings in Markdown pages, made from records: `python -m fusedstep bench tables PAGE.md ...`.
 
-A page says where a table stands, what it shows, and the record that its numbers come from, as a path from the page:
+A page says where a table stands, what it shows, and the record that its numbers come from, as a path from the page::
 
     <!-- table: axis ../benchmarks/results/2026-11-26-10a446d-bench.json rule size=1e7 peers=numpy,torch_fused -->
     whatever stands here is replaced
@@ -16,8 +16,8 @@ axis FIELD [FIELD=VALUE ...] [peers=NAME,...]
     Of `bench`: a row for each value of a field of `Case`, all other fields as they are in the usual case, or as given.
 tests NAME ...
     Of `cases`: a row for each test of these names.
-grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...]
-    Of `cases`: one number of one test, over two of its parameters.
+grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
+    Of `cases`: one number of one test, over two of its parameters, and another that is the same in a row.
 """
 
 import argparse
@@ -140,12 +140,17 @@ def _tests(path: Path, words: Sequence[str]) -> list[str]:
 def _grid(path: Path, words: Sequence[str]) -> list[str]:
     test, row, column, number, *more = words
     fixed, _ = _given(more)
+    also = fixed.pop("also", "")
     found: dict[Any, dict[Any, str]] = {}
     for each in _benchmarks(path, test):
-        params = each["params"]
-        if all(str(params[name]) == value for name, value in fixed.items()) and number in each["extra_info"]:
-            found.setdefault(params[row], {})[params[column]] = _ratio(each["extra_info"][number])
-    columns = list(dict.fromkeys(value for cells in found.values() for value in cells))
+        params, info = each["params"], each["extra_info"]
+        if all(str(params[name]) == value for name, value in fixed.items()) and number in info:
+            cells = found.setdefault(params[row], {})
+            cells[params[column]] = _ratio(info[number])
+            if also:
+                cells[also] = _ratio(info[also])
+    columns = list(dict.fromkeys(value for cells in found.values() for value in cells if value != also))
+    columns += [also] * bool(also)
     if not found:
         raise ValueError(f"{path} has no {number} of {test}, expected a test with it")
     rows = [[_text(value), *(cells.get(each, "") for each in columns)] for value, cells in found.items()]
