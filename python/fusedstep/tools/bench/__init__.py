@@ -45,7 +45,8 @@ def _parser(choices: dict[str, list[Any]]) -> argparse.ArgumentParser:
         prog="python -m fusedstep bench",
         description="Measure optimizer steps beside the memory's limit and other people's optimizers. Without axes: a "
         "tour that varies each by itself, around Adam in float32; with axes: all their combinations.",
-        epilog='"python -m fusedstep bench compare A.json B.json" tells what has become faster or slower.',
+        epilog='"python -m fusedstep bench compare A.json B.json" tells what has become faster or slower; '
+        '"bench tables PAGE.md" writes the tables of timings in pages anew, from records.',
     )
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer rounds and cases, no slow starters")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after each heat")
@@ -98,7 +99,7 @@ def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
 
 def main(argv: list[str]) -> int:
     """
-    Measure, or compare two measurements.
+    Measure, compare two measurements, or write tables of them.
 
     Parameters
     ----------
@@ -115,6 +116,10 @@ def main(argv: list[str]) -> int:
         from .compare import main as compare
 
         return compare(argv[1:])
+    if argv[:1] == ["tables"]:
+        from .tables import main as tables
+
+        return tables(argv[1:])
     parser = _parser(_choices())
     options = parser.parse_args(argv)
     if options.rounds is not None and options.rounds < 1:
