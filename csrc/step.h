@@ -28,8 +28,6 @@ struct Clock {
     int64_t t;                  // finished updates
     int64_t averaged;           // 1 once its average has begun
     double memory[kMaxMemory];  // the numbers that its rule keeps between steps
-
-    bool operator==(const Clock&) const = default;
 };
 
 constexpr int kHost = -1;  // the device of arrays in host memory; others are numbers of GPUs

@@ -25,14 +25,6 @@ Container open_container(py::object object, const char* role) {
                          ", expected an array, or a sequence or mapping of arrays");
 }
 
-bool plainly_equal(py::handle a, py::handle b) {
-    if (a.is(b)) return true;
-    if ((PyUnicode_CheckExact(a.ptr()) && PyUnicode_CheckExact(b.ptr())) ||
-        (PyLong_CheckExact(a.ptr()) && PyLong_CheckExact(b.ptr())))
-        return PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
-    return false;
-}
-
 const char* kind_text(Kind kind) {
     constexpr const char* texts[] = {"one array", "a sequence", "a mapping"};
     return texts[static_cast<int>(kind)];

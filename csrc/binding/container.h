@@ -18,6 +18,12 @@ Container open_container(py::object object, const char* role);
 const char* kind_text(Kind kind);
 
 // Whether two keys are equal, decided without running anybody's code: for str and int only.
-bool plainly_equal(py::handle a, py::handle b);
+inline bool plainly_equal(py::handle a, py::handle b) {
+    if (a.is(b)) return true;
+    if ((PyUnicode_CheckExact(a.ptr()) && PyUnicode_CheckExact(b.ptr())) ||
+        (PyLong_CheckExact(a.ptr()) && PyLong_CheckExact(b.ptr())))
+        return PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
+    return false;
+}
 
 }  // namespace fusedstep

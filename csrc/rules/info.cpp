@@ -15,6 +15,7 @@ constexpr RuleInfo info_of(int number) {
             Rule::hypers,
             memory_names<Rule>(),
             words(Rule::states),
+            words(memory_names<Rule>()),
             own + words(Around::hypers),
             own,
             kCounts<Rule> || kRemembers<Rule>,

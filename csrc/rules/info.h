@@ -14,7 +14,7 @@ struct RuleInfo {
     const char*
         hypers;  // its own hyperparameters, "lr beta1 beta2 ..."; a row of the table has those around it after them
     const char* memory;  // the numbers that it keeps between steps, "product", or ""
-    int state_count;
+    int state_count, memory_count;
     int hyper_count;      // of a row: its own and those around it
     int own_hyper_count;  // its own
     bool counts;          // whether its scalars depend on the number of the update

@@ -11,7 +11,9 @@ namespace {
 
 class Rows {
 public:
-    explicit Rows(const RuleInfo& rule) : rule_(rule) {}
+    explicit Rows(const RuleInfo& rule) : rule_(&rule) {}
+    // Serve another rule, with the memory that is there.
+    void become(const RuleInfo& rule) { rule_ = &rule; }
 
     // A number on a device counts as 1 here, so that it is switched on.
     void set(std::span<const Number> table) {
@@ -20,9 +22,9 @@ public:
         rows_.clear();
         measures_ = false;
         variant_ = kPlain;
-        for (size_t begin = 0; begin < values_.size(); begin += rule_.hyper_count) {
+        for (size_t begin = 0; begin < values_.size(); begin += rule_->hyper_count) {
             const double* hypers = values_.data() + begin;
-            auto around = reinterpret_cast<const Around::Hyper*>(hypers + rule_.own_hyper_count);
+            auto around = reinterpret_cast<const Around::Hyper*>(hypers + rule_->own_hyper_count);
             rows_.push_back({hypers, around, nullptr, {}, {}});
             measures_ = measures_ || around->measures();
             const Variant variant = Around::variant(*around);
@@ -49,18 +51,31 @@ public:
     const Derived& advance(const Slot& slot) {
         Row& row = rows_[slot.row];
         Clock& clock = *slot.clock;
-        if (row.derived && row.before == clock) {
-            clock = row.after;
+        if (row.derived && equal(row.before, clock)) {
+            copy(row.after, clock);
         } else {
             row.before = clock;
             row.derived = &derived_.emplace_back();
-            rule_.derive(row.hypers, clock, *row.derived);
+            rule_->derive(row.hypers, clock, *row.derived);
             row.after = clock;
         }
         return *row.derived;
     }
 
 private:
+    // Clocks are compared and copied without the memory that a rule does not have: a step with many small tensors is
+    // made of little else.
+    bool equal(const Clock& a, const Clock& b) const {
+        bool equal = a.t == b.t && a.averaged == b.averaged;
+        for (int i = 0; i < rule_->memory_count; ++i) equal = equal && a.memory[i] == b.memory[i];
+        return equal;
+    }
+    void copy(const Clock& from, Clock& to) const {
+        to.t = from.t;
+        to.averaged = from.averaged;
+        for (int i = 0; i < rule_->memory_count; ++i) to.memory[i] = from.memory[i];
+    }
+
     struct Row {
         const double* hypers;
         const Around::Hyper* around;
@@ -68,7 +83,7 @@ private:
         Clock before, after;  // of these tensors
     };
 
-    const RuleInfo& rule_;
+    const RuleInfo* rule_;
     std::vector<double> values_;
     std::vector<Row> rows_;
     std::vector<Derived> derived_;

@@ -7,7 +7,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import functional, reference
-from fusedstep.core import hyperparameters
+from fusedstep.core import overrides
 from fusedstep.core.hyperparameters import declared
 from fusedstep.tools import verify
 from tests.formulas.arrays import CLIPS, F64, INF, NAN, bits, copies, normal, same
@@ -129,9 +129,9 @@ def test_a_schedule_switches_nothing_off(name, at):
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
     """As another thread would set them, or a schedule."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
-    optimizer, numbers = fs.SGD(lr=1.0), hyperparameters.numbers
+    optimizer, hypers = fs.SGD(lr=1.0), overrides.rule_hypers
     with monkeypatch.context() as patch:
-        patch.setattr(hyperparameters, "numbers", lambda *args: setattr(optimizer, "lr", 8.0) or numbers(*args))
+        patch.setattr(overrides, "rule_hypers", lambda *args: setattr(optimizer, "lr", 8.0) or hypers(*args))
         optimizer.step(p, g)
     p["w"][:] = 0
     optimizer.step(p, g)

@@ -109,4 +109,4 @@ def test_nadam_multiplies_each_momentum_once():
     for _ in range(3):
         opt.step(np.ones(2), np.ones(2))
     mu = [Fraction(3, 4) * (1 - Fraction(96, 100) ** t / 2) for t in (1, 2, 3)]
-    assert opt.state[0]["P"] == pytest.approx(float(math.prod(mu)), rel=1e-14)
+    assert opt.memory[0]["product"] == pytest.approx(float(math.prod(mu)), rel=1e-14)

@@ -16,7 +16,17 @@ namespace {
 
 class HostSession final : public Session {
 public:
-    explicit HostSession(const RuleInfo& rule) : rule_(rule), rows_(rule) {}
+    explicit HostSession(const RuleInfo& rule) : rule_(&rule), rows_(rule) {}
+
+    // Make one step by another rule, with the memory that is there.
+    void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
+                  const Request& request) {
+        rule_ = &rule;
+        rows_.become(rule);
+        set_hypers(hypers);
+        set_tensors(slots);
+        run(request);
+    }
 
     void set_tensors(std::span<const Slot> slots) override {
         slots_ = slots;
@@ -33,7 +43,7 @@ public:
             const Types& types = slot.types;
             const auto traffic =
                 static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
-                                     2 * rule_.state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+                                     2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
             tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
             bytes_ += slot.size * traffic;
         }
@@ -55,7 +65,7 @@ public:
         }
         // From here on nothing fails.
         derive(grad_scale, measures);
-        run_tasks(rule_.number, tasks_, bytes_);
+        run_tasks(rule_->number, tasks_, bytes_);
         if (measures) return found;
         return Done();
     }
@@ -119,7 +129,7 @@ private:
         }
     }
 
-    const RuleInfo& rule_;
+    const RuleInfo* rule_;
     std::span<const Slot> slots_;
     std::vector<Task> tasks_;  // one for each slot with a gradient
     Rows rows_;
@@ -132,10 +142,8 @@ std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {
 
 void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, const Request& request,
               int) {
-    HostSession session(rule);
-    session.set_hypers(hypers);
-    session.set_tensors(slots);
-    session.run(request);
+    thread_local HostSession session(rule);  // kept, since a small step takes no longer than a few allocations
+    session.run_once(rule, slots, hypers, request);
 }
 
 }  // namespace

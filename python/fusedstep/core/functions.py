@@ -139,7 +139,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     call += f"({memory.rstrip()}))" if memory else "())"
     call = {0: call, 1: f"return {call}[0]"}.get(len(rule.memory), f"return {call}")
     source = f"{signature(outline)}\n    {call}\n"
-    namespace = {
+    namespace: dict[str, Any] = {
         "Any": Any,
         "DecoupledOptions": DecoupledOptions,
         "Literal": Literal,

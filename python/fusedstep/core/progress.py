@@ -16,8 +16,8 @@ from .hyperparameters import Scheduled
 
 __all__ = ["Averages", "Progress", "listed", "noise_id"]
 
-# How far a parameter is, as the engine reads and advances it: finished updates, whether its average has begun (1), and the
-# numbers that its rule keeps between updates.
+# How far a parameter is, as the engine reads and advances it: finished updates, whether its average has begun (1 or 0),
+# and the numbers that its rule keeps between updates.
 CLOCK = np.dtype([("t", np.int64), ("averaged", np.int64), ("memory", np.float64, (_cpu.max_memory,))])
 
 

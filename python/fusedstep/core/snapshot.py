@@ -191,7 +191,11 @@ def upgraded(saved: Any) -> Any:
 
 
 def restored(
-    progress: Progress, saved: Mapping[str, Any], rule: _cpu.Rule, possible: Collection[str], ranges: Mapping[str, Range]
+    progress: Progress,
+    saved: Mapping[str, Any],
+    rule: _cpu.Rule,
+    possible: Collection[str],
+    ranges: Mapping[str, Range],
 ) -> tuple[Progress, list[tuple[Array, Array]]]:
     """
     Prepare a progress that is what was exported from another.
