@@ -428,3 +428,8 @@ class Lion(Optimizer):
     rule = "lion"
     torch_states = (("m", "exp_avg"),)
     always_decoupled = True
+
+
+def classes() -> list[type[Optimizer]]:
+    """Return the optimizers, in the order of their definition."""
+    return [c for c in globals().values() if isinstance(c, type) and issubclass(c, Optimizer) and c is not Optimizer]

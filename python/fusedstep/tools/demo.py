@@ -22,9 +22,9 @@ from fusedstep import optimizers, reference
 from fusedstep.core.arrays import is_on_gpu, to_host
 from fusedstep.core.settings import info
 from fusedstep.minibatches import minibatches
+from fusedstep.optimizers import classes
 
 from .extras import is_missing
-from .verify import classes
 
 __all__ = [
     "Digits",

@@ -21,8 +21,9 @@ from fusedstep import _cpu, optimizers, reference
 from fusedstep.core.arrays import copied, fill, to_host
 from fusedstep.core.hyperparameters import declared
 from fusedstep.core.settings import info, set_num_threads, use_isa
+from fusedstep.optimizers import classes
 
-__all__ = ["Case", "Guarded", "cases", "classes", "dialects", "difference", "halves", "main", "outcome"]
+__all__ = ["Case", "Guarded", "cases", "dialects", "difference", "halves", "main", "outcome"]
 
 Array = Any
 Options = dict[str, Any]
@@ -33,12 +34,6 @@ SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 129)
 LARGE = (100_003, 1, 65_537, 0, 70_001)
 THREADS = (1, 2, 3, 8)
 STEPS = 5
-
-
-def classes() -> list[type[optimizers.Optimizer]]:
-    """Return the optimizers, in the order of their definition."""
-    base = optimizers.Optimizer
-    return [c for c in vars(optimizers).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
 
 
 def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:

@@ -152,7 +152,7 @@ def short(number: int) -> str:
 def rules() -> dict[str, tuple[str, dict[str, Any]]]:
     """Return the name of the class and the options that ask for each rule, the default dialect where there are many."""
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for cls in verify.classes():
+    for cls in optimizers.classes():
         for options in verify.dialects(cls):
             found.setdefault(cls(**options)._settle().rule, (cls.__name__, options))
     return {rule: found[rule] for rule in _cpu.rules if rule in found}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from fusedstep import optimizers
-from fusedstep.tools.verify import classes
+from fusedstep.optimizers import classes
 
 from .picture import style
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fusedstep import optimizers
+from fusedstep.optimizers import classes
 from fusedstep.tools import demo
-from fusedstep.tools.verify import classes
 
 from .families import FAMILIES, family, legend, line
 from .picture import blank, write

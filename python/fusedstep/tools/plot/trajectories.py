@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import optimizers
-from fusedstep.tools.verify import classes
+from fusedstep.optimizers import classes
 
 from .families import FAMILIES, family, legend, line
 from .picture import blank, write
