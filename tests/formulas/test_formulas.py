@@ -624,7 +624,7 @@ def test_nadam_multiplies_each_momentum_once():
     for _ in range(3):
         opt.step(np.ones(2), np.ones(2))
     mu = [Fraction(3, 4) * (1 - Fraction(96, 100) ** t / 2) for t in (1, 2, 3)]
-    assert opt.state[0]["P"] == pytest.approx(float(math.prod(mu)), rel=1e-14)
+    assert opt.memory[0]["product"] == pytest.approx(float(math.prod(mu)), rel=1e-14)
 
 
 def test_overrides_patterns_first_then_the_key():
@@ -907,7 +907,7 @@ def test_order_of_operations(name, hyper, what, right, wrong):
     p, first, g = rng.normal(size=(3, 3000)).astype(f32)
     opt = getattr(reference, name)(**hyper)
     opt.step(p, first)
-    before, s = p.copy(), SimpleNamespace(**{key: x.copy() for key, x in opt.state[0].items() if key != "P"})
+    before, s = p.copy(), SimpleNamespace(**{key: x.copy() for key, x in opt.state[0].items()})
     opt.step(p, g)
     n = SimpleNamespace(**opt.state[0])
     found = p if what == "p" else opt.state[0][what]
@@ -948,7 +948,7 @@ def test_order_of_scalars(name, hyper, updates):
         p = np.zeros(1)
         opt.step(p, np.array([g]))
         state = opt.state[0]
-        right, wrong = updates(0.3, t, state["m"].item(), state["v"].item(), g, state.get("P"))
+        right, wrong = updates(0.3, t, state["m"].item(), state["v"].item(), g, opt.memory[0].get("product"))
         assert p.item() == -right
         differ += right != wrong
     assert differ

@@ -191,14 +191,13 @@ def outcome(
         seen.append(np.array([result.grad_norm or 0.0]))
         if step == 1:
             for i, n in enumerate(sizes):
-                for name, state in sorted(optimizer.state.get(i, {}).items()):
-                    if name != "P":
-                        known = to_host(state)
-                        fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
+                for _, state in sorted(optimizer.state.get(i, {}).items()):
+                    known = to_host(state)
+                    fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
         if not (params.intact() and grads.intact()):
             raise AssertionError("an element outside the arrays was written")
     states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
-    seen += [copied(state[name]) for state in states for name in sorted(state) if name != "P"]
+    seen += [copied(state[name]) for state in states for name in sorted(state)]
     return seen + [copied(optimizer.ema[i]) for i in range(len(sizes)) if i in optimizer.ema]
 
 

@@ -126,9 +126,9 @@ def adamax(o: Any, t: int, p: Any, g: Any, m: Any, w: Any) -> None:
 
 
 def nadam(o: Any, t: int, p: Any, g: Any, m: Any, v: Any) -> None:
-    """Update p, m and v; `o.product` is that of all mu so far."""
+    """Update p, m and v; `o.product` is the product of all mu so far."""
     mu, after = (o.beta1 * (1 - 0.5 * 0.96 ** (i * o.schedule_decay)) for i in (t, t + 1))
-    o.product *= mu
+    o.product = mu if t == 1 else o.product * mu
     m *= o.beta1
     m += (1 - o.beta1) * g
     v *= o.beta2

@@ -47,7 +47,7 @@ class Expression(Contestant):
         known = {name: getattr(o, name) for name in declared(type(o))}
         self.t, self.update = 0, update
         self._params = job.params()
-        each = [SimpleNamespace(product=1.0, **known) for _ in self._params]
+        each = [SimpleNamespace(**known) for _ in self._params]
         states = [[np.zeros_like(p) for p in self._params] for _ in _cpu.rules[case.rule][1]]
         self.rows = list(zip(each, self._params, job.grads, *states, strict=True))
 
