@@ -1,13 +1,14 @@
 """
-Every rule as one writes it with NumPy: statements about whole arrays, on one thread; or with CuPy, in the same words.
+Rules as one writes them in NumPy: statements about whole arrays, on one thread, or in CuPy on a GPU.
 
-In the default dialects. `o` holds the hyperparameters, `t` is the number of the update, and the arrays change in place.
-The functions have the names of the rules.
+A function has the name of its rule, and computes it in the default dialect, in place. `o` holds the hyperparameters of
+one parameter, and may keep numbers for the next update; `t` is the number of the update, from 1. A rule without a
+function here is measured without this peer.
 """
 
 from typing import Any
 
-import numpy as np  # whose functions give arrays of CuPy to CuPy
+import numpy as np  # its functions pass arrays of CuPy on to CuPy
 
 __all__ = [
     "adadelta",
