@@ -8,10 +8,11 @@ __all__ = ["LEGEND", "OURS", "head", "line", "remarks", "titles"]
 OURS = ("fusedstep", "limit")
 CASE, WHERE, PEER = 36, 11, 11  # widths of columns
 LEGEND = """\
-where: threads and instruction set, or the GPU. B: bytes that a step must read and write per parameter. limit: the time
-of the loop without arithmetic over the same buffers, over ours; in the cache, dividing takes longer than moving. Under
-a peer: its time over ours, the median and the spread (interquartile range) of the rounds; "!" says that it did not do
-the same work. ulp: the largest difference of a parameter after three steps, ours from the NumPy reference, and theirs.
+where: threads and instruction set, or the GPU. B: bytes per parameter that a step must read and write. limit: the time
+of a loop that moves the same bytes and computes next to nothing, over ours; in the cache, dividing takes longer than
+moving. Under a peer: its time over ours, the median and the spread (interquartile range) of the rounds; "!" marks a
+peer that did not do the same work. ulp, theirs: the largest difference of a parameter from the NumPy reference after
+three steps, in units in the last place, of ours and of the peers.
 """
 
 

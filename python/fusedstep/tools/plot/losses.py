@@ -23,7 +23,7 @@ def losses(epochs: int) -> dict[str, list[float]]:
 
 def draw_losses(*paths: Path, curves: Mapping[str, Sequence[float]] | None = None) -> dict[str, Any]:
     """
-    Draw the losses of each optimizer over the epochs, a panel for each family, the others in grey behind it.
+    Draw the losses of each optimizer over the epochs, in a panel for each family, with all others in grey behind.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def draw_losses(*paths: Path, curves: Mapping[str, Sequence[float]] | None = Non
     figure = blank(5.2)
     panels = dict(zip(FAMILIES, figure.subplots(1, len(FAMILIES), sharey=True), strict=True))
     for kind, axes in panels.items():
-        for name in sorted(curves, key=lambda name: -curves[name][-1]):  # the legend in the order of the curves
+        for name in sorted(curves, key=lambda name: -curves[name][-1]):  # legends list the highest curve first
             axes.semilogy(curves[name], color="0.85", linewidth=1, zorder=1)
             if family(name) == kind:
                 axes.semilogy(curves[name], **line(axes, name, rate(name), len(curves[name])))
