@@ -67,7 +67,7 @@ class Storage(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What Adam holds in memory for one element, without its gradient."""
+        """The bytes that Adam keeps for one element: the parameter, its master and its states."""
         p = np.zeros(1, self.dtype)
         adam = optimizers.Adam(**self.options)
         adam.step(p, p.copy())
@@ -100,7 +100,7 @@ def _both(
     after_epoch: Callable[[], object],
     place: Callable[[Array], Array] = np.asarray,
 ) -> tuple[Run, Run]:
-    """Return the runs of an optimizer with the kernels and with the reference."""
+    """Train with an optimizer twice, and return the run with the kernels and the one with the reference."""
     fused, plain = (
         train(getattr(package, name)(lr=rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
         for package, at in ((optimizers, place), (reference, np.asarray))
@@ -113,7 +113,7 @@ def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
 
 
 def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array] = np.asarray) -> Runs:
-    """Return the two runs of each optimizer for each storage, under a progress bar."""
+    """Train with every optimizer and its reference, for each storage, under a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     digits = load()
@@ -144,7 +144,7 @@ def _answer(yes: bool) -> str:
 
 
 def _table_of_times(runs: Runs) -> Any:
-    """Return the table of float32."""
+    """Return the table of a demo in float32: a row for each optimizer, with times."""
     table = _table(
         ["optimizer", "train", "test", "loss", "fusedstep", "NumPy", "ratio", "same bits"],
         "Times of all steps, without the network. NumPy:\n"
@@ -165,7 +165,7 @@ def _table_of_times(runs: Runs) -> Any:
 
 
 def _table_of_storages(runs: Runs, kept: list[Storage], width: int) -> Any:
-    """Return the table of a half-precision dtype, a column for each way to keep it."""
+    """Return the table of a demo in half precision: a row for each optimizer, a column for each storage."""
     gap, end = (" ", "") if width >= WIDTH else ("\n", "\n")
     half = kept[-1].dtype.name
     titles = [
@@ -185,10 +185,10 @@ def _short(loss: float) -> str:
 
 
 def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
-    """Draw the curves of a half-precision dtype, a panel for each optimizer."""
+    """Draw the loss curves of a demo in half precision: a panel for each optimizer, a line for each storage."""
     from matplotlib.figure import Figure
 
-    rows = len(runs) // 3 + 1  # the legend has a panel too
+    rows = len(runs) // 3 + 1  # one panel more than optimizers, for the legend
     figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, squeeze=False).reshape(-1)
     for axes, (name, pairs) in zip(panels, runs.items(), strict=False):
@@ -245,21 +245,7 @@ def _print_quadratic() -> None:
         print(f"{name:9}{path[-1]!r}")
 
 
-def main(argv: list[str]) -> int:
-    """
-    Run the demo.
-
-    Parameters
-    ----------
-    argv : list of str
-        The arguments of ``python -m fusedstep demo``.
-
-    Returns
-    -------
-    int
-        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
-        missing.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fusedstep demo",
         description="Train a small network on handwritten digits with every optimizer, with the kernels and in NumPy.",
@@ -277,6 +263,25 @@ def main(argv: list[str]) -> int:
         "--output", type=Path, default=Path("fusedstep-demo.png"), help="PNG of the loss curves (%(default)s)"
     )
     parser.add_argument("--quadratic", action="store_true", help="only show ten updates on f(x) = x^2, from x = 10")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """
+    Run the demo.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep demo``.
+
+    Returns
+    -------
+    int
+        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
+        missing.
+    """
+    parser = _parser()
     options = parser.parse_args(argv)
     if options.quadratic:
         _print_quadratic()
