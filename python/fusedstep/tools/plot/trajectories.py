@@ -87,7 +87,7 @@ SURFACES = {
         levels=[0.02 * 3**k for k in range(5)],
     ),
 }
-# Learning rates, on each surface in the order of SURFACES. An optimizer without an entry takes OTHER_RATES.
+# Learning rates, on each surface in the order of SURFACES. An optimizer without an entry takes those of its family.
 RATES = {
     "SGD": (0.01, 0.001, 0.05),
     "Momentum": (0.001, 0.0003, 0.02),
@@ -101,13 +101,14 @@ RATES = {
     "Nadam": (0.1, 0.1, 0.05),
     "Lion": (0.05, 0.005, 0.02),
 }
-OTHER_RATES = (0.001, 0.0003, 0.02)
+OTHER_RATES = dict(zip(FAMILIES, ((0.001, 0.0003, 0.02), (0.02, 0.02, 0.02), (0.1, 0.1, 0.05)), strict=True))
 FAR = 1e6  # far beyond the edge of every picture, but near enough for the powers in the gradients
 
 
 def rate(name: str, title: str) -> float:
     """Return the learning rate of an optimizer on a surface."""
-    return RATES.get(name, OTHER_RATES)[list(SURFACES).index(title)]
+    rates = RATES.get(name) or OTHER_RATES[family(name)]
+    return rates[list(SURFACES).index(title)]
 
 
 def trajectory(optimizer: Any, surface: Surface) -> Point:
