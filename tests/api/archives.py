@@ -1,5 +1,9 @@
 """Archives to try things with, how their contents are compared, and how they are sealed again."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -62,3 +66,9 @@ def seal(path):
         _, value = archive._seals(file, start)
         file.seek(start)
         file.write(value)
+
+
+def run(code, *arguments):
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the fewer threads, the better is fork defined
+    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
+    assert not result.returncode, result.stderr.decode()

@@ -110,20 +110,10 @@ def resume(folder, ending):
             print(json.dumps([name, repr(snapshot(opt, params))]))
 
 
-# The state dict.
-
-
 def trained(make=rich_adam, steps=25):
     opt, (params, batches) = make(), start()
     train(opt, params, batches, steps)
     return opt, params
-
-
-# Schedules.
-
-
-def half(done):
-    return 0.5
 
 
 if __name__ == "__main__":

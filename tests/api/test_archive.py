@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fusedstep.core import archive
-from tests.api.archives import ARRAYS, META, assert_same, refusal, save
+from tests.api.archives import ARRAYS, META, assert_same, refusal, run, save
 from tests.api.formats import BFLOAT16, ENDINGS, needs_bfloat16
 
 
@@ -262,9 +261,3 @@ def test_safetensors_is_missing(tmp_path, monkeypatch, module):
             call(path)
     save(tmp_path / "x.npz")
     archive.read(tmp_path / "x.npz")
-
-
-def run(code, *arguments):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the fewer threads, the better is fork defined
-    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
-    assert not result.returncode, result.stderr.decode()

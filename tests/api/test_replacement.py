@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fusedstep.core import archive
-from tests.api.archives import assert_same, save
+from tests.api.archives import assert_same, run, save
 
 
 def test_paths_that_are_no_regular_files(path):
@@ -109,12 +109,6 @@ def test_a_write_that_fails(path, monkeypatch, where, error):
         if before:
             assert archive.read(path)[1] == {"t": 1}
         save(path, 1)
-
-
-def run(code, *arguments):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the fewer threads, the better is fork defined
-    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
-    assert not result.returncode, result.stderr.decode()
 
 
 DISK_FULL = """

@@ -14,12 +14,6 @@ from tests.rules import FILES
 
 CLASSES = fs.optimizers.classes()
 
-# The order of the operations: what is right, and a neighbouring order that gives other bits. d is the dtype.
-
-
-def l1(p, strength):
-    return np.sign(p) * strength
-
 
 # Overrides: one step over all tensors is a step over each alone.
 

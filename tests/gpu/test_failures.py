@@ -124,14 +124,3 @@ def test_an_address_in_host_memory(cupy, emulator):
     with pytest.raises(ValueError, match="grad is said to be on a GPU, but its address is in host memory"):
         fs.SGD().step(q, h)
     emulator.emulator_place(h.data.ptr, 32, 0, -1)
-
-
-@pytest.fixture
-def devices(cupy):
-    if hasattr(cupy, "emulator"):
-        cupy.emulator.emulator_set_device_count(2)
-    elif cupy.cuda.runtime.getDeviceCount() < 2:
-        pytest.skip("needs two GPUs")
-    yield [cupy.cuda.Device(i) for i in range(2)]
-    if hasattr(cupy, "emulator"):
-        cupy.emulator.emulator_set_device_count(1)
