@@ -21,7 +21,7 @@ from fusedstep.reference import optimizer as reference
 
 @pytest.fixture(autouse=True)
 def settings():
-    """Every test leaves the instruction set and the number of threads as it found them."""
+    """Restore the instruction set and the number of threads after every test."""
     isa, threads = _cpu.isa(), _cpu.num_threads()
     yield
     fs.use_isa(isa)
@@ -67,7 +67,7 @@ EMULATOR = ROOT / "tests" / "gpu" / "emulator"
 
 def _module(name, path):
     """Load a module from a file, to be found under a name."""
-    # Not by that name: pybind11 would give the module back that it once made for it.
+    # The spec has another name: pybind11 would give back the module that it once made for the real name.
     spec = importlib.util.spec_from_file_location(f"emulated.{name.rpartition('.')[2]}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

@@ -88,7 +88,7 @@ def test_bfloat16_where_it_is_not_installed(path, monkeypatch):
     assert caught.value.name == "ml_dtypes"
     archive.read(plain)
     data = path.read_bytes()
-    refusal(path, data.replace(expected["state/w/m"].tobytes(), bytes(24)))  # damage comes first
+    refusal(path, data.replace(expected["state/w/m"].tobytes(), bytes(24)))  # damage is reported first
     monkeypatch.undo()
     path.write_bytes(data)
     assert_same(archive.read(path)[0], expected)

@@ -174,7 +174,7 @@ def test_overlap_with_a_state_is_refused():
         optimizer.step(p, m)
     with pytest.raises(ValueError, match=r"^state\[0\]\['m'\] overlaps param in memory"):
         optimizer.step(m, g)
-    # A parameter that comes later must not be that state either, nor leave a trace.
+    # A later parameter must not be the state of an earlier one either, and the refused step leaves no trace.
     with pytest.raises(ValueError, match="overlaps"):
         optimizer.step([p, m], [g, ones()])
     assert verify.difference([p, m], list(before)) == 0
@@ -188,7 +188,7 @@ def test_overlap_that_appears_in_a_later_step():
     for _ in range(2):
         optimizer.step(params, grads)
     for bad in ([*grads[:4], grads[0]], [*grads[:4], params[2]], [params[0], *grads[1:]]):
-        for _ in range(2):  # a refusal is not forgotten
+        for _ in range(2):  # refused again: the plan has not learned the arrays
             with pytest.raises(ValueError, match="overlaps"):
                 optimizer.step(params, bad)
     optimizer.step(params, [*reversed(grads)])
@@ -197,7 +197,7 @@ def test_overlap_that_appears_in_a_later_step():
 
 @pytest.mark.filterwarnings("ignore:Setting the:DeprecationWarning")  # it still is possible
 def test_the_plan_notices_every_change():
-    """What was seen once is only recognised later: so it must not be fooled."""
+    """A plan recognises arrays that it has checked before, so it has to see whatever has changed since."""
     optimizer, p, g = fs.Adam(), ones(), ones()
     optimizer.step(p, g)
     p.flags.writeable = False
@@ -463,7 +463,7 @@ def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=2, max_size=12))
 def test_overlap_is_found_exactly_when_there_is_one(stretches):
-    """Any stretches of one buffer, as parameters and gradients; found as by comparing every two of them."""
+    """Any stretches of one buffer are parameters and gradients; the answer is that of comparing every two of them."""
     buffer = np.zeros(64, F32)
     parts = [buffer[start : start + n] for start, n in stretches]
     half = len(parts) // 2

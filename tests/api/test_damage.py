@@ -22,7 +22,7 @@ def test_every_flipped_byte(path):
         for flip in (0x01, 0x20, 0x80, rng.randrange(1, 256)):
             messages.append(refusal(path, data[:i] + bytes([byte ^ flip]) + data[i + 1 :]))
     named = [message for message in messages if "state/w/m does not match its digest" in message]
-    assert len(named) >= 24 * 4  # at least wherever its numbers are
+    assert len(named) >= 24 * 4  # at least for every byte of its numbers
 
 
 def test_truncated_or_longer(path):
@@ -67,11 +67,11 @@ def test_another_version(path, monkeypatch):
     data = path.read_bytes()
     damaged = data.replace(b"\0\0\x40\x40", b"\0\0\x40\x41")
     assert damaged != data
-    refusal(path, damaged)  # damage comes first, as the version may be the damage
+    refusal(path, damaged)  # damage is reported before the version, which may be the damage
 
 
 def test_a_library_that_writes_something_else(path):
-    """The seal fits, but the array is not the one that was given."""
+    """An array that a library wrote wrongly does not match its digest, though the seal fits."""
     save(path)
     data = path.read_bytes()
     path.write_bytes(data.replace(np.float64(-3).tobytes(), np.float64(-4).tobytes()))

@@ -58,7 +58,7 @@ def test_every_argument_has_a_name():
 
 
 def test_info_is_complete():
-    """In a process of its own, since another test may have put the emulated engine for GPUs into this one."""
+    """Info is asked for in a new process: another test may have put the emulated engine for GPUs into this one."""
     code = "import json, fusedstep; print(json.dumps(fusedstep.info()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     info = json.loads(done.stdout)

@@ -132,7 +132,7 @@ assert len(archive.read(path)[0]["w"]) == 12_000
 
 
 def test_a_disk_that_is_full(path):
-    """As good as: the system lets no file grow above 100 kB."""
+    """A limit on the size of files, 100 kB, stands for a disk that is full."""
     run(DISK_FULL, path)
 
 

@@ -264,7 +264,8 @@ def test_overrides_have_the_bits_of_the_reference():
 
 
 def test_results_around_the_smallest_normal_number(isa):
-    # A hair below 2^-126, it rounds up to it: tininess is judged after rounding. The next smaller product is flushed.
+    # The product a*b lies just below 2^-126 and rounds up to it: tininess is judged after rounding. The next smaller
+    # product is flushed.
     a, b = np.float32((1 + 2**-13) * 2.0**-63), np.float32((1 - 2**-13) * 2.0**-63)
     p = np.zeros(40, np.float32)
     functional.sgd(p, np.full(40, a), lr=float(b))
@@ -272,7 +273,7 @@ def test_results_around_the_smallest_normal_number(isa):
     p = np.zeros(40, np.float32)
     functional.sgd(p, np.full(40, np.nextafter(a, np.float32(0))), lr=float(b))
     assert (p == 0).all()
-    # The same for a division: u = (lr g) / (sqrt(a + g^2) + eps) with a quotient just below 2^-126.
+    # Divisions too are judged after rounding: u = (lr g) / (sqrt(a + g^2) + eps) is a quotient just below 2^-126.
     p, s, g = np.zeros(40, np.float32), np.zeros(40, np.float32), np.full(40, 1, np.float32)
     q, r = np.zeros(40, np.float32), reference.Adagrad(lr=2.0**-126 * (1 - 2**-24), eps=0.0)
     functional.adagrad(p, g, s, lr=2.0**-126 * (1 - 2**-24), eps=0.0)

@@ -137,7 +137,7 @@ def test_every_loop_of_every_rule_is_vectorised(kernels):
 
 def test_no_selection_becomes_a_maximum_that_flushes_what_it_moves(kernels):
     for name, code in instructions(kernels).items():
-        if "RMSpropCentered" not in name:  # which selects a difference, and that is never subnormal
+        if "RMSpropCentered" not in name:  # RMSpropCentered selects a difference, which is never subnormal
             assert not [line for line in code if re.match(r"v?(max|min)[ps][sd]", line)], name
 
 
@@ -160,7 +160,7 @@ def test_kernels_export_one_table_and_no_weak_symbol(kernels):
 
 @pytest.mark.exhaustive
 def test_the_checks_see_what_they_look_for(tmp_path):
-    """Compiled as it must not be, the same source fails each of the tests above."""
+    """Kernels that are compiled with fusing, or one number at a time, are found out."""
     if not COMPILER or "avx2" not in _cpu.built_isas:
         pytest.skip("needs a compiler for x86-64")
     fused = compiled(COMPILER, "avx2", ["-O3", "-mavx2", "-mfma", "-fno-math-errno"], tmp_path)

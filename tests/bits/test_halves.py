@@ -22,7 +22,7 @@ PATTERNS = np.arange(2**16, dtype=np.uint32).astype(np.uint16)
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """Infinities and signaling NaN are cast all the time."""
+    """Casts of infinities and signaling NaN warn, and these tests cast them all the time."""
     with np.errstate(all="ignore"):
         yield
 
@@ -51,7 +51,7 @@ def test_every_pattern_survives_loading_and_storing(half, isa):
     wide = flushed(PATTERNS.view(half).astype(np.float32))
     same(p, wide.astype(half))
     finite = np.isfinite(wide)
-    assert (p.view(np.uint16) == PATTERNS)[finite & (wide != 0)].all()  # subnormals of float16 among them
+    assert (p.view(np.uint16) == PATTERNS)[finite & (wide != 0)].all()  # also subnormals of float16
 
 
 @HALVES
@@ -78,7 +78,7 @@ def around_each_number(half):
     """Return the float32 numbers on both sides of every point where rounding to a half may change."""
     numbers = np.unique(abs(PATTERNS.view(half).astype(np.float64)))
     numbers = numbers[np.isfinite(numbers)]
-    ends = np.append(numbers, 2 * numbers[-1] - numbers[-2])  # and where it overflows
+    ends = np.append(numbers, 2 * numbers[-1] - numbers[-2])  # and the point from which numbers overflow
     points = np.concatenate([ends, (ends[1:] + ends[:-1]) / 2]).astype(np.float32)
     near = np.concatenate([np.nextafter(points, F32.type(0)), points, np.nextafter(points, F32.type(np.inf))])
     return np.concatenate([near, -near, F32.type([np.inf, -np.inf, np.nan, 3e38, 1e-45, 1e-40])])
@@ -261,7 +261,7 @@ def test_a_key_whose_text_fails_is_a_key():
 
 
 def test_the_last_elements_have_noise_wherever_threads_cut():
-    """Off the vector boundary, so that parts and tiles end in the middle of a vector."""
+    """Arrays begin off the vector boundary, so that parts and tiles end in the middle of a vector."""
     for half in (F16, BF16):
         owner = np.ones(300_040, half)
         p, q = owner[1:300_001], np.ones(300_000, half)
@@ -288,11 +288,11 @@ def test_large_step_numbers_and_far_elements_have_noise():
         same(p, q)
 
 
-# In company.
+# Tensors of several dtypes, and every optimizer.
 
 
 def test_eps_never_vanishes():
-    """1e-8 is 0 in float16; scalars are float32, so a gradient of 0 divides nothing by 0."""
+    """The default eps of 1e-8 is 0 in float16, but scalars are float32: a gradient of 0 divides nothing by 0."""
     for cls in fs.optimizers.classes():
         for half in (F16, BF16):
             p = np.ones(20, half)
@@ -367,7 +367,7 @@ def test_from_what_on_float16_is_infinite(rounding, isa):
     "dtype", [np.int16, np.uint16, "V2", F16.newbyteorder(), BF16.newbyteorder(), ml_dtypes.float8_e5m2], ids=repr
 )
 def test_states_of_a_wrong_dtype_are_refused_where_they_agree(dtype):
-    """Nothing else of the parameter contradicts them."""
+    """States of one dtype agree with each other, so only the dtype itself can be refused."""
     state = {name: np.zeros(3, dtype) for name in "mv"}
     with pytest.raises(TypeError, match=r"^state\[0\]\['m'\] is .*, expected float32, float64, float16 or bfloat16$"):
         fs.Adam().load_state_dict({"t": {0: 1}, "state": {0: state}})
@@ -420,7 +420,7 @@ def test_a_gradient_that_stays_is_looked_at_again_with_a_new_parameter(half):
 
 @pytest.mark.parametrize("first", [np.float32, np.float64, F16, BF16], ids=str)
 def test_tensors_of_one_step_have_each_the_floating_point_mode_of_its_dtype(first, isa):
-    """A subnormal number is flushed, except in float64; that of float16 is none in float32."""
+    """Subnormal numbers are flushed, except in float64; a subnormal float16 is a normal float32."""
     dtypes = [first, np.float64, np.float32, np.float64, BF16, np.float64, F16, np.float64]
     tiny = {np.dtype(t): np.finfo(t).smallest_normal / t(2) for t in (np.float64, np.float32)}
     tiny |= {BF16: tiny[F32], F16: 2.0**-24}

@@ -17,7 +17,7 @@ HALVES = pytest.mark.parametrize("half", [F16, BF16], ids=str)
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """Infinities and signaling NaN are cast all the time."""
+    """Casts of infinities and signaling NaN warn, and these tests cast them all the time."""
     with np.errstate(all="ignore"):
         yield
 
@@ -104,7 +104,7 @@ def test_an_infinity_or_a_zero_that_a_caller_writes_stays_one(isa):
         p[::2] = value
         opt.step(p, np.zeros(64, BF16))
         kept = p[::2].astype(np.float32)
-        assert ((kept == value) | (abs(kept) > 3.38e38)).all()  # below infinity is what rounds up to it
+        assert ((kept == value) | (abs(kept) > 3.38e38)).all()  # the largest numbers round up to infinity
 
 
 SWITCHES = {
@@ -245,9 +245,11 @@ def test_overlap_with_a_master_is_refused(master, name):
 
 @HALVES
 def test_a_parameter_that_was_changed_a_little_counts(half, isa):
-    """By its last bit, by its sign, and where both are 0."""
+    """Parameters are changed by their last bit, by their sign, and where parameter and master are 0."""
     p = np.array([1, 1.5, -2, 0, 300, 1e-4] * 20, half)
-    g = (p.astype(np.float64) * 2.0**-14 + 1e-9).astype(np.float32)  # less than half a unit
+    g = (p.astype(np.float64) * 2.0**-14 + 1e-9).astype(
+        np.float32
+    )  # a change of less than half a unit in the last place
     opt, ref = (module.SGD(lr=1.0, master_weights=True) for module in (fs, reference))
     q = p.copy()
     for some, array in ((opt, p), (ref, q)):
@@ -294,7 +296,7 @@ def test_states_are_of_the_dtype_of_an_average_that_is_there():
 
 @pytest.mark.parametrize(("half", "tie"), [(F16, 1 + 2.0**-11), (BF16, 1 + 2.0**-8)], ids=str)
 def test_accumulators_are_rounded_to_float32_first(half, tie):
-    start = tie + 2.0**-40  # as float32 a tie, which goes to even; at once, it would go up
+    start = tie + 2.0**-40  # a tie once it is float32, so rounded to even; rounded directly, it would go up
     opts = [module.Adagrad(initial_accumulator=start, state_dtype="same") for module in (fs, reference)]
     for opt in opts:
         opt.step(np.ones(1, half), np.zeros(1, half))

@@ -26,7 +26,7 @@ def same(found, expected):
 
 
 def bits(x):
-    """Everything about what may be compared: arrays as bytes, and keys in their order."""
+    """Return values that are equal where all bits are: arrays as bytes, mappings with their keys in order."""
     if isinstance(x, np.ndarray):
         return x.dtype.str, x.shape, x.tobytes()
     if isinstance(x, Mapping):
@@ -43,7 +43,5 @@ def misaligned(array, shift=1):
     whole[shift:] = array
     return whole[shift:]
 
-
-# Gradients that are not finite.
 
 INF, NAN = math.inf, math.nan

@@ -27,7 +27,7 @@ EXAMPLES = [
 
 
 def some(start):
-    """A function that is no schedule of ours."""
+    """Return a value; a plain function, which is no Schedule."""
     return 2.0 * start
 
 

@@ -312,7 +312,7 @@ def test_functions_have_no_memory():
             functional.sgd(normal(4), normal(4), lr=1.0, **{name: True})
 
 
-# Anything at all.
+# Random cases.
 
 
 @st.composite

@@ -54,7 +54,7 @@ def test_the_norm_of_several_gradients(isa):
     assert measured(many) == norm(many)
     several = [[normal(1, F64, 1000 * i + j) for j in range(900)] for i in range(4)]
     assert [measured(some) for some in several] == [norm(some) for some in several]
-    assert any(norm(some) != norm(sorted(some)) for some in several)  # the order is that of the parameters
+    assert any(norm(some) != norm(sorted(some)) for some in several)  # sums depend on the order of the parameters
 
 
 def test_own_factors_weigh_in_the_norm():
@@ -76,7 +76,7 @@ def test_the_norm_at_the_ends_of_the_range(isa):
     assert measured([np.full(1, 1.4e154)]) == math.inf
 
 
-# The coefficient.
+# The factor that keeps a norm within its limit.
 
 
 def clipped(module, g, clip, limit, **options):
@@ -128,7 +128,7 @@ def test_limits_of_single_tensors(module):
     params = [np.zeros(30, F32) for _ in grads]
     overrides = {1: {"clip_global_norm": 0.25}, 2: {"clip_global_norm": None}, 3: {"clip_global_norm": 1e9}}
     optimizer = module.SGD(lr=1.0, clip_global_norm=0.5, overrides=overrides)
-    assert optimizer.step(params, grads).grad_norm == norm(grads)  # the one that is not clipped counts too
+    assert optimizer.step(params, grads).grad_norm == norm(grads)  # a tensor without a limit counts in the norm too
     factors = [F32(c / norm(grads)) for c in (0.5, 0.25)] + [F32(1), F32(1)]
     assert same([-p for p in params], [g * factor for g, factor in zip(grads, factors, strict=True)])
 

@@ -93,7 +93,7 @@ def test_any_number_may_be_a_schedule(cls, name):
 @pytest.mark.parametrize("bad", [NAN, "x", -INF, [1.0], None], ids=repr)
 def test_a_schedule_with_a_bad_value_is_refused_by_name(cls, name, bad):
     if bad is None and name in (*CLIPS, "ema"):
-        return  # see below
+        return  # test_a_schedule_switches_nothing_off has these
     at = 0 if name == "initial_accumulator" else 1
     optimizer = cls(**{name: lambda done: bad if done == at else values_of(cls, name)[0]})
     p, g = normal(9), normal(9, seed=1)
@@ -120,7 +120,7 @@ def test_a_schedule_switches_nothing_off(name, at):
 
 
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
-    """As another thread would set them, or a schedule."""
+    """Another thread, or a schedule, may set a hyperparameter while a step is being made."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
     optimizer, hypers = fs.SGD(lr=1.0), overrides.rule_hypers
     with monkeypatch.context() as patch:

@@ -94,7 +94,7 @@ def test_plateau_leaves_out_tiny_falls(lr, fallen):
 @pytest.mark.parametrize("wait", [1, 2, 4])
 @pytest.mark.parametrize("rest", [0, 1, 3])
 def test_plateau_of_keras(wait, rest):
-    """Its ReduceLROnPlateau with min_delta, as in Keras 3: it waits, and leaves the cooldown in the same epoch."""
+    """ReduceLROnPlateau of Keras 3 with min_delta, which waits and leaves the cooldown in the same epoch."""
     p = s.plateau(1.0, 0.5, wait - 1, 0.01, "abs", cooldown=max(rest - 1, 0))
     lr, best, waited, left = 1.0, INF, 0, 0
     for x in [5, 4, 3.995, 4, 4, 3, 3, 3, 3, 3, 3, 3, 2, 2, 2, 2, 2, 2, 1.991, 1.9, 2, 2, 2, 2, 2, 2]:

@@ -104,7 +104,9 @@ def test_whole_powers_are_multiplied_by_squaring():
 def test_fractional_powers_are_rounded_once():
     assert s.exponential(1, 0.5, 2)(1) == math.sqrt(0.5)
     assert s.exponential(1, 0.3, 7)(5) == float(decimal_power(0.3, 5 / 7))
-    assert s.exponential(1, 0.1, 3)(128) == float(decimal_power(0.1, 128 / 3))  # pow of glibc misses these two
+    assert s.exponential(1, 0.1, 3)(128) == float(
+        decimal_power(0.1, 128 / 3)
+    )  # the pow of glibc is one unit off here and in the next line
     assert s.exponential(1, 0.99, 7)(183) == float(decimal_power(0.99, 183 / 7))
     assert s.polynomial(1, 0, 4, 0.5)(1) == math.sqrt(0.75)
     assert s.polynomial(1, 0, 4, 0.5)(4) == s.exponential(1, 0, 2)(1) == 0
@@ -143,7 +145,7 @@ def test_polynomial(power):
     curve, cycle = s.polynomial(0.5, 0.125, 8, power), s.polynomial(0.5, 0.125, 8, power, cycle=True)
     for done in range(40):
         held = Fraction(3, 8) * max(1 - Fraction(done, 8), 0) ** int(power) + Fraction(1, 8)
-        goal = next(k for k in range(8, 100, 8) if k >= done)  # the multiple that is aimed at
+        goal = next(k for k in range(8, 100, 8) if k >= done)  # the multiple of 8 that the cycle ends at
         cycled = Fraction(3, 8) * (1 - Fraction(done, goal)) ** int(power) + Fraction(1, 8)
         assert curve(done) == near(held)
         assert cycle(done) == near(cycled)
@@ -152,7 +154,7 @@ def test_polynomial(power):
 def test_polynomial_cycle_at_multiples():
     cycle = s.polynomial(1, 0.25, 4, cycle=True)
     assert [cycle(t) for t in (0, 4, 8, 12)] == [1, 0.25, 0.25, 0.25]
-    assert cycle(5) == 0.75 * 0.375 + 0.25  # three of the eight updates to 8 are left
+    assert cycle(5) == 0.75 * 0.375 + 0.25  # three of eight updates are left until the cycle ends at 8
     assert cycle(3) == 0.75 * 0.25 + 0.25
 
 

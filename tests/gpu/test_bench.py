@@ -12,7 +12,7 @@ from fusedstep.tools.bench.harness import host_time
 
 
 class Exact(Fusedstep):
-    """Does the same."""
+    """Another contestant that makes the same steps."""
 
     name = "exact"
 

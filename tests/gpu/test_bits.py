@@ -47,7 +47,7 @@ def test_random_bits_depend_on_the_number_of_the_element(cupy, dtype):
 
 
 def test_a_large_tensor_has_the_norm_of_the_reference(cupy):
-    """Of three levels of sums."""
+    """More than 1024 * 1024 elements need three levels of sums."""
     (p, g), (q, h) = pairs(cupy, 1024 * 1025 + 7, 1024 * 1025 + 7)
     host, gpu = fs.SGD(clip_global_norm=1.0), fs.SGD(clip_global_norm=1.0)
     assert gpu.step(q, h).grad_norm == host.step(p, g).grad_norm
@@ -92,7 +92,7 @@ def test_arrays_that_are_not_aligned_alike(cupy):
 
 
 def test_around_the_smallest_normal_number(cupy):
-    """What flushes, and what rounds up to 2**-126 and stays: judged after rounding, as on x86."""
+    """Results are flushed if they lie below 2**-126 after rounding, as on x86; what rounds up to it stays."""
     lr = (1 - 2.0**-13) * 2.0**-63
     rng = np.random.default_rng(7)
     g = np.append(F32((1 + 2.0**-13) * 2.0**-63), (rng.uniform(0.99, 1.01, 100_000) * 2.0**-63).astype(F32))
@@ -107,7 +107,7 @@ def test_around_the_smallest_normal_number(cupy):
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_rule_around_the_smallest_normal_number(cupy, cls):
-    """Products, quotients and states near 2**-126, of random mantissas."""
+    """Random mantissas give products, quotients and states near 2**-126."""
     rng = np.random.default_rng(8)
     n = 20_000
     p, *grads = ((rng.uniform(0.5, 2, n) * 2.0 ** rng.integers(-127, -60, n)).astype(F32) for _ in range(4))

@@ -25,7 +25,7 @@ SOURCES = {"prepare": ["prepare.cu"]} | {
 
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
 
-# Each of these is one rounded operation, or none at all; those on float32 flush.
+# Instructions that round once (ARITHMETIC) or not at all (EXACT); those on float32 flush.
 ARITHMETIC = re.compile(r"(add|sub|mul|div|sqrt)\.rn(\.ftz\.f32|\.f64)")
 EXACT = re.compile(
     r"(setp|set)\.\w+(\.\w+)?(\.ftz\.f32|\.f64)|selp\.f(32|64)|(neg|abs)(\.ftz\.f32|\.f64)|mov\.f(32|64)"
@@ -152,7 +152,7 @@ def keeping_subnormals(text):
 @pytest.mark.skipif(not NVDISASM, reason="needs nvdisasm")
 @pytest.mark.parametrize("name", ["float32", "generic"])
 def test_ptxas_leaves_the_flush_in_every_instruction(reports, arch, cubins, name):
-    """It takes it from comparisons with 0 that a branch guards."""
+    """A comparison with 0 that a branch guards would lose its flush, so no rule may have one."""
     command = [NVDISASM, "-c", cubins / f"{name}_{arch}.cubin"]
     text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
     assert text.count("FADD.FTZ") > 1000

@@ -58,7 +58,9 @@ def test_waiting_afterwards_may_fail_and_the_step_counts(cupy, emulator):
     for i in range(4):
         host.step(p, g)
         if i == 2:
-            emulator.emulator_fail(b"cudaEventRecord", 2, 719)  # before, the end of the step, after
+            emulator.emulator_fail(
+                b"cudaEventRecord", 2, 719
+            )  # the third record: after the one before the step and the one at its end
             with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
                 gpu.step(q, h, stream=stream)
         else:
@@ -73,7 +75,7 @@ def test_waiting_afterwards_may_fail_and_the_step_counts(cupy, emulator):
 
 
 def test_memory_is_given_back_while_somebody_captures(cupy, emulator):
-    """In the mode that forbids it to every thread."""
+    """Capturing in the global mode forbids every thread to free memory, so it is freed later."""
     optimizer = fs.SGD()
     _, (q, h) = pairs(cupy, 200, 200)
     optimizer.step(q, Foreign(h))

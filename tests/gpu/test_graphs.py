@@ -12,7 +12,7 @@ CLASSES = fs.optimizers.classes()
 
 @pytest.mark.parametrize("cls", CLASSES)
 def test_a_captured_step_is_replayed_with_other_numbers(cupy, recorder, cls):
-    """The step counts in the graph, and the learning rate, the limit and the scale are read from the GPU."""
+    """A replayed step counts, and reads learning rate, limit and scale from the GPU."""
     host, gpu = cls(clip_global_norm=1.0), cls(clip_global_norm=1.0)
     lr, clip, scale = (cupy.asarray(np.zeros(())) for _ in range(3))
     gpu.lr, gpu.clip_global_norm = lr, clip
@@ -109,7 +109,7 @@ def test_a_graph_outlives_changes_of_hyperparameters(cupy, recorder):
 
 
 def test_a_graph_has_the_hyperparameters_of_its_capture(cupy, recorder):
-    """And other steps have theirs, though a replay came in between."""
+    """Other steps have their own hyperparameters, though a replay came in between."""
     host, gpu = fs.SGD(lr=0.1), fs.SGD(lr=0.1)
     (p, g), (q, h) = pairs(cupy, 3000, 3000)
     with recorder:

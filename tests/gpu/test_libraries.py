@@ -25,7 +25,7 @@ def test_arrays_of_other_libraries(cupy, version):
 
 
 def test_the_stream_of_another_library_is_waited_for(cupy):
-    """Its kernel is ordered after what made the gradient there, and before what comes there next."""
+    """A step is ordered after the work of the stream that made the gradient, and before the next work there."""
     theirs = cupy.cuda.Stream(non_blocking=True)
     p, q = pairs(cupy, 3000)
     h = cupy.zeros(3000, F32)
@@ -58,7 +58,7 @@ def test_foreign_arrays_live_until_their_step_is_done(cupy, emulator):
 
 
 def test_every_stream_of_other_libraries_counts(cupy):
-    """That of the parameter, where the gradient names another one."""
+    """A parameter and its gradient may name two streams, and the step waits for both."""
     first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     q, h = cupy.zeros(3000, F32), cupy.zeros(3000, F32)
     cupy.cuda.get_current_stream().synchronize()
@@ -199,7 +199,7 @@ def test_tensors_of_torch(dtype):
 
 @pytest.mark.gpu
 def test_more_than_2_to_the_31_elements():
-    """Two arrays of 4.3 GB."""
+    """The number of an element may need more than 32 bits, in two arrays of 4.3 GB."""
     cp = pytest.importorskip("cupy")
     n = 2**31 + 1030
     if cp.cuda.runtime.memGetInfo()[0] < 6 * n:

@@ -14,7 +14,7 @@ from tests.gpu.arrays import F32, pairs, same
 @pytest.mark.parametrize("dtype", [F32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("way", ["file", "state_dict", "pickle", "live"])
 def test_training_goes_on_elsewhere(cupy, way, options, dtype, tmp_path):
-    """From the host to the GPU, and back: with the bits that it would have had."""
+    """Training that moves from the host to a GPU and back has the bits of training that never moved."""
 
     def moved(optimizer, params):
         if way == "file":
@@ -66,7 +66,7 @@ def test_a_gradient_may_be_missing_where_states_have_yet_to_follow(cupy):
 
 
 def test_what_is_saved_is_of_one_moment(cupy):
-    """Though the step is still under way in another stream."""
+    """States are saved as they are after the last step, though that may be still under way in another stream."""
     host, gpu = fs.Momentum(), fs.Momentum()
     (p, g), (q, h) = pairs(cupy, 3000, 3000)
     stream = cupy.cuda.Stream(non_blocking=True)

@@ -84,7 +84,7 @@ def test_foreign_numbers_on_the_gpu_are_waited_for_and_kept(cupy):
     optimizer = fs.SGD(lr=Foreign(lr, stream=theirs.ptr))
     optimizer.step(q, h, grad_scale=number)
     del number
-    if hasattr(cupy, "emulator"):  # where work waits until somebody waits for it
+    if hasattr(cupy, "emulator"):  # the emulated GPU does its work only when somebody waits for it
         assert alive() is not None
     fs.SGD(lr=0.5).step(p, g, grad_scale=2.0)
     assert same(q, p)

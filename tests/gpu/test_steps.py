@@ -145,13 +145,13 @@ def test_steps_that_are_skipped(cupy, bad, dtype):
 
 
 def test_a_large_finite_float64_gradient_is_no_reason_to_skip(cupy):
-    """Though its square is infinite."""
+    """The square of 1e200 is infinite, but the gradient is not."""
     q = cupy.asarray(np.zeros(3))
     assert not fs.SGD(skip_nonfinite=True).step(q, cupy.asarray(np.full(3, 1e200))).skipped
 
 
 def test_results_may_be_read_at_any_time(cupy):
-    """Also when far more steps have been made than the GPU remembers."""
+    """Results are right even when far more steps have been made since than a GPU keeps results of."""
     host, gpu = fs.SGD(clip_norm=1.0), fs.SGD(clip_norm=1.0)
     p, q = pairs(cupy, 40)
     g, h = pairs(cupy, 40, seed=1)
@@ -168,7 +168,7 @@ def test_results_may_be_read_at_any_time(cupy):
 
 
 def test_results_outlive_the_arrays_of_their_step(cupy):
-    """Other parameters make other tables, and the old ones stay as long as a result is to be read."""
+    """Tables of a step stay as long as its result may be read, though other parameters have made other tables."""
     host, gpu = fs.SGD(clip_norm=1.0), fs.SGD(clip_norm=1.0)
     wanted, found = [], []
     for i in range(4):
@@ -180,7 +180,7 @@ def test_results_outlive_the_arrays_of_their_step(cupy):
 
 
 def test_the_step_count_comes_back_from_the_gpu(cupy):
-    """Also where no state has to follow, and the same plan goes on with arrays of the host."""
+    """SGD has no state that would have to follow when arrays of the host take the place of those of the GPU."""
     host, both = (fs.SGD(lr=fs.schedules.step(1.0, 0.5, every=2), skip_nonfinite=True) for _ in range(2))
     (p, g), (q, h) = pairs(cupy, 9, 9)
     for i in range(6):

@@ -11,7 +11,7 @@ from tests.gpu.arrays import F32, pairs, same
 
 
 def test_a_step_in_steady_state_only_starts_kernels(cupy, emulator):
-    """Nothing is allocated, copied, waited for or read: also with everything on."""
+    """A step allocates, copies, awaits and reads nothing, also with all options on."""
     for options, launches in (({}, 2), ({"clip_global_norm": 1.0, "skip_nonfinite": True, "ema": 0.9}, 5)):
         optimizer = fs.AdamW(**options)
         _, q = pairs(cupy, 5000, 3, 0)
@@ -46,7 +46,9 @@ def test_new_gradients_are_told_to_the_gpu(cupy):
     kept = []
     for i in range(5):
         g, h = pairs(cupy, 500, 3, seed=i)
-        kept.append(h[i % 2])  # so that one address is new and the other may be used again
+        kept.append(
+            h[i % 2]
+        )  # one gradient is kept, so that its address is not used again, while the other address may be
         host.step(p, g)
         gpu.step(q, h)
     assert all(map(same, p, q))
@@ -61,7 +63,7 @@ def test_a_gradient_may_be_freed_right_after_the_step(cupy):
         gpu.step(q, h)
         del h
         gc.collect()
-        cupy.full((5000,), np.nan, F32)  # in the same memory
+        cupy.full((5000,), np.nan, F32)  # most likely in the memory of the gradient
     assert same(q[0], p[0])
 
 
@@ -105,7 +107,7 @@ def test_a_step_is_ordered_in_its_stream(cupy, how):
 
 
 def test_one_optimizer_in_one_stream_after_another(cupy):
-    """The tables that it keeps are not written in one stream while another still reads them."""
+    """The tables of an optimizer are not written in one stream while another stream still reads them."""
     streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
     host, gpu = fs.Adam(lr=0.1), fs.Adam(lr=0.1)
     p, q = pairs(cupy, 3000)

@@ -78,7 +78,7 @@ def run(environment):
 
 
 def test_all_tests_find_the_newcomer(run):
-    """Those of the promises, of the tools, and of the loop of GPUs, which runs as C++."""
+    """Tests of promises, of tools, and of the loop of GPUs, which runs as C++, try the newcomer."""
     run("-m", "pytest", "-p", "no:cacheprovider", "tests/rules", *GENERAL)
     printed = run("-m", "pytest", "-p", "no:cacheprovider", "-rA", "-k", "drift", "tests")
     assert set(re.findall(r"^PASSED (tests/\w+/\w+)\.py::", printed, re.MULTILINE)) >= {

@@ -14,13 +14,13 @@ TOLERANCE = {np.float64: 1e-12, np.float32: 2e-5}
 
 # A learning rate stands where the defaults of the libraries differ; rates change in half of the runs.
 CASES = entries("TORCH")
-# An option of the case wins.
+# Options that every case is combined with; where a case has one itself, its own value holds.
 OPTIONS = [{}, {"weight_decay": 0.2}, {"maximize": True}, {"maximize": True, "weight_decay": 0.2}]
 
 
 @pytest.fixture
 def float64_counters():
-    """Torch keeps step counts, and the product of Nadam's momenta, in the default dtype."""
+    """Let PyTorch count in float64: it keeps step counts, and Nadam's product of momenta, in the default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

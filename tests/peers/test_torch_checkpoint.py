@@ -13,7 +13,7 @@ STEPS, SIZE, TOLERANCE = 10, 40, 1e-12
 
 @pytest.fixture(params=entries("TORCH"), ids=lambda case: f"{case[0]} as {case[2]} {case[3]}")
 def pair(request):
-    """Our optimizer, and torch's with its tensors; torch keeps counts and Nadam's product in the default dtype."""
+    """An optimizer of each library, and tensors; PyTorch keeps counts and Nadam's product in the default dtype."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     name, ours, other, theirs = request.param
@@ -76,7 +76,7 @@ def test_names_are_those_of_torch(pair):
 
 
 def test_a_run_of_bfloat16():
-    """What is loaded as the error says is what torch had, and torch takes it back, bit for bit."""
+    """A bfloat16 state of PyTorch is loaded as the error message advises, and PyTorch takes it back bit for bit."""
     bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
     tensor = torch.linspace(-2, 2, SIZE, dtype=torch.bfloat16)
     torch_opt = torch.optim.Adam([tensor])

@@ -47,7 +47,9 @@ def optimizer():
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")  # SequentialLR itself passes it
+@pytest.mark.filterwarnings(
+    "ignore:.*epoch parameter:UserWarning"
+)  # SequentialLR passes the epoch that PyTorch warns of
 def test_values(optimizer, name):
     ours, make = CASES[name]
     theirs = make(optimizer)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """A quick run, as anybody starts it."""
+    """The output and the record of a quick run that was started from the command line."""
     path = tmp_path_factory.mktemp("bench") / "quick.json"
     command = [sys.executable, "-m", "fusedstep", "bench", "--quick", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
