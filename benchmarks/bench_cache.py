@@ -1,7 +1,8 @@
 """
-What does a step cost in the cache of one core, against the divider?
+What does a step cost in the cache of one core, against a loop that only divides?
 
-Loops that keep it busy are compiled for the run, with the flags of the instruction set in use.
+Divisions and roots take longest in the arithmetic of a rule. Loops that compute nothing else are compiled for the run,
+with the flags of the instruction set in use.
 """
 
 import ctypes
@@ -20,10 +21,10 @@ import fusedstep
 from fusedstep.tools.bench.cases import Case, rules
 from fusedstep.tools.bench.contestants import Fusedstep, Job, Limit
 from fusedstep.tools.bench.harness import Entry
+from fusedstep.tools.bench.roofs import functions
 
 CACHED = (20 * 1024, 100 * 1024)  # in the second-level cache, and at its edge
 BLOCK = 1024  # elements, which stay in the first-level cache
-DIVIDED = {"sgd": None, "momentum": None, "nag": None, "lion": None, "adamax": "divide"}  # others: "divide_by_root"
 SOURCE = """
 #include <math.h>
 #define LOOP(name, expression)                                                                      \\
@@ -40,18 +41,22 @@ ARRAYS = [np.random.default_rng(i).uniform(1, 2, BLOCK).astype(np.float32) for i
 
 
 def _loop(rule: str) -> Callable[[int], object] | None:
-    """Return a function that divides as often as `rule` does for so many elements; None if it does not, or cannot."""
-    name = DIVIDED.get(rule, "divide_by_root")
-    library = _compiled() if name else None
-    if not name or not library:
+    """
+    Return a function that divides as often as a rule does, for a number of elements, by a root if the rule takes one.
+
+    None if the rule does not divide, or no compiler is found.
+    """
+    library = _compiled() if functions(rule)["divide"] else None
+    if not library:
         return None
-    function = getattr(library, name)
+    function = getattr(library, "divide_by_root" if functions(rule)["sqrt"] else "divide")
     addresses = [array.ctypes.data_as(ctypes.c_void_p) for array in ARRAYS]
     return lambda size: function(size // BLOCK, *addresses)
 
 
 @cache
 def _compiled() -> ctypes.CDLL | None:
+    """Return the loops of SOURCE, compiled; None if that fails."""
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     if not compiler:
         return None
@@ -75,8 +80,9 @@ def test_in_the_cache_of_one_core(timed, tell, rule, size):
     case = Case(rule, size=size, threads=1)
     fusedstep.set_num_threads(1)
     ours = Fusedstep(Job(case))
-    limit = Limit(ours)
-    entries = {"ours": Entry(ours.step), "limit": Entry(limit.step, steps=limit.steps)}
+    entries = {"ours": Entry(ours.step)}
+    if case.limit:
+        entries["limit"] = Entry(Limit(ours).step, steps=Limit.steps)
     bound = _loop(rule)
     if bound:
         entries["divider"] = Entry(partial(bound, size))
@@ -86,5 +92,5 @@ def test_in_the_cache_of_one_core(timed, tell, rule, size):
         slower = max(times, key=lambda name: times[name].median)
         tell(mine, relative_to={slower: times[slower]}, goals={slower: "<= 1.15"}, moved=case.moved)
     else:
-        goal = {} if DIVIDED.get(rule, "divide_by_root") else {"limit": ">= 0.95"}
+        goal = {} if functions(rule)["divide"] else {"limit": ">= 0.95"}
         tell(mine, times, goals=goal, moved=case.moved)

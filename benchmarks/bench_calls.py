@@ -1,4 +1,4 @@
-"""What does a call cost that has next to nothing to do?"""
+"""How long does a call take that has next to nothing to do?"""
 
 import numpy as np
 import pytest

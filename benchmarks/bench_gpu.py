@@ -1,4 +1,4 @@
-"""What does a step cost on a GPU: its memory, its launches, its calls? With -m gpu."""
+"""How long does a step take on a GPU: its traffic, its launches, its calls? Runs with -m gpu."""
 
 import json
 import re
@@ -71,7 +71,7 @@ def test_subnormal_states(run, tell, size):
 @pytest.mark.parametrize("count", [1, 100, 10_000])
 @pytest.mark.parametrize("what", ["same arrays", "same memory", "other memory"])
 def test_host(timed, tell, count, what):
-    """Calls return before the GPU has begun."""
+    """The seconds until a call returns, which is before the GPU has begun."""
     job = Job(Case(size=64, count=count, device=GPU))
     step = Fusedstep(job).step if what == "same arrays" else _with_gradients(job, what == "other memory")
     entries = {"ours": Entry(step)}
@@ -82,7 +82,7 @@ def test_host(timed, tell, count, what):
 
 
 def _with_gradients(job, elsewhere):
-    """Return a step whose gradients are other arrays each time."""
+    """Return a step whose gradients are other arrays each time, over the same or over two different memories."""
     sets = [job.grads, Job(job.case).grads if elsewhere else [g[:] for g in job.grads]]
     params, step = job.params(), job.case.optimizer().step
     turn = cycle([(params, [g[:] for g in grads]) for grads in sets])
@@ -119,7 +119,7 @@ def test_replay_of_a_graph(timed, tell, case, clock):
 @pytest.mark.parametrize("options", [(), (("clip_global_norm", 1.0),)], ids=["plain", "clipped"])
 @pytest.mark.parametrize("size", [MEDIUM, MANY.size])
 def test_launches(tell, tmp_path, size, options):
-    """As torch's profiler sees them."""
+    """The number of launches of a step, as the profiler of torch sees them."""
     profiler = pytest.importorskip("torch.profiler")
     step = Fusedstep(
         Job(Case(size=size, count=MANY.count if size == MANY.size else 1, device=GPU, options=options))

@@ -1,4 +1,4 @@
-"""What do norms, and what else surrounds the update, add to a step, beside the bytes that they move?"""
+"""How much longer does a step take with each option around the update, compared with the bytes that it adds?"""
 
 from functools import partial
 from typing import Any
@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("size", SIZES)
 def test_option_over_plain(timed, tell, size, options):
-    """Gradients are put back before each turn: some options write to them."""
+    """Gradients are set anew before each turn, because some options write to them."""
     plain, case = Case(size=size), Case(size=size, options=tuple(OPTIONS[options].items()))
     job = Job(plain)
     contestants = {"plain": Fusedstep(job), "with": Fusedstep(job)}
@@ -53,6 +53,10 @@ def test_option_over_plain(timed, tell, size, options):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_clipped_against_torch(run, tell_case, size):
-    """Torch's clip_grad_norm_ and its optimizer: gradients are clipped once, then small already, as are ours."""
+    """
+    Against clip_grad_norm_ and the optimizer of torch.
+
+    The first call of clip_grad_norm_ makes the gradients small; later calls find nothing to clip, and take as long.
+    """
     (measured,) = run([Torch, TorchForeach], size=size, options=[(("clip_global_norm", 1.0),)])
     tell_case(measured)

@@ -1,4 +1,4 @@
-"""What does a tensor cost in a step of a thousand small ones?"""
+"""How long does a tensor take in a step of a thousand small ones?"""
 
 from functools import partial
 
@@ -40,6 +40,6 @@ def test_options(timed, tell, options):
     entries = {}
     for name, case in zip(("plain", "with"), cases, strict=True):
         job = Job(case)
-        entries[name] = Entry(Fusedstep(job).step, partial(job.set_grads, 1.0))  # which zero_grad writes to
+        entries[name] = Entry(Fusedstep(job).step, partial(job.set_grads, 1.0))  # zero_grad writes to gradients
     times = timed(entries)
     tell(times.pop("with"), relative_to=times)

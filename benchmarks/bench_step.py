@@ -1,4 +1,4 @@
-"""What does a step cost, against what the memory allows, and against other people's optimizers?"""
+"""How long does a step take, against what the memory allows, and against other people's optimizers?"""
 
 import pytest
 
@@ -8,7 +8,7 @@ from fusedstep.tools.bench.peers import PEERS, Expression, Torch, TorchForeach, 
 
 LARGE, MEDIUM, SMALL = 30_000_000, 1_000_000, 1_000
 CACHED = 100 * 1024
-SLOW_IN_TORCH = ("rmsprop", "adadelta", "adamax", "nadam")  # no fused kernel for a CPU
+SLOW_IN_TORCH = ("rmsprop", "adadelta", "adamax", "nadam")  # rules without a fused kernel for CPUs in torch
 
 
 @pytest.mark.parametrize("rule", rules())

@@ -1,4 +1,4 @@
-"""Do subnormal numbers cost anything?"""
+"""Does a step take longer with subnormal numbers?"""
 
 import pytest
 
@@ -13,7 +13,7 @@ RULES = ("momentum", "rmsprop", "adadelta", "adam")
 
 @pytest.mark.parametrize("rule", RULES)
 def test_states(run, tell, rule):
-    """Gradients are zero; each step begins by setting the states, lest a step that flushes leave none to the next."""
+    """Gradients are zero. Each step begins by setting the states: a step that flushes them leaves none to the next."""
     normal, tiny = run([Torch, TorchSingle], rule=rule, size=SIZE, states=[NORMAL, SUBNORMAL], threads=1)
     about = {
         f"{row.name} takes": f"{row.timing.median / normal.row(row.name).timing.median:.2f} times as long"

@@ -1,4 +1,4 @@
-"""How does a step scale with the number of threads?"""
+"""How much faster is a step with more threads?"""
 
 import pytest
 

@@ -1,9 +1,9 @@
 """
-The harness of `python -m fusedstep bench`, for pytest-benchmark.
+Fixtures that connect the harness of `python -m fusedstep bench` with pytest-benchmark.
 
-A test runs an interleaved race, and tells ours, and what stands beside it, with `tell`. pytest-benchmark gets the
-rounds of ours; its statistics, files and comparisons are as always. Ratios and goals are printed in the end, and are in
-the `extra_info` of its files. A missed goal is a line in the table, never a failure.
+A test times contestants in interleaved rounds, and hands the timings of fusedstep and of the others to `tell`.
+pytest-benchmark gets the rounds of fusedstep; its statistics, files and comparisons are as always. Ratios and goals are
+printed in the end, and are in the `extra_info` of its files. A missed goal is a line in the table, never a failure.
 """
 
 import operator
@@ -24,7 +24,7 @@ UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 class Replay:
-    """A clock that rounds which have been timed already put forward: pytest-benchmark looks at it in `now`."""
+    """A clock for pytest-benchmark, put forward by rounds that have been timed before."""
 
     seconds = 0.0
 
@@ -33,7 +33,7 @@ class Replay:
         return self.seconds
 
     def advance(self, seconds: Iterable[float]) -> Callable[[], None]:
-        """Return a function that takes as long as the next round did."""
+        """Return a function that takes, by this clock, as long as the next round did."""
         left = iter(seconds)
 
         def step() -> None:
@@ -48,7 +48,7 @@ VERDICTS: list[str] = []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give pytest-benchmark the clock of what has been timed."""
+    """Let pytest-benchmark look at the clock `REPLAY`."""
     for item in items:
         item.add_marker(pytest.mark.benchmark(timer=REPLAY.now))
 
@@ -100,7 +100,7 @@ def timed(rounds: int) -> Callable[..., dict[str, Timing]]:
 
 @pytest.fixture
 def tell(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Return a function that tells what was found out."""
+    """Return a function that reports timings to pytest-benchmark and to the table of ratios and goals."""
 
     def tell(
         ours: Timing,
@@ -111,20 +111,20 @@ def tell(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
         **about: Any,
     ) -> None:
         """
-        Tell our time, and how it compares.
+        Report the time of fusedstep, and how it compares.
 
         Parameters
         ----------
         ours : Timing
-            Of a step of ours.
+            A step of fusedstep.
         faster_than, relative_to : dict of Timing
-            Others of the same race: ratios are theirs over ours, or ours over theirs.
+            Others of the same race, by name: their time over ours is reported, or ours over theirs.
         goals : dict
-            What a ratio, or "ours", should be: ">= 0.95", "<= 30 us".
+            What a ratio should be, by name, or our time, as "ours": ">= 0.95", "<= 30 us".
         moved : int
             The bytes that a step reads and writes.
         **about
-            What else is worth keeping.
+            More to report, by name.
         """
         goals = dict(goals or {})
         rate = {"gb_per_s": moved / ours.median / 1e9} if moved else {}
@@ -143,7 +143,7 @@ def tell(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 def _add(benchmark: Any, test: str, text: str, name: str, value: float, goal: str) -> None:
-    """Keep a number, and whether it meets its goal."""
+    """Add a line with a number to the table, and the number to `extra_info`, with whether it meets its goal."""
     verdict = ""
     if goal:
         sign, number, *unit = goal.split()
@@ -167,7 +167,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture
 def tell_case(tell: Callable[..., None]) -> Callable[..., None]:
-    """Return a function that tells how ours fared in a case."""
+    """Return a function that reports all contestants of a case with `tell`."""
 
     def tell_case(measured: Measured, goals: Mapping[str, str] | None = None) -> None:
         case: Case = measured.case

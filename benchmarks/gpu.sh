@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Build the package on a machine with a GPU, test it, check it with compute-sanitizer and measure it: 8 minutes at most.
-# Logs and the record go to $OUT. Nothing is downloaded: what pyproject.toml asks for must be installed, and CuPy.
+# Logs and the record go to $OUT, by default benchmarks/results. Nothing is downloaded: CuPy and what pyproject.toml asks
+# for must be installed.
 set -euo pipefail
 
 out=${OUT:-$(dirname "$0")/results}
@@ -14,12 +15,13 @@ export PYTHONPATH="$folder/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 summary=()
 failed=0
 
-# part NAME SECONDS COMMAND...: run a command for so long at most, keep what it says, and remember how it ended.
+# part NAME SECONDS COMMAND...: run a command for so many seconds at most, write what it prints to NAME.log, and add a
+# line about it to the summary.
 part() {
     local name=$1 seconds=$2 begin=$SECONDS status=0 how=passed
     shift 2
     echo "$name ..."
-    # A shell that was started in the background ignores this signal, and so would all that it starts.
+    # A shell in the background ignores SIGINT, and its commands would inherit that: env restores the default.
     timeout --signal=INT --kill-after=10 "$seconds" env --default-signal=INT "$@" >"$out/$name.log" 2>&1 </dev/null ||
         status=$?
     if ((status)); then
@@ -38,7 +40,7 @@ finish() {
     exit "$failed"
 }
 
-# For the GPUs that CMake finds here; ninja takes all cores.
+# CMake builds for the GPUs that it finds on this machine.
 export FUSEDSTEP_CUDA=ON
 build='python3 -m pip install --disable-pip-version-check --no-build-isolation --no-deps --target "$0/site" \
     --config-settings=build-dir="$0/build" . && python3 -m fusedstep info'
@@ -54,9 +56,10 @@ import numpy as np
 from ml_dtypes import bfloat16
 
 import fusedstep
-from fusedstep import reference, verify
+from fusedstep import reference
+from fusedstep.tools import verify
 
-cupy.cuda.set_allocator(None)  # memory of its own for each array: what is read or written beyond it is seen
+cupy.cuda.set_allocator(None)  # each array has memory of its own, so that reads and writes beyond it are noticed
 verify.Guarded.margin = 0
 CASES = [
     ("Adam", {"clip_global_norm": 20.0, "ema": 0.9, "zero_grad": True}, np.float32, np.float32),

@@ -1,4 +1,8 @@
-"""Tell what a step takes for more parameters than fit here: python benchmarks/scale.py RECORD.json; see scale.md."""
+"""
+Model the time of a step with more parameters than this machine has room for: python benchmarks/scale.py RECORD.json.
+
+The model is fitted to a record of smaller sizes. See scale.md.
+"""
 
 import argparse
 from collections.abc import Callable
@@ -29,7 +33,7 @@ class Machine:
     param, grad : int
         Bytes of a parameter, and of its gradient.
     network, latency : float
-        Bytes per second that it sends while it receives as many, and seconds until a message is there.
+        Bytes per second that the machine sends while it receives as many, and seconds until a message arrives.
     """
 
     call: float
@@ -46,13 +50,13 @@ class Machine:
         return self.call + n * self.moved / self.rate
 
     def ring(self, size: float, machines: int) -> float:
-        """Return the seconds in which a ring sums or gathers so many bytes: each machine passes on all but one part."""
+        """Return the seconds in which a ring sums or gathers `size` bytes: each machine sends all parts but one."""
         return (machines - 1) * (size / machines / self.network + self.latency)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where parameters, gradients and states are: seconds to update and to communicate, and bytes on each machine."""
+    """A way to place parameters, gradients and states: seconds of update and of network, and bytes on each machine."""
 
     update: Callable[[Machine, float, int], float]
     network: Callable[[Machine, float, int], float]
@@ -62,17 +66,17 @@ class Placement:
 def placements() -> dict[str, Placement]:
     """Return the ways to place n parameters on some machines."""
     return {
-        "replicas": Placement(  # the gradients are summed and gathered; everybody updates everything
+        "replicas": Placement(  # gradients are summed and gathered; each machine updates all parameters
             lambda m, n, _: m.update(n),
             lambda m, n, machines: 2 * m.ring(n * m.grad, machines),
             lambda m, n, _: n * m.held,
         ),
-        "sharded states": Placement(  # everybody sums and updates a share, and the parameters are gathered
+        "sharded states": Placement(  # each machine sums gradients of a share and updates it; parameters are gathered
             lambda m, n, machines: m.update(n / machines),
             lambda m, n, machines: m.ring(n * m.grad, machines) + m.ring(n * m.param, machines),
             lambda m, n, machines: n * (m.param + m.grad) + n / machines * (m.held - m.param - m.grad),
         ),
-        "all sharded": Placement(  # the next pass gathers the parameters, layer by layer, in its own time
+        "all sharded": Placement(  # the forward pass gathers parameters layer by layer, which is not counted
             lambda m, n, machines: m.update(n / machines),
             lambda m, n, machines: m.ring(n * m.grad, machines),
             lambda m, n, machines: n / machines * m.held,
@@ -81,7 +85,7 @@ def placements() -> dict[str, Placement]:
 
 
 def measured(record: Record, rule: str = "adam", dtype: str = "float32", device: str = "cpu") -> list[Measured]:
-    """Return what a record has of a rule, by size, on all threads."""
+    """Return the cases of a rule in a record, by size: of one tensor, without options, on all threads."""
     found = [
         each
         for each in record.cases
@@ -96,7 +100,7 @@ def measured(record: Record, rule: str = "adam", dtype: str = "float32", device:
 
 
 def fitted(some: list[Measured], **network: float) -> Machine:
-    """Return the machine of the line through the smallest and the largest size."""
+    """Return the machine whose times lie on the line through the smallest and the largest measured size."""
     small, large = some[0], some[-1]
     case, seconds = large.case, large.ours.timing.median - small.ours.timing.median
     if seconds <= 0:
@@ -109,9 +113,9 @@ def fitted(some: list[Measured], **network: float) -> Machine:
 
 def check(some: list[Measured]) -> list[str]:
     """
-    Return how the model fares at sizes that it has not seen: lines of a table.
+    Return how close the model comes to sizes that it was not fitted to: lines of a table.
 
-    It is fitted without each in turn. What stays in a cache is faster than memory.
+    For each size, the model is fitted to the others. Sizes that fit into a cache are faster than the model says.
     """
     lines = ["| parameters | measured | modelled | modelled/measured |", "|---|---|---|---|"]
     for each in some[1:]:
@@ -123,7 +127,7 @@ def check(some: list[Measured]) -> list[str]:
 
 
 def table(machine: Machine, counts: list[int], memory: float) -> list[str]:
-    """Return the time of a step for each number of parameters and machines, and what fits: lines of a table."""
+    """Return times for each number of parameters and machines, and which do not fit into memory: lines of a table."""
     lines = [
         "| parameters | placement | machines | memory each | update | network | step |",
         "|---|---|---|---|---|---|---|",

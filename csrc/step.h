@@ -1,17 +1,21 @@
-// The calling convention between the arrays and the engines: a step is a list of slots, one per tensor,
-// whose scalars stand in groups, one per set of hyperparameters and step number.
+// What plans and engines tell each other of a step: a `Slot` for each tensor, and how far the tensor is. Plain data,
+// also for code on a GPU.
 #pragma once
 
-#include <stddef.h>
-#include <stdint.h>
+#include "storage/types.h"
 
 namespace fusedstep {
 
-enum Type : int8_t { kFloat32, kFloat64, kFloat16, kBFloat16, kUInt16, kTypes };
+constexpr int kMaxStates = 4;
+constexpr int kMaxMemory = 4;
+constexpr int kMaxHypers = 25;       // those of a rule, then those around it
+constexpr int kMaxRuleScalars = 10;  // where the scalars around a rule begin
+constexpr int kMaxScalars = 20;
 
-constexpr int64_t kItemSize[kTypes + 1] = {4, 8, 2, 2, 2, 0};
+// The arrays of a tensor.
+enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
 
-// The types of the arrays of a tensor. The average has that of the states; kTypes: there is no master.
+// The types of the arrays of a tensor. The average has the type of the states; without a master, its type is kTypes.
 struct Types {
     Type param = kTypes, grad = kTypes, state = kTypes, master = kTypes;
 
@@ -19,92 +23,60 @@ struct Types {
     bool operator==(const Types&) const = default;
 };
 
-// The loops of their own that a rule has; all else is decided, vector by vector, by the mixed one.
-constexpr Types kCompiled[] = {{kFloat32, kFloat32, kFloat32},    {kFloat64, kFloat64, kFloat64},
-                               {kBFloat16, kBFloat16, kBFloat16}, {kBFloat16, kBFloat16, kFloat32},
-                               {kFloat16, kFloat16, kFloat16},    {kFloat16, kFloat16, kFloat32}};
-constexpr int kPure = 2;  // so many of them convert nothing
-constexpr int kMixed = sizeof(kCompiled) / sizeof(Types);
+// How far a tensor is.
+struct Clock {
+    int64_t t;                  // finished updates
+    int64_t averaged;           // 1 once its average has begun
+    double memory[kMaxMemory];  // the numbers that its rule keeps between steps
+};
 
-constexpr int loop_of(const Types& types) {
-    int loop = 0;
-    while (loop < kMixed && !(kCompiled[loop] == types)) ++loop;
-    return loop;
-}
+constexpr int kHost = -1;  // the device of arrays in host memory; others are numbers of GPUs
 
-constexpr int kHost = -1;  // where an array is, or the number of a GPU
-
-constexpr int kMaxStates = 3;
-// What the arrays of a tensor are.
-enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
-
-constexpr int kMaxHypers = 21;  // the rule's, then those around it
-constexpr int kMaxRuleScalars = 8;
-constexpr int kMaxScalars = 20;  // the rule's, then those around it
-
-// Which loop: the rule alone; with a factor on the gradient and decay; with all that surrounds it; with the average of
-// the parameters too. The cheaper ones matter in the cache only.
-enum Variant : int32_t { kPlain, kDecayed, kGeneral, kAveraged, kVariants };
-
-// One tensor. Without a gradient in this step, its size is 0.
+// A tensor, or a part of one, of which the engine updates as much as its arrays hold.
 struct Slot {
     void* arrays[kRoles] = {};
-    int64_t size = 0;
+    int64_t size = 0;       // elements
+    int64_t origin = 0;     // number of the first element in the whole tensor: a multiple of 1024, a block of the norm
+    uint64_t noise_id = 0;  // tells its random bits from those of other tensors
+    Clock* clock = nullptr;
     Types types;
-    int32_t loop = 0;
-    int32_t traffic = 1;  // the bytes that an update of an element reads and writes
-    int32_t group = 0;
-    double scale = 1;    // the factor on the gradient
-    uint64_t noise = 0;  // the key of the random bits, where rounding is stochastic
-
-    void become(const Types& found, int state_count) {
-        types = found;
-        loop = loop_of(types);
-        traffic = static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
-                                       2 * state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
-    }
+    int32_t row = 0;  // of the table of hyperparameters
+    int32_t device = kHost;
+    bool has_grad = false;  // in this step; without a gradient, nothing about the tensor changes
 };
 
-// How far a tensor is. `product` is Nadam's product of its momenta so far; `averaged` is 1 once its average has begun.
-struct Clock {
-    int64_t t;
-    double product;
-    int64_t averaged;
+// A hyperparameter: a value, or the address of a double on the device of the tensors.
+struct Number {
+    double value;
+    const double* at;
 
-    bool operator==(const Clock&) const = default;
+    bool operator==(const Number&) const = default;
 };
 
-// The scalars of an update, derived in double and rounded once.
-struct Group {
+// What a step found out about its gradients.
+struct Finding {
+    double norm;       // of all of them, unscaled
+    int64_t offender;  // the first slot whose gradient is not finite, where such a step is skipped, else kNobody
+};
+constexpr int64_t kNobody = -1;  // the largest number, where numbers have no sign
+
+// How much of what may surround a rule an update contains. Less is faster, as long as the arrays are in a cache.
+enum Variant : int32_t {
+    kPlain,     // the rule alone
+    kDecayed,   // a factor on the gradient, and weight decay
+    kClipped,   // also clipping by value, and L1
+    kAveraged,  // also the average of the parameters
+    kVariants
+};
+
+// The scalars of one update, derived from hyperparameters and clock in double and rounded once.
+struct Derived {
     double float64[kMaxScalars];
     float float32[kMaxScalars];
-    Variant variant;      // the least that it needs
-    bool zero_grad;       // whether gradients are set to +0
-    bool stochastic;      // whether halves are rounded by chance
-    uint64_t seed;        // of that
-    Clock before, after;  // of the tensors that this update concerns
-};
-
-// One rule, as one instruction set runs it.
-struct Kernel {
-    const char* name;
-    const char* states;
-    const char* hypers;  // the rule's; those around it follow
-    int state_count;
-    int rule_hyper_count;
-    int hyper_count;
-    // Advance the clock by one update and derive its scalars.
-    void (*derive)(const double* hyper, Clock& clock, Group& group);
-    // Update the elements [begin, end) of a slot.
-    void (*update[kMixed + 1][kVariants])(const Slot& slot, const Group& group, int64_t begin, int64_t end);
-};
-
-struct Kernels {
-    const char* isa;
-    const Kernel* begin;
-    const Kernel* end;
-    // The sums of squares of the blocks [begin, end) of an array of `size` elements; see norm.h.
-    void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
+    Variant variant;  // the cheapest loop that computes its options
+    bool zero_grad;   // gradients are set to +0 after they have been read
+    bool stochastic;  // narrow types are rounded by random bits
+    uint64_t seed;    // of these random bits
 };
 
 }  // namespace fusedstep

@@ -85,10 +85,10 @@ def _build_emulated(folder):
     flags += ["-I", EMULATOR, "-I", ROOT / "csrc", "-I", pybind11.get_include(), "-I", sysconfig.get_path("include")]
     flags += [f'-DFUSEDSTEP_CUDA_{word}="emulated"' for word in ("COMPILER", "FLAGS", "ARCHITECTURES")]
     cuda = ROOT / "csrc" / "engines" / "cuda"
-    jobs = {loop: ["-x", "c++", f"-DFUSEDSTEP_LOOP={loop}", cuda / "update.cu"] for loop in ("mixed", "float32")}
+    jobs = {loop: ["-x", "c++", f"-DFUSEDSTEP_LOOP={loop}", cuda / "update.cu"] for loop in ("generic", "float32")}
     jobs |= {"float64": ["-x", "c++", "-DFUSEDSTEP_LOOP=float64", cuda / "update.cu"]}
     jobs |= {"prepare": ["-x", "c++", cuda / "prepare.cu"], "control": [EMULATOR / "control.cpp"]}
-    jobs |= {name: [cuda / f"{name}.cpp"] for name in ("module", "engine", "session")}
+    jobs |= {name: [cuda / f"{name}.cpp"] for name in ("module", "device", "session")}
 
     def compile_one(name):
         target = folder / f"{name}.o"

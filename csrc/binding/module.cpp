@@ -1,24 +1,38 @@
-// The module fusedstep._cpu: the CPU engine as Python sees it.
+// The module fusedstep._cpu: rules, plans and the engine for host memory, as Python sees them.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include "binding/functional.h"
 #include "binding/plan.h"
-#include "binding/update.h"
-#include "element/around.h"
+#include "element/float_mode.h"
+#include "element/norm.h"
 #include "engines/cpu/dispatch.h"
 
 namespace {
 
 using namespace fusedstep;
 
-// Rule name -> (number, names of its states, names of its hyperparameters).
-py::dict list_rules() {
+py::tuple split(const char* words) {
+    return py::tuple(py::str(words).attr("split")());
+}
+
+// What Python knows of a rule. Its hypers are the names of a row of hyperparameters, those around every rule last.
+py::object rule_type() {
+    return py::module_::import("collections").attr("namedtuple")("Rule", split("number states hypers memory counts"));
+}
+
+py::dict list_rules(const py::object& type) {
     py::dict rules;
-    const Kernels& kernels = *runnable_kernels().front();
-    auto split = [](const char* words) { return py::tuple(py::str(words).attr("split")()); };
-    for (const Kernel* kernel = kernels.begin; kernel != kernels.end; ++kernel)
-        rules[kernel->name] = py::make_tuple(kernel - kernels.begin, split(kernel->states),
-                                             split(kernel->hypers) + split(Around::hypers));
+    for (const RuleInfo& rule : rule_infos())
+        rules[rule.name] = type(rule.number, split(rule.states), split(rule.hypers) + split(names_around()),
+                                split(rule.memory), rule.counts);
     return rules;
+}
+
+const RuleInfo& rule_of(int number) {
+    const auto rules = rule_infos();
+    if (number < 0 || static_cast<size_t>(number) >= rules.size()) throw py::index_error("no rule has this number");
+    return rules[number];
 }
 
 py::tuple list_isas() {
@@ -33,48 +47,74 @@ void use_isa(const std::string& name) {
     throw py::value_error("this processor does not run " + name);
 }
 
-int checked(int rule) {
-    const Kernels& kernels = *runnable_kernels().front();
-    if (rule < 0 || rule >= kernels.end - kernels.begin) throw py::index_error("no rule has this number");
-    return rule;
+// The sum of squares of each block of an array in host memory; see norm.h.
+py::array_t<double> sums_of_blocks(py::object array) {
+    const View view = look(as_array(array, {"array"}), {"array"}, false);
+    if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
+    Slot slot;
+    slot.arrays[kGrad] = view.data;
+    slot.size = view.size;
+    slot.types.grad = view.type;
+    py::array_t<double> sums(blocks_of(view.size));
+    sum_blocks(slot, sums.mutable_data());
+    return sums;
+}
+
+// The sum of sums of blocks, over all levels above them; see norm.h.
+double sum_of_sums(py::array_t<double, py::array::c_style> sums) {
+    std::vector<double> copy(sums.data(), sums.data() + sums.size());
+    FloatMode mode;
+    mode.ieee();
+    return total(copy.data(), static_cast<int64_t>(copy.size()));
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
+    using py::arg;
 #if defined(__x86_64__)
     if (!__builtin_cpu_supports("sse4.2"))
         throw py::import_error("fusedstep needs an x86-64 processor with SSE 4.2 (x86-64-v2)");
 #endif
     find_dtypes();
-    m.doc() = "The CPU engine of fusedstep.";
+    m.doc() = "The rules of fusedstep, its plans, and its engine for host memory.";
     m.attr("version") = FUSEDSTEP_VERSION;
-    m.attr("rules") = list_rules();
+    m.attr("Rule") = rule_type();
+    m.attr("rules") = list_rules(m.attr("Rule"));
     m.attr("isas") = list_isas();
     m.attr("built_isas") = py::str(FUSEDSTEP_ISAS).attr("split")();
     m.attr("compiler") = FUSEDSTEP_COMPILER;
     m.attr("flags") = FUSEDSTEP_FLAGS;
     m.attr("commit") = FUSEDSTEP_COMMIT;
-    m.attr("tickets") = cuda::kTickets;
+    m.attr("tickets") = kTickets;
+    m.attr("max_memory") = kMaxMemory;
     m.def("isa", [] { return current_kernels().isa; });
-    m.def("use_isa", &use_isa);
+    m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);
-    m.def("set_num_threads", &set_num_threads);
-    m.def("update", [](int rule, py::tuple arrays, py::bytes hypers, py::object t, double product) {
-        return update(checked(rule), arrays, hypers, t, product);
-    });
+    m.def("set_num_threads", &set_num_threads, arg("count"));
+    m.def("sums_of_blocks", &sums_of_blocks, arg("array"));
+    m.def("sum_of_sums", &sum_of_sums, arg("sums"));
+    m.def(
+        "update",
+        [](int rule, py::tuple arrays, py::bytes hypers, py::object t, py::tuple memory) {
+            return update(rule_of(rule), arrays, hypers, t, memory);
+        },
+        arg("rule"), arg("arrays"), arg("hypers"), arg("t"), arg("memory"));
 
-    py::class_<Ticket>(m, "Ticket")
-        .def("read", &Ticket::read)
-        .def_property_readonly("is_captured", &Ticket::is_captured);
+    py::class_<PendingFinding>(m, "PendingFinding")
+        .def("read", &PendingFinding::read)
+        .def_property_readonly("is_captured", &PendingFinding::is_captured);
 
     py::class_<Plan>(m, "Plan")
-        .def(py::init([](int rule, py::object params) { return std::make_unique<Plan>(checked(rule), params); }))
+        .def(py::init([](int rule, py::object params) { return std::make_unique<Plan>(rule_of(rule), params); }),
+             arg("rule"), arg("params"))
         .def_property_readonly("keys", &Plan::keys)
-        .def("check", &Plan::check)
-        .def("bind", &Plan::bind)
-        .def("set_hypers", &Plan::set_hypers)
-        .def("run", &Plan::run)
+        .def("check", &Plan::check, arg("params"), arg("grads"))
+        .def("bind", &Plan::bind, arg("kept"), arg("clocks"), arg("clock_of"), arg("noise_ids"),
+             arg("origins") = py::none())
+        .def("set_hypers", &Plan::set_hypers, arg("rows"), arg("row_of"), arg("skip_nonfinite"))
+        .def("run", py::overload_cast<py::object, py::object, py::object, py::object>(&Plan::run), arg("params"),
+             arg("grads"), arg("grad_scale"), arg("stream"))
         .def("wait", &Plan::wait)
         .def("refresh", &Plan::refresh)
         .def_property_readonly("was_captured", &Plan::was_captured);

@@ -3,51 +3,19 @@
 #include <pybind11/critical_section.h>
 
 #include <algorithm>
+#include <array>
 
-#include "binding/update.h"
+#include "binding/container.h"
 #include "element/around.h"
-#include "element/float_mode.h"
-#include "element/philox.h"
-#include "engines/cpu/dispatch.h"
+#include "element/norm.h"
 
 namespace fusedstep {
 namespace {
 
-const char* kKindNames[] = {"one array", "a sequence", "a mapping"};
-
-bool is_instance_of_abc(py::handle object, const char* abc) {
-    return py::isinstance(object, py::module_::import("collections.abc").attr(abc));
-}
-
-Container open(py::object object, const char* role) {
-    if (PyDict_CheckExact(object.ptr())) return {Kind::kMapping, object};
-    if (PyList_CheckExact(object.ptr()) || PyTuple_CheckExact(object.ptr())) return {Kind::kSequence, object};
-    if (is_array(object)) return {Kind::kArray, object};
-    if (is_instance_of_abc(object, "Mapping")) {
-        py::dict items;
-        for (py::handle key : object) items[key] = object[key];
-        return {Kind::kMapping, items};
-    }
-    if (is_instance_of_abc(object, "Sequence") && !py::isinstance<py::str>(object) &&
-        !py::isinstance<py::bytes>(object))
-        return {Kind::kSequence, py::list(object)};
-    throw py::type_error(std::string(role) + " is of type " + type_name(object) +
-                         ", expected an array, or a sequence or mapping of arrays");
-}
-
-// Whether two keys are equal, decided without running anybody's code: str and int only.
-bool plainly_equal(py::handle a, py::handle b) {
-    if (a.is(b)) return true;
-    if ((PyUnicode_CheckExact(a.ptr()) && PyUnicode_CheckExact(b.ptr())) ||
-        (PyLong_CheckExact(a.ptr()) && PyLong_CheckExact(b.ptr())))
-        return PyObject_RichCompareBool(a.ptr(), b.ptr(), Py_EQ) == 1;
-    return false;
-}
-
-// What the hyperparameter number j of a rule is called.
-std::string_view hyper_name(const Kernel& kernel, size_t j) {
-    const size_t own = kernel.rule_hyper_count;
-    return j < own ? word(kernel.hypers, j) : word(Around::hypers, j - own);
+// What hyperparameter j of a rule is called.
+std::string_view hyper_name(const RuleInfo& rule, size_t j) {
+    const size_t own = rule.own_hyper_count;
+    return j < own ? word(rule.hypers, j) : word(names_around(), j - own);
 }
 
 py::tuple shape_tuple(Shape shape) {
@@ -62,8 +30,8 @@ py::object device_of(const View& view) {
 
 }  // namespace
 
-Plan::Plan(int rule, py::object params) : rule_(rule) {
-    Container container = open(params, "params");
+Plan::Plan(const RuleInfo& rule, py::object params) : rule_(rule) {
+    Container container = open_container(params, "params");
     kind_ = container.kind;
     if (kind_ == Kind::kMapping) {
         keys_ = py::list(container.items);
@@ -75,14 +43,13 @@ Plan::Plan(int rule, py::object params) : rule_(rule) {
     slots_.resize(keys_.size());
 }
 
-// Which loop updates a tensor follows from the types of its arrays.
-void Plan::settle(size_t i) {
+void Plan::update_types(size_t i) {
     Tensor& tensor = tensors_[i];
     const View* views = tensor.views;
     Types types{views[kParam].type, views[kGrad].type, views[kParam].type, views[kMaster].type};
     for (int role = kStates; role <= kAverage; ++role)
         if (tensor.has(role)) types.state = views[role].type;
-    slots_[i].become(types, kernel_of(rule_).state_count);
+    slots_[i].types = types;
     tensor.ready = is_ready(i);
 }
 
@@ -90,8 +57,8 @@ void Plan::settle(size_t i) {
 bool Plan::is_ready(size_t i) const {
     const Tensor& tensor = tensors_[i];
     if (!tensor.bound || rows_.empty()) return false;
-    const Row& row = rows_[tensor.row];
-    const Type master = kHalves & among(tensor.views[kParam].type) ? row.master : kTypes;
+    const Row& row = rows_[slots_[i].row];
+    const Type master = contains(kNarrow, tensor.views[kParam].type) ? row.master : kTypes;
     return (tensor.has(kAverage) || !row.averages) && tensor.views[kMaster].type == master;
 }
 
@@ -107,7 +74,7 @@ Name Plan::span_name(size_t id) const {
     if (role == kAverage) return {"ema", keys_[i].ptr()};
     if (role == kMaster)
         return {"state", keys_[i].ptr(), tensors_[i].views[kMaster].type == kUInt16 ? "remainder" : "master"};
-    return {"state", keys_[i].ptr(), word(kernel_of(rule_).states, role - kStates)};
+    return {"state", keys_[i].ptr(), word(rule_.states, role - kStates)};
 }
 
 bool Plan::fetch_params(const Container& params) {
@@ -168,7 +135,7 @@ void Plan::fetch_grads(const Container& grads) {
 
 // Collect the arrays of a step. False if the parameters are not, key by key, those of this plan.
 bool Plan::fetch(py::object params, py::object grads) {
-    Container p = open(params, "params");
+    Container p = open_container(params, "params");
     {
         py::scoped_critical_section lock(p.items);
         if (!fetch_params(p)) return false;
@@ -176,10 +143,10 @@ bool Plan::fetch(py::object params, py::object grads) {
     if (kind_ == Kind::kArray && grads.is_none()) {
         grads_.push_back(grads);
     } else {
-        Container g = open(grads, "grads");
+        Container g = open_container(grads, "grads");
         if (g.kind != kind_)
-            throw py::type_error(std::string("grads is ") + kKindNames[static_cast<int>(g.kind)] + ", expected " +
-                                 kKindNames[static_cast<int>(kind_)] + " like params");
+            throw py::type_error(std::string("grads is ") + kind_text(g.kind) + ", expected " + kind_text(kind_) +
+                                 " like params");
         py::scoped_critical_section lock(g.items);
         fetch_grads(g);
     }
@@ -199,14 +166,15 @@ View Plan::look_at_param(size_t i) {
         if (tensor.has(role)) {
             like.shape = tensor.shape;
             like.types &=
-                role == kMaster ? kHalves & params_of(tensor.views[role].type) : params_of(tensor.views[role].type);
+                role == kMaster ? kNarrow & params_of(tensor.views[role].type) : params_of(tensor.views[role].type);
             like.name = span_name(i * kRoles + role);
-            if (like.types & among(tensor.views[role].type)) like.type = tensor.views[role].type;
+            if (contains(like.types, tensor.views[role].type)) like.type = tensor.views[role].type;
         }
     like.device = kAnywhere;
     View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
     const int first = tensors_.front().views[kParam].device;
-    if (i && (seen.device == kHost) != (first == kHost)) refuse_place(param_name(i), seen.device, param_name(0), first);
+    if (i && (seen.device == kHost) != (first == kHost))
+        refuse_device(param_name(i), seen.device, param_name(0), first);
     return seen;
 }
 
@@ -216,19 +184,21 @@ View Plan::look_at_grad(size_t i, bool writable) {
     return look(grads_[i], grad_name(i), writable, &like, &foreign_);
 }
 
-// A tensor whose parameter is elsewhere than its states makes no step before they have followed.
-void Plan::moved(size_t i) {
+// The parameter is on another device than its states. Without them, `run` returns false, and the optimizer moves the
+// states.
+void Plan::unbind(size_t i) {
     Tensor& tensor = tensors_[i];
     for (int role = kStates; role < kRoles; ++role)
         if (tensor.has(role)) tensor.bound = false;
 }
 
-// Everything about every array, before the first write. What was seen last time is only recognised. False if a tensor
-// lacks what its step needs.
+// Check everything about every array, before the first write. Arrays that were seen last time are only recognised.
+// Returns false if a tensor lacks what its step needs.
 bool Plan::check_arrays() {
     bool ready = true;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
+        Slot& slot = slots_[i];
         View& param = tensor.views[kParam];
         View& grad = tensor.views[kGrad];
         if (!param.is_still(params_[i], kWritable)) {
@@ -237,32 +207,32 @@ bool Plan::check_arrays() {
             if (seen.data != param.data || seen.size != param.size || seen.type != param.type ||
                 seen.device != param.device)
                 tensors_changed_ = true;
-            if (seen.device != param.device) moved(i);
+            if (seen.device != param.device) unbind(i);
             tensor.shape.assign(seen.shape.begin(), seen.shape.end());
             param = std::move(seen);
             param.shape = tensor.shape;
             grad = {};
-            slots_[i].arrays[kParam] = param.data;
-            settle(i);
+            slot.arrays[kParam] = param.data;
+            slot.size = param.size;
+            slot.device = param.device;
+            update_types(i);
         }
-        slots_[i].size = 0;
-        grads_changed_ = grads_changed_ || tensor.takes_part == grads_[i].is_none();
-        tensor.takes_part = !grads_[i].is_none();
-        if (!tensor.takes_part) {
+        grads_changed_ = grads_changed_ || slot.has_grad == grads_[i].is_none();
+        slot.has_grad = !grads_[i].is_none();
+        if (!slot.has_grad) {
             grad = {};
             continue;
         }
-        const bool zeroed = !rows_.empty() && rows_[tensor.row].zero_grad;
+        const bool zeroed = !rows_.empty() && rows_[slot.row].zero_grad;
         if (!grad.data || !grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
             grad = {};
             disjoint_ = false;
             grad = look_at_grad(i, zeroed);
             grad.shape = tensor.shape;
             grads_changed_ = true;
-            slots_[i].arrays[kGrad] = grad.data;
-            settle(i);
+            slot.arrays[kGrad] = grad.data;
+            update_types(i);
         }
-        slots_[i].size = param.size;
         ready = ready && tensor.ready;
     }
     if (!disjoint_) check_overlap();
@@ -303,25 +273,33 @@ py::list Plan::check(py::object params, py::object grads) {
 }
 
 void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
-                py::array_t<uint64_t, py::array::c_style> numbers) {
+                py::array_t<uint64_t, py::array::c_style> noise_ids, py::object origins) {
     Turn turn(*this);
     size_t n = tensors_.size();
-    if (kept.size() != n || static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(numbers.size()) != n ||
+    if (kept.size() != n || static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(noise_ids.size()) != n ||
         clocks.itemsize() != sizeof(Clock))
-        throw py::value_error("bind: expected arrays, a clock and a number for each tensor");
+        throw py::value_error("bind: expected arrays, a clock and a noise id for each tensor");
     for (const Tensor& tensor : tensors_)
         if (!tensor.has(kParam)) throw py::value_error("bind: expected a check first");
+    const auto first_elements = origins.is_none() ? std::vector<int64_t>() : py::cast<std::vector<int64_t>>(origins);
+    if (!first_elements.empty() && first_elements.size() != n)
+        throw py::value_error("bind: expected an origin for each tensor");
+    for (int64_t origin : first_elements)
+        if (origin < 0 || origin % kBlock != 0)
+            throw py::value_error("bind: an origin is " + std::to_string(origin) + ", expected a multiple of " +
+                                  std::to_string(kBlock) + " elements");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
     held_ = {clocks};
     owned_sorted_ = disjoint_ = false;
     tensors_changed_ = true;
-    const size_t state_count = kernel_of(rule_).state_count;
+    const size_t state_count = rule_.state_count;
     for (size_t i = 0; i < n; ++i) {
         Tensor& tensor = tensors_[i];
         int64_t at = clock_of.at(i);
         if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
-        tensor.clock = clock + at;
-        tensor.number = numbers.at(i);
+        slots_[i].clock = clock + at;
+        slots_[i].noise_id = noise_ids.at(i);
+        slots_[i].origin = first_elements.empty() ? 0 : first_elements[i];
         tensor.bound = !kept[i].is_none();
         if (!tensor.bound) continue;
         py::tuple arrays = kept[i];
@@ -330,163 +308,81 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         const int device = tensor.views[kParam].device;
         Like like{tensor.shape, param, states_of(param), param_name(i), device};
         for (size_t j = 0; j < arrays.size(); ++j) {
-            const int role = j < state_count ? kStates + j : j == state_count ? kAverage : kMaster;
+            const int role =
+                j < state_count ? kStates + static_cast<int>(j) : int(j == state_count ? kAverage : kMaster);
             py::object array = arrays[j];
             if (array.is_none()) continue;
             Name name = span_name(i * kRoles + role);
             if (role == kMaster) {
                 const bool split = py::cast<int64_t>(array.attr("dtype").attr("itemsize")) == kItemSize[kUInt16];
                 const Type master = split ? kUInt16 : kFloat32;
-                if (!(params_of(master) & kHalves & among(param))) {
-                    tensor.bound = false;  // so that no step is made with a parameter that it does not fit
+                if (!(contains(params_of(master) & kNarrow, param))) {
+                    tensor.bound = false;  // no step is made with a parameter that it does not fit
                     continue;
                 }
                 name.state = split ? "remainder" : "master";
-                like = {tensor.shape, master, among(master), param_name(i), device};
+                like = {tensor.shape, master, set_of(master), param_name(i), device};
             }
             array = as_array(std::move(array), name);
             like.device = kAnywhere;
             View seen = look(array, name, true, &like, &foreign_);
-            if (seen.device != device) {  // it follows its parameter before that makes a step
+            if (seen.device != device) {  // the optimizer moves it before the next step
                 tensor.bound = false;
                 break;
             }
             View& view = tensor.views[role] = std::move(seen);
             view.shape = tensor.shape;
             slots_[i].arrays[role] = view.data;
-            like = {tensor.shape, view.type, among(view.type), name, device};  // the others are of its type
+            like = {tensor.shape, view.type, set_of(view.type), name, device};  // further arrays are of its type
             // The owner of the memory too: NumPy does not resize what somebody else refers to.
             if (device == kHost) held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
         }
-        settle(i);
+        update_types(i);
     }
 }
 
 void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite) {
     Turn turn(*this);
-    const Kernel& kernel = kernel_of(rule_);
     const auto row_of_tensor = row_of.unchecked<1>();
     if (static_cast<size_t>(row_of.size()) != tensors_.size())
         throw py::value_error("set_hypers: expected a row of hyperparameters for each tensor");
     for (py::ssize_t i = 0; i < row_of.size(); ++i)
         if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
             throw py::index_error("set_hypers: no such row");
-    std::vector<cuda::Number> numbers;
+    std::vector<Number> hypers;
     std::vector<py::object> live;
     int device = kHost;
     for (py::handle row : rows)
         for (py::handle number : py::cast<py::list>(row)) {
-            const size_t j = numbers.size() % kernel.hyper_count;
             if (PyFloat_CheckExact(number.ptr())) {
-                numbers.push_back({PyFloat_AS_DOUBLE(number.ptr()), nullptr});
+                hypers.push_back({PyFloat_AS_DOUBLE(number.ptr()), nullptr});
                 continue;
             }
-            numbers.push_back(number_of(number, {hyper_name(kernel, j)}, &device, &foreign_));
-            if (numbers.back().at) live.push_back(py::reinterpret_borrow<py::object>(number));
+            const size_t j = hypers.size() % rule_.hyper_count;
+            hypers.push_back(number_of(number, {hyper_name(rule_, j)}, &device, &foreign_));
+            if (hypers.back().at) live.push_back(py::reinterpret_borrow<py::object>(number));
         }
-    if (numbers.size() != rows.size() * kernel.hyper_count)
+    if (hypers.size() != rows.size() * rule_.hyper_count)
         throw py::value_error("set_hypers: wrong number of hyperparameters");
-    table_.clear();
-    for (const cuda::Number& number : numbers) table_.push_back(number.value);
-    numbers_ = std::move(numbers);
-    live_ = std::move(live);
-    numbers_device_ = device;
-    hypers_changed_ = true;
     rows_.clear();
-    measures_ = skip_nonfinite_ = skip_nonfinite;
-    for (size_t row = 0; row < rows.size(); ++row) {
-        const double* hypers = table_.data() + row * kernel.hyper_count;
-        const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + kernel.rule_hyper_count);
+    std::array<double, kMaxHypers> values;
+    for (size_t begin = 0; begin < hypers.size(); begin += rule_.hyper_count) {
+        for (int j = 0; j < rule_.hyper_count; ++j) values[j] = hypers[begin + j].value;
+        const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule_.own_hyper_count);
         const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
-        rows_.push_back({around.averages(), around.zero_grad != 0, master, Around::scale(around, 1),
-                         Around::variant(around), nullptr});
-        measures_ = measures_ || around.measures();
+        rows_.push_back({around.averages(), around.zero_grad != 0, master});
     }
+    hypers_ = std::move(hypers);
+    live_ = std::move(live);
+    hypers_device_ = device;
+    hypers_changed_ = true;
+    skip_nonfinite_ = skip_nonfinite;
     for (size_t i = 0; i < tensors_.size(); ++i) {
-        grads_changed_ = grads_changed_ || tensors_[i].row != row_of_tensor(i);
-        tensors_[i].row = row_of_tensor(i);
+        grads_changed_ = grads_changed_ || slots_[i].row != row_of_tensor(i);
+        slots_[i].row = static_cast<int32_t>(row_of_tensor(i));
         tensors_[i].ready = is_ready(i);
     }
-}
-
-const double* Plan::hypers(size_t i) const {
-    return table_.data() + tensors_[i].row * kernel_of(rule_).hyper_count;
-}
-
-// Read the gradients before the step: their norm, and the number of the first tensor whose gradient is not finite,
-// where that matters, or None. Sets the factors that clip.
-py::tuple Plan::examine(double grad_scale) {
-    std::vector<Slot> slots;  // no others count: not even as zeros, which would take places in the norm
-    std::vector<size_t> tensor_of;
-    std::vector<const double*> hypers_of;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        if (grads_[i].is_none()) continue;
-        slots.push_back(slots_[i]);
-        tensor_of.push_back(i);
-        hypers_of.push_back(hypers(i));
-    }
-    Measure found = measure(kernel_of(rule_), slots, hypers_of, grad_scale, skip_nonfinite_);
-    for (size_t i = 0; i < slots.size(); ++i) slots_[tensor_of[i]].scale = found.scales[i];
-    if (found.offender < 0) return py::make_tuple(found.norm, py::none());
-    return py::make_tuple(found.norm, tensor_of[found.offender]);
-}
-
-// Advance the clocks and derive the scalars. Tensors that share hyperparameters and clock share a group of scalars;
-// usually that is all of them.
-void Plan::derive(double grad_scale) {
-    FloatMode mode;
-    mode.ieee();
-    const Kernel& kernel = kernel_of(rule_);
-    groups_.clear();
-    groups_.reserve(tensors_.size());
-    for (Row& row : rows_) row.group = nullptr;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        if (grads_[i].is_none()) continue;
-        Row& row = rows_[tensors_[i].row];
-        Clock& clock = *tensors_[i].clock;
-        if (!row.group || row.group->before != clock) {
-            row.group = &groups_.emplace_back();
-            row.group->before = clock;
-            kernel.derive(hypers(i), clock, *row.group);
-            row.group->after = clock;
-        }
-        clock = row.group->after;
-        slots_[i].group = static_cast<int32_t>(row.group - groups_.data());
-        if (row.group->stochastic) slots_[i].noise = noise_key(row.group->seed, clock.t, tensors_[i].number);
-        if (!measures_) slots_[i].scale = row.scale * grad_scale;
-    }
-}
-
-py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream) {
-    Turn turn(*this);
-    if (!fetch(params, grads)) return py::bool_(false);
-    if (!check_arrays()) return py::bool_(false);
-    if (on_gpu()) return run_on_gpu(grad_scale, stream);
-    if (!live_.empty() || (!PyFloat_CheckExact(grad_scale.ptr()) && is_on_gpu(grad_scale)))
-        throw py::type_error(
-            "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
-    if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
-    if (session_) close_session();
-    return run_on_host(py::cast<double>(grad_scale));
-}
-
-py::object Plan::run_on_host(double grad_scale) {
-    py::object result = py::bool_(true);
-    if (measures_) {
-        py::tuple found = examine(grad_scale);
-        result = found;
-        if (!found[1].is_none()) {
-            for (size_t i = 0; i < tensors_.size(); ++i)
-                if (slots_[i].size && rows_[tensors_[i].row].zero_grad) zero_grad(slots_[i], 0, slots_[i].size);
-            return result;
-        }
-    }
-
-    // From here on nothing fails.
-    derive(grad_scale);
-    run_slots(rule_, slots_, groups_.data());
-    return result;
 }
 
 }  // namespace fusedstep

@@ -1,40 +1,34 @@
-// A plan: the list of tensors of an optimizer, each looked at once and recognised in the following steps.
-// It owns no state: parameters and gradients are passed at every step, states and clocks belong to Python.
+// A plan: the list of tensors of an optimizer. Each tensor is looked at once, and recognised in the following steps.
+// The plan owns no state: parameters and gradients are passed at every step, states and clocks belong to Python.
 #pragma once
 
 #include <atomic>
 
-#include "binding/arrays.h"
-#include "binding/gpu.h"
+#include "binding/arrays/gpu.h"
+#include "binding/arrays/overlap.h"
+#include "binding/container.h"
+#include "engine.h"
 
 namespace fusedstep {
 
-enum class Kind { kArray, kSequence, kMapping };
-
-// An argument `params` or `grads` as one array, a list or tuple, or a dict.
-struct Container {
-    Kind kind;
-    py::object items;
-};
-
 // What a step on GPUs finds out about its gradients, once it is read.
-class Ticket {
+class PendingFinding {
 public:
-    Ticket(std::shared_ptr<cuda::Session> session, int64_t number) : session_(std::move(session)), number_(number) {}
+    PendingFinding(std::shared_ptr<Session> session, Ticket ticket) : session_(std::move(session)), ticket_(ticket) {}
 
-    // The norm, and the number of the tensor for whose gradient the step was skipped, or None. Waits for the step.
+    // The norm, and the index of the tensor for whose gradient the step was skipped, or None. Waits for the step.
     py::tuple read() const;
     // Whether it is about a step in a graph, and may change with each replay.
-    bool is_captured() const { return number_ >= cuda::kTickets; }
+    bool is_captured() const { return session_->is_captured(ticket_); }
 
 private:
-    const std::shared_ptr<cuda::Session> session_;
-    const int64_t number_;
+    const std::shared_ptr<Session> session_;
+    const Ticket ticket_;
 };
 
 class Plan {
 public:
-    Plan(int rule, py::object params);
+    Plan(const RuleInfo& rule, py::object params);
 
     const py::list& keys() const { return keys_; }
 
@@ -42,22 +36,24 @@ public:
     // None; the device is the number of a GPU, or None.
     py::list check(py::object params, py::object grads);
 
-    // Take over the states, the average and the master of each tensor (a tuple, in it None for what is not there; or
-    // None), the clocks that hold its step number, and the number by which its noise differs from that of others.
+    // Take over what belongs to each tensor: in `kept` a tuple of its states, its average and its master, with None for
+    // what is not there, or None in place of the tuple; in `clock_of` the index of its clock; in `noise_ids` the number
+    // that tells its random bits from those of others; in `origins`, unless None, the number of its first element where
+    // it is a part of a larger tensor.
     void bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
-              py::array_t<uint64_t, py::array::c_style> numbers);
+              py::array_t<uint64_t, py::array::c_style> noise_ids, py::object origins);
 
     // Set rows of hyperparameters, the row that each tensor uses, and whether a step with a gradient that is not finite
     // is skipped.
     void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite);
 
-    // Make a step, on GPUs in a stream or, if that is None, in the current one. False, and nothing done, if the
-    // arguments are not the tensors of this plan, or lack states; else True. Where the gradients were measured, a
-    // tuple: their norm, and the number of the tensor for whose gradient the step was skipped, or None; on GPUs, a
-    // ticket, which is good until kTickets - 1 further steps have been made.
+    // Make a step, on GPUs in a stream or, if that is None, in the current one. Returns False, and has done nothing, if
+    // the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were measured,
+    // returns a tuple: their norm, and the index of the tensor for whose gradient the step was skipped, or None; on
+    // GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been made.
     py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream);
 
-    // Whether a graph may use what it has.
+    // Whether a graph may use what the plan has.
     bool was_captured() const { return !captured_.empty() || (session_ && session_->was_captured()); }
     // Wait for the steps on GPUs.
     void wait();
@@ -67,22 +63,16 @@ public:
 private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
-        View views[kRoles];  // those of type kTypes are not there
-        bool bound = false, ready = false;
-        uint64_t number = 0;
-        Clock* clock = nullptr;
-        int64_t row = 0;
-        bool takes_part = false;  // has a gradient in this step
+        View views[kRoles];  // views of type kTypes are not there
+        bool bound = false;  // whether its states are those of the plan
+        bool ready = false;  // whether it has all that its hyperparameters ask for
 
         bool has(int role) const { return views[role].type != kTypes; }
     };
-    // A row of the table: a set of hyperparameters.
+    // What a row of hyperparameters asks for.
     struct Row {
         bool averages, zero_grad;
         Type master;  // of half-precision parameters
-        double scale;
-        Variant variant;
-        Group* group;  // in this step, or null
     };
     class Turn;  // one thread at a time, holding the arrays while it lasts
 
@@ -90,7 +80,7 @@ private:
     Name param_name(size_t i) const { return name("params", "param", i); }
     Name grad_name(size_t i) const { return name("grads", "grad", i); }
     Name span_name(size_t id) const;
-    void settle(size_t i);
+    void update_types(size_t i);
     bool is_ready(size_t i) const;
 
     bool fetch(py::object params, py::object grads);
@@ -98,47 +88,39 @@ private:
     void fetch_grads(const Container& grads);
     View look_at_param(size_t i);
     View look_at_grad(size_t i, bool writable);
-    void moved(size_t i);
+    void unbind(size_t i);
     bool check_arrays();
     void check_overlap();
-    py::tuple examine(double grad_scale);
-    void derive(double grad_scale);
-    const double* hypers(size_t i) const;
-    bool on_gpu() const { return !tensors_.empty() && tensors_.front().views[kParam].device != kHost; }
-    py::object run_on_host(double grad_scale);
-    py::object run_on_gpu(py::handle grad_scale, py::handle stream);
-    std::vector<cuda::Stream> streams_of(py::handle stream) const;
-    void find_devices();
-    void open_session(const cuda::Engine& engine);
-    void close_session();
-    void set_gradients();
 
-    const int rule_;
+    bool on_gpu() const { return !slots_.empty() && slots_.front().device != kHost; }
+    py::object run_on_host(py::handle grad_scale, py::handle stream);
+    py::object run_on_gpu(py::handle grad_scale, py::handle stream);
+    std::vector<Stream> streams_of(py::handle stream) const;
+    void find_devices();
+    py::object run(const Engine& engine, const Request& request);
+    void close_session();
+
+    const RuleInfo& rule_;
     Kind kind_;
     py::list keys_;
     std::vector<Tensor> tensors_;
+    std::vector<Slot> slots_;  // the tensors, as engines see them
     std::vector<Row> rows_;
-    std::vector<double> table_;
-    std::vector<cuda::Number> numbers_;  // the same, some of them on a GPU
-    int numbers_device_ = kHost;         // where these are
-    std::vector<py::object> live_;       // and their arrays
-    bool measures_ = false, skip_nonfinite_ = false;
-    std::vector<Slot> slots_;                 // of all tensors; without a gradient in this step, the size is 0
-    std::vector<Group> groups_;               // of this step
-    std::vector<py::object> held_;            // states, averages and clocks
+    std::vector<Number> hypers_;    // the table of hyperparameters: a value, or an address on a GPU
+    int hypers_device_ = kHost;     // the GPU of these addresses
+    std::vector<py::object> live_;  // keeps the arrays at these addresses alive
+    bool skip_nonfinite_ = false;
+    std::vector<py::object> held_;            // keeps states, averages and clocks alive
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
     std::vector<Span> owned_spans_, grad_spans_;
     bool owned_sorted_ = false, disjoint_ = false;
     std::atomic<bool> busy_{false};
 
-    // On GPUs. What the host knows of the clocks may be out of date: where steps are skipped, or come from a graph.
-    std::shared_ptr<cuda::Session> session_;
-    std::vector<std::shared_ptr<cuda::Session>> captured_;  // those that a graph may still use
-    std::vector<int> devices_;
-    Foreigners foreign_;  // in the step that is running
-    bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;
-    bool clocks_stale_ = false;
-    int64_t tickets_ = 0, captured_tickets_ = 0, gradient_count_ = 0;
+    std::shared_ptr<Session> session_;
+    std::vector<std::shared_ptr<Session>> captured_;  // sessions before this one that a graph may still use
+    bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;  // since the session was told
+    std::vector<int> devices_;                                                    // the GPUs of the session
+    Foreigners foreign_;                                                          // in the step that is running
 };
 
 // Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.

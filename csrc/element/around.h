@@ -1,6 +1,6 @@
-// What surrounds every rule, per element and in registers: unscale, climb, clip and decay before it; decay and the
-// average of the parameters after it. The plain loop contains none of it, and each further variant of the loop more. In
-// these an option that is off is deselected, never multiplied by 0.
+// What surrounds every rule, for one element in registers. Before the rule, the gradient is unscaled, negated, clipped,
+// and decay is added to it; after the rule, decay is subtracted from the parameter, and the average of the parameters
+// follows. An option that is off is deselected, never multiplied by 0, since 0 times infinity is NaN.
 #pragma once
 #include "rules/rule.h"
 #include "step.h"
@@ -13,27 +13,28 @@ struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad "
         "rounding_stochastic seed master";
-    // A limit that is off is infinite, and so is an ema that is off. A master is 0 (none), 1 (float32) or 2 (split).
+    // The limit of a clipping that is off is infinite, and the ema that is off is infinite too. The master is 0 (none),
+    // 1 (float32) or 2 (split).
     struct Hyper {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
             zero_grad, rounding_stochastic, seed, master;
 
-        RULE bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
-        RULE bool averages() const { return ema <= 1; }
+        INLINE_HOST_DEVICE bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
+        INLINE_HOST_DEVICE bool averages() const { return ema <= 1; }
     };
     template <class T>
     struct Scalars {
-        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_: 1 or 0
+        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_* and begins are 1 or 0
     };
 
-    // The least that a rule needs around it, apart from a factor on the gradient.
-    RULE static Variant variant(const Hyper& h) {
+    // The cheapest variant of the loop that computes these options, apart from a factor on the gradient.
+    INLINE_HOST_DEVICE static Variant variant(const Hyper& h) {
         if (h.averages()) return kAveraged;
-        if (h.clip_value < HUGE_VAL || h.l1 != 0) return kGeneral;
+        if (h.clip_value < HUGE_VAL || h.l1 != 0) return kClipped;
         return h.weight_decay != 0 ? kDecayed : kPlain;
     }
 
-    RULE static Scalars<double> derive(const Hyper& h, double lr, bool begins) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, double lr, bool begins) {
         double has_decay = h.weight_decay != 0;
         return {h.clip_value,
                 h.decoupled ? 0 : has_decay,
@@ -47,23 +48,27 @@ struct Around {
                 double(begins)};
     }
 
-    // A gradient's share in the sum over all tensors, beside one whose factor is the `largest`; usually that is all of
-    // them, and the share is the sum of squares itself. The common factor comes later.
-    RULE static double share(double grad_scale, double largest, double sum_of_squares) {
+    // What a tensor contributes to the sum of squares over all tensors: sum_of_squares * (grad_scale / largest)^2,
+    // where `largest` is the largest factor on a gradient of the step. Dividing by the largest factor keeps the sum in
+    // range; where all factors are equal the weight is exactly 1.
+    INLINE_HOST_DEVICE static double share(double grad_scale, double largest, double sum_of_squares) {
         double weight = largest != 0 ? grad_scale / largest : 1;
         return sum_of_squares * (weight * weight);
     }
 
-    RULE static double norm(double sum_of_squares, double scale) { return root(sum_of_squares) * magnitude(scale); }
+    INLINE_HOST_DEVICE static double norm(double sum_of_squares, double scale) {
+        return root(sum_of_squares) * magnitude(scale);
+    }
 
-    // The factor on a gradient without clipping. To climb is to descend with the other sign.
-    RULE static double scale(const Hyper& h, double step_scale) {
+    // The factor on a gradient, without clipping by a norm. To maximize is to negate it.
+    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale) {
         double own = h.grad_scale * step_scale;
         return h.maximize != 0 ? -own : own;
     }
 
-    // The factor that also clips by the norm of its tensor, or that of all tensors.
-    RULE static double scale(const Hyper& h, double step_scale, double sum_of_squares, double norm_of_all) {
+    // The factor on a gradient, with clipping by the norm of its tensor, or by the norm of all tensors.
+    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, double sum_of_squares,
+                                           double norm_of_all) {
         double own = scale(h, step_scale), coefficient = 1;
         if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
         if (h.clip_global_norm < HUGE_VAL)
@@ -74,23 +79,23 @@ struct Around {
 
     // The gradient that the rule sees.
     template <Variant kVariant, class T>
-    RULE static T gradient(const Scalars<T>& k, T scale, T p, T g) {
+    INLINE_HOST_DEVICE static T gradient(const Scalars<T>& k, T scale, T p, T g) {
         g = scale * g;
-        if constexpr (kVariant >= kGeneral) g = clipped(g, k.clip);
+        if constexpr (kVariant >= kClipped) g = clipped(g, k.clip);
         g = k.has_l2 != 0 ? g + k.l2 * p : g;
-        if constexpr (kVariant >= kGeneral) g = k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
+        if constexpr (kVariant >= kClipped) g = k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
         return g;
     }
 
     // The new parameter, from the old one and the rule's update u.
     template <class T>
-    RULE static T parameter(const Scalars<T>& k, T p, T u) {
+    INLINE_HOST_DEVICE static T parameter(const Scalars<T>& k, T p, T u) {
         return k.has_decay != 0 ? p - (u + k.decay * p) : p - u;
     }
 
     // The new average, from the old one and the new parameter.
     template <class T>
-    RULE static T average(const Scalars<T>& k, T e, T p) {
+    INLINE_HOST_DEVICE static T average(const Scalars<T>& k, T e, T p) {
         return k.begins != 0 ? p : k.ema * e + k.one_minus_ema * p;
     }
 };

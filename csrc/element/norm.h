@@ -1,6 +1,9 @@
 // The sum of squares in an order that depends on the numbers of the elements alone: not on threads, vector width or
-// device. Blocks of 1024 elements; in a block, element j goes to lane j mod 32; the lanes are folded by halves; the
-// sums of the blocks are added up in the same way, level by level.
+// device. An array is cut into blocks of 1024 elements. In a block, element j goes to lane j mod 32, and the 32 lanes
+// are folded by halves. The sums of the blocks are the elements of the next level, which is added up in the same way.
+//
+// The two pieces can be computed in different places: `block_sum` where the elements are, `total` where all sums of
+// blocks have come together. A part of a tensor that begins at a multiple of 1024 has the same block sums as the whole.
 #pragma once
 
 #include <stdint.h>
@@ -12,11 +15,11 @@ namespace {
 constexpr int64_t kBlock = 1024;
 constexpr int64_t kLanes = 32;
 
-RULE int64_t blocks_of(int64_t size) {
+INLINE_HOST_DEVICE int64_t blocks_of(int64_t size) {
     return (size + kBlock - 1) / kBlock;
 }
 
-// One block of n <= kBlock elements: of their squares, or of themselves where they are sums. row(i, count) gives the
+// The sum of one block of n <= kBlock elements, squared where they are no sums themselves. row(i, count) gives the
 // elements [i, i + count), at most kLanes of them.
 template <bool kSquare, class Row>
 inline __attribute__((always_inline)) double block_sum(int64_t n, Row row) {
@@ -35,7 +38,7 @@ inline __attribute__((always_inline)) double block_sum(int64_t n, Row row) {
     return lane[0];
 }
 
-// Add up n sums, which are overwritten.
+// The sum of n sums of blocks, over all levels above them. The sums are overwritten.
 inline double total(double* sums, int64_t n) {
     for (; n > 1; n = blocks_of(n))
         for (int64_t b = 0; b < blocks_of(n); ++b) {

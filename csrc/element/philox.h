@@ -1,21 +1,24 @@
 // Philox 4x32-10 (Salmon, Moraes, Dror & Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"), and the random bits
-// of stochastic rounding that are made of it: they depend on seed, step, tensor, array and number of the element alone.
+// of stochastic rounding, which are made of it: they depend on seed, step, tensor, array and number of the element
+// alone.
 #pragma once
 
 #include <stdint.h>
 
 #include "rules/rule.h"
+#include "step.h"
 
 namespace {
 
-// The lower half of x times m.
-RULE constexpr uint64_t product(uint64_t x, uint32_t m) {
+// The lower half of x times m, all 64 bits of it.
+INLINE_HOST_DEVICE constexpr uint64_t product(uint64_t x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
 
-// Four words of random bits from a counter of four words: the lower halves of x, which is a number or a vector of them.
+// Turn a counter of four words into four words of random bits. A word is the lower half of a number of 64 bits; X is
+// such a number, or a vector of them.
 template <class X>
-RULE constexpr void philox(X (&x)[4], uint64_t key) {
+INLINE_HOST_DEVICE constexpr void philox(X (&x)[4], uint64_t key) {
     uint32_t k0 = static_cast<uint32_t>(key), k1 = static_cast<uint32_t>(key >> 32);
     for (int round = 0; round < 10; ++round) {
         X a = product(x[0], 0xD2511F53), b = product(x[2], 0xCD9E8D57);
@@ -28,7 +31,7 @@ RULE constexpr void philox(X (&x)[4], uint64_t key) {
     }
 }
 
-// The test vectors of its authors.
+// The published test vectors of the authors of Philox.
 constexpr bool philox_gives(uint64_t low, uint64_t high, uint64_t key, uint64_t first, uint64_t second) {
     uint64_t x[4] = {low >> 32, low, high >> 32, high};
     philox(x, key << 32 | key >> 32);
@@ -40,8 +43,15 @@ static_assert(philox_gives(~0ull, ~0ull, ~0ull, 0x408f276d'41c83b0e, 0xa20bc7c6'
 static_assert(philox_gives(0x243f6a88'85a308d3, 0x13198a2e'03707344, 0xa4093822'299f31d0, 0xd16cfe09'94fdcceb,
                            0x5001e420'24126ea1));
 
+// The number of an array among those of its tensor, in the random bits: 0 for the parameter, 2, 3, 4 and 6 for states,
+// 5 for the average.
+INLINE_HOST_DEVICE constexpr uint32_t noise_array(int role) {
+    return role == fusedstep::kAverage ? 5 : role < 5 ? role : role + 1;
+}
+static_assert(noise_array(fusedstep::kStates + 2) == 4 && noise_array(fusedstep::kStates + 3) == 6);
+
 // The key of the random bits of a tensor in its update number t.
-RULE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
+INLINE_HOST_DEVICE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor) {
     uint64_t x[4] = {t, t >> 32, tensor, tensor >> 32};
     philox(x, seed);
     return (x[0] & 0xffffffff) | x[1] << 32;

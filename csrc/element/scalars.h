@@ -1,4 +1,4 @@
-// The scalars of an update: derived once per step in double, rounded once, and what an element becomes by them.
+// The scalars of an update: derived once per step in double and rounded once. And what they make of an element.
 #pragma once
 
 #include "element/around.h"
@@ -9,9 +9,37 @@ namespace {
 
 using namespace fusedstep;
 
-// Advance a clock by one update and derive its scalars.
+// Whether the scalars of a rule depend on the number of the update, and on a memory of the updates before.
 template <class Rule>
-RULE void derive(const double* hyper, Clock& clock, Group& group) {
+constexpr bool kCounts = requires(typename Rule::Hyper h, int64_t t) { Rule::derive(h, t); };
+template <class Rule>
+constexpr bool kRemembers = requires { Rule::memory; };
+
+template <class Rule>
+constexpr const char* memory_names() {
+    if constexpr (kRemembers<Rule>)
+        return Rule::memory;
+    else
+        return "";
+}
+
+template <class Rule>
+INLINE_HOST_DEVICE typename Rule::template Scalars<double> scalars_of_rule(const typename Rule::Hyper& h,
+                                                                           Clock& clock) {
+    if constexpr (kRemembers<Rule>) {
+        using Memory = typename Rule::Memory;
+        static_assert(sizeof(Memory) == words(Rule::memory) * sizeof(double) && words(Rule::memory) <= kMaxMemory);
+        return Rule::derive(h, clock.t, *reinterpret_cast<Memory*>(clock.memory));
+    } else if constexpr (kCounts<Rule>) {
+        return Rule::derive(h, clock.t);
+    } else {
+        return Rule::derive(h);
+    }
+}
+
+// Advance a clock by one update and derive its scalars from a row of hyperparameters.
+template <class Rule>
+INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& derived) {
     using Hyper = typename Rule::Hyper;
     using Scalars = typename Rule::template Scalars<double>;
     static_assert(sizeof(Hyper) == words(Rule::hypers) * sizeof(double));
@@ -20,55 +48,75 @@ RULE void derive(const double* hyper, Clock& clock, Group& group) {
     constexpr int kAround = sizeof(Around::Scalars<double>) / sizeof(double);
     static_assert(kOwn <= kMaxRuleScalars && kMaxRuleScalars + kAround <= kMaxScalars);
 
-    const auto& h = *reinterpret_cast<const Hyper*>(hyper);
-    const auto& a = *reinterpret_cast<const Around::Hyper*>(hyper + words(Rule::hypers));
-    int64_t t = ++clock.t;
-    auto& scalars = *reinterpret_cast<Scalars*>(group.float64);
-    if constexpr (requires { Rule::derive(h, t, clock.product); })
-        scalars = Rule::derive(h, t, clock.product);
-    else
-        scalars = Rule::derive(h, t);
-    *reinterpret_cast<Around::Scalars<double>*>(group.float64 + kMaxRuleScalars) =
+    const auto& h = *reinterpret_cast<const Hyper*>(hypers);
+    const auto& a = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
+    ++clock.t;
+    *reinterpret_cast<Scalars*>(derived.float64) = scalars_of_rule<Rule>(h, clock);
+    *reinterpret_cast<Around::Scalars<double>*>(derived.float64 + kMaxRuleScalars) =
         Around::derive(a, h.lr, !clock.averaged);
     if (a.averages()) clock.averaged = 1;
-    group.variant = Around::variant(a);
-    group.zero_grad = a.zero_grad != 0;
-    group.stochastic = a.rounding_stochastic != 0;
-    group.seed = static_cast<uint64_t>(a.seed);
+    derived.variant = Around::variant(a);
+    derived.zero_grad = a.zero_grad != 0;
+    derived.stochastic = a.rounding_stochastic != 0;
+    derived.seed = static_cast<uint64_t>(a.seed);
     auto round = [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) group.float32[i] = static_cast<float>(group.float64[i]);
+        for (int i = begin; i < end; ++i) derived.float32[i] = static_cast<float>(derived.float64[i]);
     };
     round(0, kOwn);
     round(kMaxRuleScalars, kMaxRuleScalars + kAround);
 }
 
-RULE const double* scalars_of(const Group& group, double) {
-    return group.float64;
+INLINE_HOST_DEVICE const double* scalars_of(const Derived& derived, double) {
+    return derived.float64;
 }
-RULE const float* scalars_of(const Group& group, float) {
-    return group.float32;
+INLINE_HOST_DEVICE const float* scalars_of(const Derived& derived, float) {
+    return derived.float32;
 }
 
-// The scalars of an update, as the loops use them.
+// Call f(j) for each state of a rule. Not a loop: its index would not be a constant, and arrays of states that are
+// indexed by variables do not stay in registers.
+template <class Rule, class F>
+INLINE_HOST_DEVICE void each_state(F f) {
+    constexpr int n = words(Rule::states);
+    static_assert(n <= kMaxStates);
+    if constexpr (n > 0) f(0);
+    if constexpr (n > 1) f(1);
+    if constexpr (n > 2) f(2);
+    if constexpr (n > 3) f(3);
+}
+
+// The scalars of an update in T, and the update of an element.
 template <class Rule, class T>
 struct Scalars {
+    static constexpr int kStateCount = words(Rule::states);
+
     const typename Rule::template Scalars<T> rule;
     const Around::Scalars<T> around;
     const T scale;
     const Variant variant;
 
-    RULE Scalars(const Group& group, double gradient_scale)
-        : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(scalars_of(group, T()))),
-          around(*reinterpret_cast<const Around::Scalars<T>*>(scalars_of(group, T()) + kMaxRuleScalars)),
+    INLINE_HOST_DEVICE Scalars(const Derived& derived, double gradient_scale)
+        : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(scalars_of(derived, T()))),
+          around(*reinterpret_cast<const Around::Scalars<T>*>(scalars_of(derived, T()) + kMaxRuleScalars)),
           scale(static_cast<T>(gradient_scale)),
-          variant(group.variant) {}
+          variant(derived.variant) {}
 
-    // The new parameter; the states become new ones.
-    template <Variant kVariant, class... State>
-    RULE T parameter(T p, T g, State&... s) const {
-        if constexpr (kVariant == kPlain) return p - Rule::update(rule, g, s...);
-        T u = Rule::update(rule, Around::gradient<kVariant>(around, scale, p, g), s...);
+    // The new parameter. state(j) is a reference to state number j, which becomes the new one.
+    template <Variant kVariant, class State>
+    INLINE_HOST_DEVICE T parameter(T p, T g, State state) const {
+        if constexpr (kVariant == kPlain) return p - update(g, state);
+        T u = update(Around::gradient<kVariant>(around, scale, p, g), state);
         return Around::parameter(around, p, u);
+    }
+
+private:
+    template <class State>
+    INLINE_HOST_DEVICE T update(T g, State state) const {
+        if constexpr (kStateCount == 0) return Rule::update(rule, g);
+        if constexpr (kStateCount == 1) return Rule::update(rule, g, state(0));
+        if constexpr (kStateCount == 2) return Rule::update(rule, g, state(0), state(1));
+        if constexpr (kStateCount == 3) return Rule::update(rule, g, state(0), state(1), state(2));
+        if constexpr (kStateCount == 4) return Rule::update(rule, g, state(0), state(1), state(2), state(3));
     }
 };
 

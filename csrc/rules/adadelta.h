@@ -17,10 +17,10 @@ struct Adadelta {
         T lr, rho, one_minus_rho, eps;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr, h.rho, 1 - h.rho, h.eps}; }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr, h.rho, 1 - h.rho, h.eps}; }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& v, T& x) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v, T& x) {
         v = k.rho * v + k.one_minus_rho * (g * g);
         T d = root((x + k.eps) / (v + k.eps)) * g;
         x = k.rho * x + k.one_minus_rho * (d * d);

@@ -16,10 +16,10 @@ struct Adagrad {
         T lr, eps_inside, eps_outside;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr, h.eps_inside, h.eps_outside}; }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr, h.eps_inside, h.eps_outside}; }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& a) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& a) {
         a = a + g * g;
         return (k.lr * g) / (root(a + k.eps_inside) + k.eps_outside);
     }

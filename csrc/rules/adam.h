@@ -18,7 +18,7 @@ struct Adam {
         T beta1, one_minus_beta1, beta2, one_minus_beta2, step_size, eps_inside, eps_outside;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t t) {
         double c1 = 1 - power(h.beta1, t);
         double c2 = root(1 - power(h.beta2, t));
         double inside = h.eps_inside * c2 * c2;
@@ -27,7 +27,7 @@ struct Adam {
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& m, T& v) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& m, T& v) {
         m = k.beta1 * m + k.one_minus_beta1 * g;
         v = k.beta2 * v + k.one_minus_beta2 * (g * g);
         return (k.step_size * m) / (root(v + k.eps_inside) + k.eps_outside);

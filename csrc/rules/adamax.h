@@ -16,13 +16,13 @@ struct Adamax {
         T beta1, one_minus_beta1, beta2, step_size, eps_max, eps_outside;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t t) {
         double step_size = h.lr / (1 - power(h.beta1, t));
         return {h.beta1, 1 - h.beta1, h.beta2, step_size, h.eps_max, h.eps_outside};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& m, T& w) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& m, T& w) {
         m = k.beta1 * m + k.one_minus_beta1 * g;
         w = larger(k.beta2 * w, magnitude(g) + k.eps_max);
         return (k.step_size * m) / (w + k.eps_outside);

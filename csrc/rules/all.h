@@ -29,4 +29,4 @@
     X(Nadam)                   \
     X(Lion)
 
-#define FUSEDSTEP_LIMITS(X) X(Limit0) X(Limit1) X(Limit2) X(Limit3)
+#define FUSEDSTEP_LIMITS(X) X(Limit0) X(Limit1) X(Limit2) X(Limit3) X(Limit4)

@@ -9,7 +9,7 @@ struct AMSGrad : Adam {
     static constexpr char states[] = "m v w";
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& m, T& v, T& w) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& m, T& v, T& w) {
         m = k.beta1 * m + k.one_minus_beta1 * g;
         v = k.beta2 * v + k.one_minus_beta2 * (g * g);
         w = larger(w, v);

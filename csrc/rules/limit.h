@@ -1,12 +1,14 @@
-// Not optimizers but the yardstick beside them: the traffic of a rule with N states and no arithmetic to speak of.
+// Not optimizers but the yardstick beside them: the memory traffic of a rule with N states, and almost no arithmetic.
 #pragma once
 #include "rules/sgd.h"
 
 namespace {
 
 struct Limit : SGD {
+    static constexpr bool is_yardstick = true;
+
     template <class T, class... State>
-    RULE static T update(const Scalars<T>&, T g, State&... s) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>&, T g, State&... s) {
         ((s = -s), ...);
         return g;
     }
@@ -26,6 +28,10 @@ struct Limit2 : Limit {
 struct Limit3 : Limit {
     static constexpr char name[] = "limit3";
     static constexpr char states[] = "a b c";
+};
+struct Limit4 : Limit {
+    static constexpr char name[] = "limit4";
+    static constexpr char states[] = "a b c d";
 };
 
 }  // namespace

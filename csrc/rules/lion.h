@@ -16,12 +16,12 @@ struct Lion {
         T lr, beta1, one_minus_beta1, beta2, one_minus_beta2;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         return {h.lr, h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& m) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& m) {
         T c = k.beta1 * m + k.one_minus_beta1 * g;
         m = k.beta2 * m + k.one_minus_beta2 * g;
         return with_sign_of(c, k.lr);

@@ -17,14 +17,14 @@ struct Momentum {
         T mu, gain, step_size;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h, int64_t t) {
         double k = t == 1 && !h.dampen_first ? 1 : 1 - h.dampening;
         if (h.velocity_step) return {h.momentum, k * h.lr, 1};
         return {h.momentum, k, h.lr};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& b) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& b) {
         b = k.mu * b + k.gain * g;
         return k.step_size * b;
     }

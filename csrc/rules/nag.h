@@ -17,13 +17,13 @@ struct NAG {
         T mu, gain, step_size;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         if (h.velocity_step) return {h.momentum, h.lr, 1};
         return {h.momentum, 1, h.lr};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& b) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& b) {
         T q = k.gain * g;
         b = k.mu * b + q;
         return k.step_size * (q + k.mu * b);

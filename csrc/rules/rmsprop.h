@@ -6,14 +6,14 @@
 namespace {
 
 template <class Scalars, class T>
-RULE T mean_square(const Scalars& k, T g, T& v) {
+INLINE_HOST_DEVICE T mean_square(const Scalars& k, T g, T& v) {
     v = k.rho * v + k.one_minus_rho * (g * g);
     return v;
 }
 
 // Exactly computed, v - m^2 is never negative; the selection removes rounding noise, and lets NaN through.
 template <class Scalars, class T>
-RULE T variance(const Scalars& k, T g, T& v, T& m) {
+INLINE_HOST_DEVICE T variance(const Scalars& k, T g, T& v, T& m) {
     T d = mean_square(k, g, v);
     m = k.rho * m + k.one_minus_rho * g;
     d = d - m * m;
@@ -21,7 +21,7 @@ RULE T variance(const Scalars& k, T g, T& v, T& m) {
 }
 
 template <class Scalars, class T>
-RULE T denominator(const Scalars& k, T d) {
+INLINE_HOST_DEVICE T denominator(const Scalars& k, T d) {
     return root(d + k.eps_inside) + k.eps_outside;
 }
 
@@ -37,12 +37,12 @@ struct RMSprop {
         T lr, rho, one_minus_rho, eps_inside, eps_outside;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         return {h.lr, h.rho, 1 - h.rho, h.eps_inside, h.eps_outside};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& v) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v) {
         return (k.lr * g) / denominator(k, mean_square(k, g, v));
     }
 };
@@ -52,7 +52,7 @@ struct RMSpropCentered : RMSprop {
     static constexpr char states[] = "v m";
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& v, T& m) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v, T& m) {
         return (k.lr * g) / denominator(k, variance(k, g, v, m));
     }
 };
@@ -70,14 +70,14 @@ struct RMSpropMomentum {
         T rho, one_minus_rho, eps_inside, eps_outside, mu, gain, step_size;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) {
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) {
         double gain = h.velocity_step ? h.lr : 1;
         double step_size = h.velocity_step ? 1 : h.lr;
         return {h.rho, 1 - h.rho, h.eps_inside, h.eps_outside, h.momentum, gain, step_size};
     }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& v, T& b) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v, T& b) {
         b = k.mu * b + (k.gain * g) / denominator(k, mean_square(k, g, v));
         return k.step_size * b;
     }
@@ -88,7 +88,7 @@ struct RMSpropCenteredMomentum : RMSpropMomentum {
     static constexpr char states[] = "v m b";
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g, T& v, T& m, T& b) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g, T& v, T& m, T& b) {
         b = k.mu * b + (k.gain * g) / denominator(k, variance(k, g, v, m));
         return k.step_size * b;
     }

@@ -16,10 +16,10 @@ struct SGD {
         T lr;
     };
 
-    RULE static Scalars<double> derive(const Hyper& h, int64_t) { return {h.lr}; }
+    INLINE_HOST_DEVICE static Scalars<double> derive(const Hyper& h) { return {h.lr}; }
 
     template <class T>
-    RULE static T update(const Scalars<T>& k, T g) {
+    INLINE_HOST_DEVICE static T update(const Scalars<T>& k, T g) {
         return k.lr * g;
     }
 };

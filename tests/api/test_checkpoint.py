@@ -257,38 +257,6 @@ def test_a_rule_that_was_changed_since_the_last_step_can_be_saved(path):
         assert snapshot(other, loaded) == snapshot(opt, params)
 
 
-# The names of PyTorch.
-
-TORCH = {
-    "SGD": [],
-    "Momentum": ["momentum_buffer"],
-    "NAG": ["momentum_buffer"],
-    "Adagrad": ["sum"],
-    "RMSprop": ["square_avg", "grad_avg", "momentum_buffer"],
-    "Adadelta": ["square_avg", "acc_delta"],
-    "Adam": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
-    "AdamW": ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"],
-    "Adamax": ["exp_avg", "exp_inf"],
-    "Nadam": ["mu_product", "exp_avg", "exp_avg_sq"],
-    "Lion": ["exp_avg"],
-}
-
-
-@pytest.mark.parametrize("cls", verify.classes())
-def test_names_of_torch(cls):
-    every = {"Adam": {"amsgrad": True}, "AdamW": {"amsgrad": True}, "RMSprop": {"centered": True, "momentum": 0.5}}
-    opt, params = trained(lambda: cls(**every.get(cls.__name__, {})), 4)
-    saved = opt.state_dict(names="torch")
-    assert "t" not in saved
-    assert {key: set(some) for key, some in saved["state"].items()} == {
-        key: {"step", *TORCH[cls.__name__]} for key in params
-    }
-    assert {key: some["step"] for key, some in saved["state"].items()} == dict(opt.t)
-    for our, its in cls.torch_states:
-        if our in opt.state["w"]:  # else it is memory
-            assert frozen(saved["state"]["w"][its]) == frozen(opt.state["w"][our])
-
-
 # What is refused changes nothing.
 
 

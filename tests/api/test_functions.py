@@ -14,7 +14,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _cpu, functional
-from fusedstep.core import _interim, functions
+from fusedstep.core import functions
 from fusedstep.core.hyperparameters import RANGES, Range
 from fusedstep.optimizers import classes
 from fusedstep.tools import stub
@@ -110,8 +110,8 @@ def strange(monkeypatch):
 
     around = _cpu.rules["sgd"][2][1:]
     rules = {
-        "strange": _interim.Rule(90, ("x", "y"), ("lr", "both", *around), ("c", "d"), True),
-        "stranger": _interim.Rule(91, (), ("lr", "speed", *around), ("c",), True),
+        "strange": _cpu.Rule(90, ("x", "y"), ("lr", "both", *around), ("c", "d"), True),
+        "stranger": _cpu.Rule(91, (), ("lr", "speed", *around), ("c",), True),
     }
     calls = []
 
@@ -119,8 +119,8 @@ def strange(monkeypatch):
         calls.append(given)
         return (1.5, 2.5)
 
-    monkeypatch.setattr(_interim, "rules", rules)
-    monkeypatch.setattr(_interim, "update", update)
+    monkeypatch.setattr(_cpu, "rules", rules)
+    monkeypatch.setattr(_cpu, "update", update)
     return {o.name: functions.function(o, "somewhere") for o in functions.outlines([Strange])}, calls
 
 

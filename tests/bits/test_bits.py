@@ -1,6 +1,7 @@
 """The promise of equal bits: reference = every instruction set = every number of threads, layout and grouping."""
 
 import inspect
+import itertools
 from functools import cache
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import fusedstep as fs
 from fusedstep import _cpu, functional, reference
 from fusedstep.tools import verify
+from tests.rules import BY_RULE
 
 CLASSES = verify.classes()
 GRID = [(cls, tuple(options.items())) for cls in CLASSES for options in verify.dialects(cls)]
@@ -22,6 +24,17 @@ THREADED = [
     (("state_dtype", "same"), ("rounding", "stochastic"), ("ema", 0.9)),
     (("master_weights", True), ("zero_grad", True)),
 ]
+GENERAL = (("weight_decay", 0.3), ("maximize", True))
+
+
+def in_turn(first, *others):
+    """Return all combinations: of each choice of the first list, all but one are exhaustive, the next one in turn."""
+    combinations = list(itertools.product(*others))
+    return [
+        pytest.param(choice, *chosen, marks=[] if i % len(combinations) == j else pytest.mark.exhaustive)
+        for i, choice in enumerate(first)
+        for j, chosen in enumerate(combinations)
+    ]
 
 
 def name_of(half):
@@ -48,8 +61,7 @@ def test_halves_have_the_bits_of_the_reference(cls, options, dtype, grad_dtype, 
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL, grad_dtype)) == 0
 
 
-@pytest.mark.parametrize("threads", verify.THREADS)
-@pytest.mark.parametrize("options", THREADED, ids=str)
+@pytest.mark.parametrize(("options", "threads"), in_turn(THREADED, verify.THREADS))
 @pytest.mark.parametrize("cls", [fs.SGD, fs.Momentum, fs.AdamW])
 def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
     fs.set_num_threads(threads)
@@ -58,10 +70,8 @@ def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
         assert verify.difference(found, expected(cls, options, half, verify.LARGE)) == 0
 
 
-@pytest.mark.parametrize("threads", verify.THREADS)
 @pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("options", [(), (("weight_decay", 0.3), ("maximize", True))], ids=["plain", "general"])
-@pytest.mark.parametrize("cls", CLASSES)
+@pytest.mark.parametrize(("cls", "options", "threads"), in_turn(CLASSES, [(), GENERAL], verify.THREADS))
 def test_threads_change_no_bit(cls, options, dtype, threads, isa):
     fs.set_num_threads(threads)
     found = verify.outcome(cls(**dict(options)), dtype, verify.LARGE)
@@ -133,23 +143,17 @@ def test_both_dtypes_in_one_step():
     assert verify.difference(found, wanted) == 0
 
 
-RULES = [getattr(functional, name) for name in functional.__all__]
+RULES = [name for name in functional.__all__ if name in BY_RULE]
 
 
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("dtype", verify.DTYPES)
-@pytest.mark.parametrize("function", RULES, ids=functional.__all__)
-def test_functional_has_the_bits_of_the_reference(function, dtype, many, own_state):
-    name = function.__name__
+@pytest.mark.parametrize("name", RULES)
+def test_functional_has_the_bits_of_the_reference(name, dtype, many, own_state):
+    function = getattr(functional, name)
     options = {"weight_decay": 0.3, "maximize": True}
-    extra = {}
-    if name.startswith("rmsprop"):
-        extra = {"centered": "centered" in name, "momentum": 0.9 if "momentum" in name else 0.0}
-    if name == "amsgrad":
-        extra = {"amsgrad": True}
-    family = {"rmsprop": "rmsprop", "amsgrad": "adam"}.get(name.split("_")[0], name)
-    (cls,) = (c for c in CLASSES if c.__name__.lower() == family)
-    specification = getattr(reference, cls.__name__)(lr=0.07, **options, **extra)
+    cls, extra = BY_RULE[name]
+    specification = getattr(reference, cls)(lr=0.07, **options, **extra)
     rng = np.random.default_rng(1)
     found, wanted = np.ones(67, dtype), np.ones(67, dtype)
     states = own_state(function, 67, dtype)
@@ -166,7 +170,7 @@ def test_functional_has_the_bits_of_the_reference(function, dtype, many, own_sta
         specification.step(wanted, g)
     state = specification.state[0]
     assert verify.difference([found, *states.values()], [wanted, *(state[n] for n in states)]) == 0
-    assert "P" not in state or state["P"] == product
+    assert specification.memory[0] == ({"product": product} if "product" in parameters else {})
 
 
 @pytest.mark.parametrize("t", [1, 256, 257, 2**24, 2**24 + 1, 10**6])

@@ -1,11 +1,8 @@
-"""What the compiler made of the rules, and who may know what."""
+"""What the compiler made of the rules."""
 
-import ast
 import re
 import shutil
 import subprocess
-import sys
-import tomllib
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -13,8 +10,7 @@ from pathlib import Path
 import pytest
 
 import fusedstep as fs
-from fusedstep import _cpu, optimizers, reference
-from fusedstep.core import hyperparameters, optimizer
+from fusedstep import _cpu
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -69,11 +65,25 @@ def instructions(target, tools=""):
     return functions
 
 
+def built(isa, folder):
+    """Return the kernels of the build in this folder, or None if its sources have changed since then."""
+    objects = ROOT.glob(f"build/*/CMakeFiles/kernels_{isa}.dir/csrc/engines/cpu/kernels.cpp.o")
+    changed = max(path.stat().st_mtime for path in [ROOT / "CMakeLists.txt", *CSRC.rglob("*.*")])
+    for path in objects:
+        if path.stat().st_mtime > changed:
+            target = folder / f"{isa}.o"
+            target.symlink_to(path)
+            return target
+    return None
+
+
 @pytest.fixture(scope="module", params=_cpu.built_isas)
 def kernels(request, tmp_path_factory):
+    """The kernels of an instruction set as an object file, compiled if the build has left none."""
     if not COMPILER or not shutil.which("objdump"):
         pytest.skip("needs a compiler and objdump")
-    return compiled(COMPILER, request.param, flags_of(request.param), tmp_path_factory.mktemp("objects"))
+    isa, folder = request.param, tmp_path_factory.mktemp("objects")
+    return built(isa, folder) or compiled(COMPILER, isa, flags_of(isa), folder)
 
 
 def rules():
@@ -86,7 +96,7 @@ def check_vectorised(functions, machine):
         f"update<{rule}, {variant}, {t}>" for rule in rules() for variant in "0123" for t in ("float", "double")
     }
     expected |= {f"update_halves<{rule}, {variant}, {loop}>" for rule in rules() for variant in "01" for loop in "2345"}
-    expected |= {f"update_mixed<{rule}>" for rule in rules()}
+    expected |= {f"update_generic<{rule}>" for rule in rules()}
     found = {}
     for name, code in functions.items():
         if match := re.search(r"(update\w*<.+?>)\(", name.replace("(fusedstep::Variant)", "")):
@@ -116,7 +126,7 @@ def test_float16_is_converted_by_the_instructions_for_it(kernels):
     if kernels.stem not in ("avx2", "avx512"):
         pytest.skip("has none")
     for name, code in instructions(kernels).items():
-        if re.search(r"update_halves<\w+, .*, [45]>|update_mixed", name):
+        if re.search(r"update_halves<\w+, .*, [45]>|update_generic", name):
             assert any(line.startswith("vcvtph2ps") for line in code), name
             assert any(line.startswith("vcvtps2ph") and line.split()[1].startswith("$0x0,") for line in code), name
 
@@ -148,6 +158,7 @@ def test_kernels_export_one_table_and_no_weak_symbol(kernels):
     assert not [name for kind, name in symbols(kernels) if kind in "wWvVu"]
 
 
+@pytest.mark.exhaustive
 def test_the_checks_see_what_they_look_for(tmp_path):
     """Compiled as it must not be, the same source fails each of the tests above."""
     if not COMPILER or "avx2" not in _cpu.built_isas:
@@ -180,108 +191,7 @@ def test_the_same_source_compiles_for_aarch64(tmp_path):
         subprocess.run(command, check=True)
 
 
-# Who may know what.
-
-
-def includes(path):
-    return set(re.findall(r'#include [<"]([^>"]+)[>"]', path.read_text()))
-
-
-def code_of(path):
-    """Return a C++ file without its comments."""
-    return re.sub(r"//.*", "", path.read_text())
-
-
-def test_rules_know_numbers_only():
-    headers = {path.name for path in (CSRC / "rules").glob("*.h")}
-    for path in (CSRC / "rules").glob("*.h"):
-        assert includes(path) <= {f"rules/{name}" for name in headers} | {"math.h", "stdint.h"}, path.name
-        if path.name not in ("rule.h", "all.h"):
-            words = set(re.findall(r"\w+", code_of(path)))
-            assert not words & {"float", "float32", "float64", "size_t", "std", "pow", "fma", "thread", "cuda"}, (
-                path.name
-            )
-            body = code_of(path).partition("RULE static T update")[2]
-            assert not re.search(r"\bif\b|\bfor\b|\bwhile\b", body), f"{path.name} branches in its element code"
-
-
-def test_engines_know_no_rule_by_name():
-    names = set(rules()) | {name for name in _cpu.rules if not name.startswith("limit")}
-    for path in CSRC.rglob("*.*"):
-        if path.parent == CSRC / "rules":
-            continue
-        words = set(re.findall(r"\w+", code_of(path)))
-        assert not words & names, path.name
-
-
-def test_engines_know_nothing_of_python_and_plans_nothing_of_cuda():
-    for path in (CSRC / "engines").rglob("*.*"):
-        assert path == CSRC / "engines" / "cuda" / "module.cpp" or "pybind11" not in path.read_text(), path
-    for path in CSRC.rglob("*.*"):
-        assert path.parent == CSRC / "engines" / "cuda" or "cuda_runtime.h" not in includes(path), path
-
-
-def imports(path):
-    tree = ast.parse(Path(path).read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield "." * node.level + (node.module or "")
-
-
-def test_the_reference_shares_nothing_with_the_package():
-    for path in Path(reference.__file__).parent.glob("*.py"):
-        foreign = ("..", "fusedstep", "scipy", "torch")
-        assert not [name for name in imports(path) if name.startswith(foreign)], path.name
-
-
-def test_the_reference_is_loaded_when_it_is_asked_for():
-    code = """
-import sys, fusedstep
-assert "reference" in dir(fusedstep)
-assert not {"fusedstep.reference", "fusedstep.core.archive", "ml_dtypes", "safetensors"} & sys.modules.keys()
-assert fusedstep.reference.SGD().lr == 0.01
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-
-
-def test_the_optimizer_classes_know_no_pointer():
-    for module in (optimizer, optimizers, hyperparameters):
-        assert not {"ctypes", "struct", "cupy"} & set(imports(module.__file__))
-
-
 def test_no_fast_math_anywhere():
     text = (ROOT / "CMakeLists.txt").read_text() + (ROOT / "pyproject.toml").read_text()
     assert not re.search(r"-ffast-math|-Ofast|-march=native|-flto|-ffp-contract=(fast|on)", text)
     assert "-ffp-contract=off" in fs.info()["flags"]
-
-
-def test_the_stub_lists_what_the_module_has():
-    tree = ast.parse((ROOT / "python" / "fusedstep" / "_cpu.pyi").read_text())
-    listed = {}
-    for node in tree.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            listed[node.name] = node
-        elif isinstance(node, ast.AnnAssign):
-            listed[node.target.id] = node
-    assert listed.keys() == {name for name in vars(_cpu) if not name.startswith("__")}
-    for name, node in listed.items():
-        if isinstance(node, ast.ClassDef):
-            methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-            present = {m for m in vars(getattr(_cpu, name)) if not m.startswith("_")}
-            assert methods - {"__init__"} == present, name
-
-
-def test_info_is_complete():
-    info = fs.info()
-    expected = "version isa isa_from isas isas_built threads threads_from cuda compiler flags commit"
-    assert list(info) == expected.split()
-    assert info["isa"] in info["isas"]
-    assert set(info["isas"]) <= set(info["isas_built"])
-    assert info["version"] == fs.__version__
-    assert info["version"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    cuda = info["cuda"]
-    assert list(cuda)[:3] == ["built", "devices", "why_none"]
-    assert (cuda["why_none"] is None) == bool(cuda["devices"])
-    assert not cuda["built"] or "-fmad=false -ftz=true -prec-div=true -prec-sqrt=true" in cuda["flags"]

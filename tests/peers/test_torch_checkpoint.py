@@ -4,29 +4,14 @@ import numpy as np
 import pytest
 
 import fusedstep
+from tests.rules import entries
 
 torch = pytest.importorskip("torch")
 
 STEPS, SIZE, TOLERANCE = 10, 40, 1e-12
 
-# Our class and arguments, torch's class and arguments.
-CASES = [
-    ("SGD", {"lr": 1e-3}, "SGD", {}),
-    ("Momentum", {"dampening": 0.4}, "SGD", {"lr": 0.01, "momentum": 0.9, "dampening": 0.4}),
-    ("NAG", {"momentum": 0.8}, "SGD", {"lr": 0.01, "momentum": 0.8, "nesterov": True}),
-    ("Adagrad", {"initial_accumulator": 0.5}, "Adagrad", {"initial_accumulator_value": 0.5}),
-    ("RMSprop", {}, "RMSprop", {}),
-    ("RMSprop", {"momentum": 0.9, "centered": True}, "RMSprop", {"momentum": 0.9, "centered": True}),
-    ("Adadelta", {}, "Adadelta", {}),
-    ("Adam", {}, "Adam", {}),
-    ("Adam", {"beta2": 0.6, "amsgrad": True}, "Adam", {"betas": (0.9, 0.6), "amsgrad": True}),
-    ("AdamW", {"weight_decay": 0.3}, "AdamW", {"weight_decay": 0.3}),
-    ("Adamax", {}, "Adamax", {}),
-    ("Nadam", {"schedule_decay": 0.1}, "NAdam", {"momentum_decay": 0.1}),
-]
 
-
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{len(case[1])}")
+@pytest.fixture(params=entries("TORCH"), ids=lambda case: f"{case[0]} as {case[2]} {case[3]}")
 def pair(request):
     """Our optimizer, and torch's with its tensors; torch keeps counts and Nadam's product in the default dtype."""
     before = torch.get_default_dtype()

@@ -28,6 +28,7 @@ def quick(tmp_path_factory):
     return done.stdout, path
 
 
+@pytest.mark.exhaustive
 def test_quick_run(quick):
     out, path = quick
     record = read(path)
@@ -47,6 +48,7 @@ def test_quick_run(quick):
     assert str(path) in out
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("picture", ["throughput", "ratios", "roofline", "small"])
 def test_pictures_of_a_quick_run(quick, tmp_path, capsys, picture):
     outputs = [tmp_path / f"{picture}.png", tmp_path / f"{picture}.svg"]

@@ -1,106 +1,139 @@
-// Vectors of halves and floats in memory, and the random bits of their rounding. Where an instruction set converts
-// float16 itself, its instructions stand beside the text of storage.h.
+// Vectors of floats, loaded from memory of any type and stored into it, and the random bits of their rounding.
 #pragma once
 
-// clang-format off: vectors first, or the texts of the others know of none
+// clang-format off: the vectors come first, or the conversions would know of none
 #include "engines/cpu/vector.h"
 // clang-format on
 #include "element/philox.h"
 #include "step.h"
-#include "storage/storage.h"
+#include "storage/all.h"
 
 namespace {
 
 using namespace fusedstep;
 
-#if defined(__AVX512F__)
-RULE Floats from_float16(Halves h) {
-    return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
-}
-RULE Halves to_float16(Floats x) {
-    return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
-}
-#elif defined(__F16C__) && defined(__AVX2__)
-RULE Floats from_float16(Halves h) {
-    return (Floats)_mm256_cvtph_ps((__m128i)h);
-}
-RULE Halves to_float16(Floats x) {
-    return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
-}
-#else
-RULE Floats from_float16(Halves h) {
-    return Float16::widened(widened(h));
-}
-RULE Halves to_float16(Floats x) {
-    return narrowed(Float16::nearest(x));
-}
-#endif
-
-// Vectors in memory. A type that is no half is float32.
-
-RULE Floats floats(Type type, Halves h) {
-    return type == kBFloat16 ? BFloat16::widened(widened(h)) : from_float16(h);
-}
-RULE Halves halves(Type type, Floats x) {
-    return type == kBFloat16 ? narrowed(BFloat16::nearest(x)) : to_float16(x);
-}
-RULE Halves halves(Type type, Floats x, Halves noise) {
-    Words n = widened(noise);
-    return narrowed(type == kBFloat16 ? BFloat16::by_chance(x, n) : Float16::by_chance(x, n));
-}
-
-RULE Floats floats_at(const void* memory) {
+INLINE_HOST_DEVICE Floats floats_at(const void* memory) {
     return *static_cast<const Floats*>(memory);
 }
-RULE Halves halves_at(const void* memory) {
+INLINE_HOST_DEVICE Halves halves_at(const void* memory) {
     return *static_cast<const Halves*>(memory);
 }
-RULE void put(Floats x, void* memory) {
+INLINE_HOST_DEVICE void put(Floats x, void* memory) {
     *static_cast<Floats*>(memory) = x;
 }
-RULE void put(Halves h, void* memory) {
+INLINE_HOST_DEVICE void put(Halves h, void* memory) {
     *static_cast<Halves*>(memory) = h;
 }
 
-RULE Floats load(Type type, const void* from) {
-    return type == kFloat32 ? floats_at(from) : floats(type, halves_at(from));
+// Words of 32 bits from and to the type that an element has in memory: a pair of functions for each such type.
+INLINE_HOST_DEVICE Words words_at(const uint16_t* memory) {
+    return widened(halves_at(memory));
+}
+INLINE_HOST_DEVICE void put_words(Words words, uint16_t* memory) {
+    put(narrowed(words), memory);
 }
 
-// Noise is that of the vector, or null, where it is rounded to nearest.
-RULE void store(Type type, Floats x, void* to, const uint16_t* noise) {
+// Instructions that convert float16, where an instruction set has them. They agree with storage/float16.h on all bits
+// but those of NaN.
+#if defined(__AVX512F__)
+constexpr bool kConvertsFloat16 = true;
+INLINE_HOST_DEVICE Floats from_float16(Halves h) {
+    return (Floats)_mm512_maskz_cvtph_ps(0xffff, (__m256i)h);
+}
+INLINE_HOST_DEVICE Halves to_float16(Floats x) {
+    return (Halves)_mm512_maskz_cvtps_ph(0xffff, (__m512)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#elif defined(__F16C__) && defined(__AVX2__)
+constexpr bool kConvertsFloat16 = true;
+INLINE_HOST_DEVICE Floats from_float16(Halves h) {
+    return (Floats)_mm256_cvtph_ps((__m128i)h);
+}
+INLINE_HOST_DEVICE Halves to_float16(Floats x) {
+    return (Halves)_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT);
+}
+#else
+constexpr bool kConvertsFloat16 = false;
+template <class H>
+Floats from_float16(H);
+template <class F>
+Halves to_float16(F);
+#endif
+
+// Conversions of a tile, which here is a vector, by the trait of its type.
+
+template <class Storage>
+constexpr bool kByInstruction = kConvertsFloat16 && Storage::type == kFloat16;
+
+template <class Storage>
+INLINE_HOST_DEVICE Floats widen(Storage, const void* memory) {
+    if constexpr (kByInstruction<Storage>)
+        return from_float16(halves_at(memory));
+    else
+        return Storage::widen(words_at(static_cast<const typename Storage::Word*>(memory)));
+}
+
+template <class Storage>
+INLINE_HOST_DEVICE Words narrow(Storage, Floats x) {
+    if constexpr (kByInstruction<Storage>)
+        return widened(to_float16(x));
+    else
+        return Storage::narrow(x);
+}
+
+// To nearest, or with the random bits at `noise`.
+template <class Storage>
+INLINE_HOST_DEVICE void narrow(Storage storage, Floats x, void* memory, const uint16_t* noise) {
+    auto to = static_cast<typename Storage::Word*>(memory);
+    if (noise)
+        put_words(Storage::narrow(x, words_at(noise)), to);
+    else if constexpr (kByInstruction<Storage>)
+        put(to_float16(x), memory);
+    else
+        put_words(narrow(storage, x), to);
+}
+
+INLINE_HOST_DEVICE Floats load(Type type, const void* from) {
+    if (type == kFloat32) return floats_at(from);
+    return with_narrow(type, [&](auto storage) INLINE_LAMBDA { return widen(storage, from); });
+}
+
+INLINE_HOST_DEVICE void store(Type type, Floats x, void* to, const uint16_t* noise) {
     if (type == kFloat32)
         put(x, to);
     else
-        put(noise ? halves(type, x, halves_at(noise)) : halves(type, x), to);
+        with_narrow(type, [&](auto storage) INLINE_LAMBDA { narrow(storage, x, to, noise); });
 }
 
-// A parameter and its master: the master, but the parameter where somebody has changed it since.
-RULE Floats load(const Types& types, const void* param, const void* master) {
+// A parameter with a master counts as its master, unless somebody has written to the parameter since.
+INLINE_HOST_DEVICE Floats load(const Types& types, const void* param, const void* master) {
     if (!types.has_master()) return load(types.param, param);
-    Halves half = halves_at(param);
-    if (types.master == kUInt16) return Split::joined(widened(half), widened(halves_at(master)));
+    if (types.master == kUInt16) return Split::joined(widened(halves_at(param)), widened(halves_at(master)));
     Floats exact = floats_at(master);
-    return widened(halves(types.param, exact)) == widened(half) ? exact : floats(types.param, half);
+    return with_narrow(types.param, [&](auto storage) INLINE_LAMBDA {
+        using Word = typename decltype(storage)::Word;
+        Words words = words_at(static_cast<const Word*>(param));
+        return narrow(storage, exact) == words ? exact : widen(storage, param);
+    });
 }
 
-RULE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
+INLINE_HOST_DEVICE void store(const Types& types, Floats x, void* param, void* master, const uint16_t* noise) {
     if (!types.has_master()) return store(types.param, x, param, noise);
     if (types.master == kUInt16) {
         put(narrowed(Split::high(x)), param);
         put(narrowed(Split::low(x)), master);
     } else {
-        put(halves(types.param, x), param);
+        store(types.param, x, param, nullptr);
         put(x, master);
     }
 }
 
-// The random bits of the elements [kNoiseTile tile, kNoiseTile (tile + 1)) of an array of this role.
-inline void fill_noise(uint64_t key, uint32_t role, int64_t tile, uint16_t* noise) {
+// The random bits of the elements [kNoiseTile tile, kNoiseTile (tile + 1)) of an array.
+inline void fill_noise(uint64_t key, uint32_t array, int64_t tile, uint16_t* noise) {
     Longs counter = {};
     for (int i = 0; i < kWidth / 2; ++i) counter[i] = i;
     counter += static_cast<uint64_t>(tile) * kCounters;
     for (int first = 0; first < kCounters; first += kWidth / 2, counter += kWidth / 2) {
-        Longs x[4] = {counter, counter >> 32, Longs() + role, Longs()};
+        Longs x[4] = {counter, counter >> 32, Longs() + array, Longs()};
         philox(x, key);
         for (int word = 0; word < 4; ++word)
             *reinterpret_cast<FewWords*>(noise + 2 * (word * kCounters + first)) =

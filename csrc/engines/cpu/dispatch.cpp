@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 
 #include "element/float_mode.h"
 #include "element/norm.h"
@@ -24,16 +23,16 @@ extern const Kernels kernels_neon;
 
 namespace {
 
-constexpr int64_t kBytesToFork = 1 << 20;     // below, the caller's thread does it all
-constexpr int64_t kBytesPerPart = 256 << 10;  // a thread that has less to do costs more than it brings
-constexpr int64_t kLine = 64;
-constexpr int64_t kZeroChunk = 2048;  // elements: a gradient is zeroed while it still is in the nearest cache
+constexpr int64_t kBytesToFork = 1 << 20;     // a smaller step is made by the caller's thread alone
+constexpr int64_t kBytesPerPart = 256 << 10;  // a thread with less to do costs more time than it saves
+constexpr int64_t kLine = 64;                 // bytes of a cache line
+constexpr int64_t kZeroChunk = 2048;  // elements after which a gradient is zeroed, while it is in the nearest cache
 
 std::atomic<const Kernels*> current{nullptr};
 std::atomic<int> threads{1};
 
 #if defined(__x86_64__)
-bool has_f16c() {  // of which __builtin_cpu_supports knows nothing in Clang 14
+bool has_f16c() {  // __builtin_cpu_supports does not know F16C in Clang 14
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
@@ -56,21 +55,20 @@ void run(const Job& job) {
         job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, const_cast<Job*>(&job));
 }
 
-// One step, as its threads share it: one index space over all slots, cut by bytes.
-struct Job {
-    const Kernel* kernel;
-    const Slot* slots;
-    size_t count;
-    const Group* groups;
+// One step, as its threads share it: one index space over all tensors, cut by bytes.
+struct Step {
+    const Kernel& kernel;
+    std::span<const Task> tasks;
     int64_t bytes;
     int parts;
 
-    // The first element of `slot`, whose bytes begin at `start`, that belongs to what follows `cut`.
+    // The first element of a tensor, whose bytes begin at `start`, that belongs to what follows `cut`.
     // Cuts lie on cache lines of the parameter, so that no two threads write to one.
-    int64_t element(const Slot& slot, int64_t start, int64_t cut) const {
+    static int64_t element(const Task& task, int64_t start, int64_t cut) {
         if (cut <= start) return 0;
+        const Slot& slot = *task.slot;
         int64_t width = kItemSize[slot.types.param];
-        int64_t index = (cut - start) / slot.traffic;
+        int64_t index = (cut - start) / task.traffic;
         if (index >= slot.size) return slot.size;
         int64_t past_line = (reinterpret_cast<intptr_t>(slot.arrays[kParam]) + index * width) % kLine;
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
@@ -79,45 +77,45 @@ struct Job {
     void run(int part) const {
         int64_t from = bytes * part / parts, to = bytes * (part + 1) / parts;
         FloatMode mode;
-        Type type = kTypes;  // of the computation
+        Type type = kTypes;  // of the parameter for which the mode was set
         int64_t start = 0;
-        for (size_t i = 0; i < count && start < to; ++i) {
-            const Slot& slot = slots[i];
-            int64_t end = start + slot.size * slot.traffic;
-            if (slot.size && end > from) {
-                int64_t first = part == 0 ? 0 : element(slot, start, from);
-                int64_t last = part == parts - 1 ? slot.size : element(slot, start, to);
+        for (const Task& task : tasks) {
+            if (start >= to) break;
+            const Slot& slot = *task.slot;
+            int64_t end = start + slot.size * task.traffic;
+            if (end > from) {
+                int64_t first = part == 0 ? 0 : element(task, start, from);
+                int64_t last = part == parts - 1 ? slot.size : element(task, start, to);
                 if (first < last) {
                     if (slot.types.param != type) {
                         type = slot.types.param;
                         set_mode(mode, type);
                     }
-                    update(slot, first, last);
+                    update(task, first, last);
                 }
             }
             start = end;
         }
     }
 
-    void update(const Slot& slot, int64_t first, int64_t last) const {
-        const Group& group = groups[slot.group];
-        Variant variant = group.variant == kPlain && slot.scale != 1 ? kDecayed : group.variant;
-        int loop = group.stochastic && slot.loop >= kPure ? kMixed : slot.loop;
-        auto run = kernel->update[loop][variant];
-        if (!group.zero_grad) return run(slot, group, first, last);
+    void update(const Task& task, int64_t first, int64_t last) const {
+        const Derived& derived = *task.derived;
+        Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
+        bool by_chance = derived.stochastic && !converts_nothing(task.slot->types);
+        auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
+        if (!derived.zero_grad) return run(task, first, last);
         for (int64_t next; first < last; first = next) {
             next = std::min(first + kZeroChunk, last);
-            run(slot, group, first, next);
-            zero_grad(slot, first, next);
+            run(task, first, next);
+            zero_grad(*task.slot, first, next);
         }
     }
 };
 
-// The sums of squares of all slots: one index space over their blocks.
-struct NormJob {
-    const Kernels* kernels;
-    const Slot* slots;
-    size_t count;
+// The sums of squares of all gradients: one index space over their blocks.
+struct Squares {
+    const Kernels& kernels;
+    std::span<const Slot* const> slots;
     double* sums;  // of all blocks
     int64_t blocks;
     int parts;
@@ -126,14 +124,14 @@ struct NormJob {
         int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
         FloatMode mode;
         int64_t start = 0;
-        for (size_t i = 0; i < count && start < to; ++i) {
-            const Slot& slot = slots[i];
-            int64_t end = start + blocks_of(slot.size);
+        for (const Slot* slot : slots) {
+            if (start >= to) break;
+            int64_t end = start + blocks_of(slot->size);
             int64_t first = std::max(from, start), last = std::min(to, end);
             if (first < last) {
-                set_mode(mode, slot.types.grad);
-                kernels->square[slot.types.grad](slot.arrays[kGrad], slot.size, first - start, last - start,
-                                                 sums + start);
+                const Type type = slot->types.grad;
+                set_mode(mode, type);
+                kernels.square[type](slot->arrays[kGrad], slot->size, first - start, last - start, sums + start);
             }
             start = end;
         }
@@ -177,43 +175,22 @@ void set_num_threads(int count) {
     threads.store(count, std::memory_order_relaxed);
 }
 
-void run_step(int rule, const Slot* slots, size_t count, const Group* groups, int64_t bytes) {
-    run(Job{&kernel_of(rule), slots, count, groups, bytes, parts_of(bytes)});
+void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes) {
+    run(Step{current_kernels().rules[rule], tasks, bytes, parts_of(bytes)});
 }
 
-void sum_squares(const Slot* slots, size_t count, double* sums) {
+void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     int64_t blocks = 0, bytes = 0;
-    for (size_t i = 0; i < count; ++i) {
-        blocks += blocks_of(slots[i].size);
-        bytes += slots[i].size * kItemSize[slots[i].types.grad];
+    for (const Slot* slot : slots) {
+        blocks += blocks_of(slot->size);
+        bytes += slot->size * kItemSize[slot->types.grad];
     }
-    std::vector<double> block_sums(blocks);
-    run(NormJob{&current_kernels(), slots, count, block_sums.data(), blocks, parts_of(bytes)});
-    FloatMode mode;
-    mode.ieee();
-    double* next = block_sums.data();
-    for (size_t i = 0; i < count; ++i) {
-        sums[i] = total(next, blocks_of(slots[i].size));
-        next += blocks_of(slots[i].size);
-    }
-}
-
-double add_up(double* sums, size_t count) {
-    FloatMode mode;
-    mode.ieee();
-    return total(sums, static_cast<int64_t>(count));
+    run(Squares{current_kernels(), slots, sums, blocks, parts_of(bytes)});
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {
     int64_t width = kItemSize[slot.types.grad];
     memset(static_cast<char*>(slot.arrays[kGrad]) + begin * width, 0, (end - begin) * width);
-}
-
-bool is_finite(const Slot& slot, double sum) {
-    if (std::isfinite(sum)) return true;
-    if (slot.types.grad != kFloat64) return false;
-    auto* g = static_cast<const double*>(slot.arrays[kGrad]);  // whose squares may overflow
-    return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
 }
 
 }  // namespace fusedstep

@@ -1,19 +1,22 @@
 // The loop of every rule on a CPU, compiled once per instruction set (-DFUSEDSTEP_ISA=...) and vectorised by the
 // compiler. Nothing here may leave a weak symbol behind: the linker could hand code for a newer CPU to an older one.
+#include "engines/cpu/kernels.h"
+
 #include <string.h>
 
 #include "element/norm.h"
 #include "element/scalars.h"
 #include "engines/cpu/convert.h"
 #include "rules/all.h"
-#include "step.h"
 
+// Arrays that overlap have been refused, so the elements of a loop are independent.
 #ifdef __clang__
 #define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define ONE_VECTOR INDEPENDENT
 #else
 #define INDEPENDENT _Pragma("GCC ivdep")
-#define ONE_VECTOR INDEPENDENT _Pragma("GCC unroll 1")  // or it would be unrolled, and put together again with effort
+// GCC would fully unroll the kWidth iterations, and then vectorise them again with shuffles.
+#define ONE_VECTOR INDEPENDENT _Pragma("GCC unroll 1")
 #endif
 #define STRING(x) #x
 #define QUOTE(x) STRING(x)
@@ -24,46 +27,39 @@ namespace {
 
 using namespace fusedstep;
 
-// Arrays of the compute type. The elements of an update are independent: arrays that overlap have been refused.
-template <class Rule, Variant kVariant, class T, class... State>
-RULE void loop(const Slot& slot, const Group& group, int64_t begin, int64_t n, State* __restrict... s) {
-    const Scalars<Rule, T> k(group, slot.scale);
-    T* __restrict p = static_cast<T*>(slot.arrays[kParam]) + begin;
-    const T* __restrict g = static_cast<const T*>(slot.arrays[kGrad]) + begin;
-    T* __restrict e = kVariant == kAveraged ? static_cast<T*>(slot.arrays[kAverage]) + begin : nullptr;
+// Arrays of the compute type.
+template <class Rule, Variant kVariant, class T>
+void update(const Task& task, int64_t begin, int64_t end) {
+    const Scalars<Rule, T> k(*task.derived, task.scale);
+    constexpr int kCount = k.kStateCount;
+    auto array = [&](int role) { return static_cast<T*>(task.slot->arrays[role]) + begin; };
+    T* __restrict p = array(kParam);
+    const T* __restrict g = array(kGrad);
+    T* __restrict e = kVariant == kAveraged ? array(kAverage) : nullptr;
+    T* __restrict s0 = kCount > 0 ? array(kStates) : nullptr;
+    T* __restrict s1 = kCount > 1 ? array(kStates + 1) : nullptr;
+    T* __restrict s2 = kCount > 2 ? array(kStates + 2) : nullptr;
+    T* __restrict s3 = kCount > 3 ? array(kStates + 3) : nullptr;
+    const int64_t n = end - begin;
     INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
-        p[i] = k.template parameter<kVariant>(p[i], g[i], s[i]...);
+        auto state = [&](int j) INLINE_LAMBDA -> T& { return (j == 0 ? s0 : j == 1 ? s1 : j == 2 ? s2 : s3)[i]; };
+        p[i] = k.template parameter<kVariant>(p[i], g[i], state);
         if constexpr (kVariant == kAveraged) e[i] = Around::average(k.around, e[i], p[i]);
     }
 }
 
-template <class Rule, Variant kVariant, class T>
-void update(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    constexpr int kCount = words(Rule::states);
-    static_assert(kCount <= kMaxStates);
-    int64_t n = end - begin;
-    auto state = [&](int j) { return static_cast<T*>(slot.arrays[kStates + j]) + begin; };
-    if constexpr (kCount == 0) loop<Rule, kVariant, T>(slot, group, begin, n);
-    if constexpr (kCount == 1) loop<Rule, kVariant, T>(slot, group, begin, n, state(0));
-    if constexpr (kCount == 2) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1));
-    if constexpr (kCount == 3) loop<Rule, kVariant, T>(slot, group, begin, n, state(0), state(1), state(2));
-}
-
-// Where the arrays of a tensor are, from some element on.
-struct Place {
+// Where each array of a tensor has been read to.
+struct Cursor {
     char* at[kRoles];
 };
 
 // Call f(role, bytes per element, whether it is written) for each array that a tensor has.
 template <class Rule, class F>
-RULE void each_array(const Types& types, bool averages, F f) {
-    constexpr int kCount = words(Rule::states);
+INLINE_HOST_DEVICE void each_array(const Types& types, bool averages, F f) {
     f(kParam, kItemSize[types.param], true);
     f(kGrad, kItemSize[types.grad], false);
-    if constexpr (kCount > 0) f(kStates, kItemSize[types.state], true);
-    if constexpr (kCount > 1) f(kStates + 1, kItemSize[types.state], true);
-    if constexpr (kCount > 2) f(kStates + 2, kItemSize[types.state], true);
+    each_state<Rule>([&](int j) INLINE_LAMBDA { f(kStates + j, kItemSize[types.state], true); });
     if (averages) f(kAverage, kItemSize[types.state], true);
     if (types.has_master()) f(kMaster, kItemSize[types.master], true);
 }
@@ -73,47 +69,40 @@ struct Noise {
     alignas(64) uint16_t bits[kRoles][kNoiseTile + kWidth];
 };
 
-// A vector as the array that the compiler makes a vector of again.
+// One SIMD register seen as an array, so that the rule for one element can index it.
 struct Vector {
     union {
         Floats whole;
         float each[kWidth];
     };
 
-    RULE float& operator[](int j) { return each[j]; }
+    INLINE_HOST_DEVICE float& operator[](int j) { return each[j]; }
 };
 
 template <Variant kVariant, class Rule>
-RULE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector& s0, Vector& s1, Vector& s2) {
-    constexpr int kCount = words(Rule::states);
+INLINE_HOST_DEVICE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector* s) {
     ONE_VECTOR
     for (int j = 0; j < kWidth; ++j) {
-        if constexpr (kCount == 0) p[j] = k.template parameter<kVariant>(p[j], g[j]);
-        if constexpr (kCount == 1) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j]);
-        if constexpr (kCount == 2) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j]);
-        if constexpr (kCount == 3) p[j] = k.template parameter<kVariant>(p[j], g[j], s0[j], s1[j], s2[j]);
+        auto state = [&](int i) INLINE_LAMBDA -> float& { return s[i][j]; };
+        p[j] = k.template parameter<kVariant>(p[j], g[j], state);
     }
 }
 
-// Widen a vector, update it and narrow it, all in registers.
+// Widen a vector of each array, update it and narrow it, all in registers.
 template <class Rule, Variant kVariant>
-RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Place& here, bool averages,
-                         const Noise* noise, int64_t i) {
-    constexpr int kCount = words(Rule::states);
+INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Cursor& here,
+                                       bool averages, const Noise* noise, int64_t i) {
     auto chance = [=](int role) { return kVariant == kAveraged && noise ? noise->bits[role] + i : nullptr; };
-    Vector p, g, s0, s1, s2, e;
+    Vector p, g, e, s[k.kStateCount + 1];  // at least one: an array cannot be empty
     p.whole = load(types, here.at[kParam], here.at[kMaster]);
     g.whole = load(types.grad, here.at[kGrad]);
-    if constexpr (kCount > 0) s0.whole = load(types.state, here.at[kStates]);
-    if constexpr (kCount > 1) s1.whole = load(types.state, here.at[kStates + 1]);
-    if constexpr (kCount > 2) s2.whole = load(types.state, here.at[kStates + 2]);
+    each_state<Rule>([&](int j) INLINE_LAMBDA { s[j].whole = load(types.state, here.at[kStates + j]); });
     if (kVariant == kAveraged && k.variant <= kDecayed)
-        update_vector<kDecayed>(k, p, g, s0, s1, s2);
+        update_vector<kDecayed>(k, p, g, s);
     else
-        update_vector<kVariant>(k, p, g, s0, s1, s2);
-    if constexpr (kCount > 0) store(types.state, s0.whole, here.at[kStates], chance(kStates));
-    if constexpr (kCount > 1) store(types.state, s1.whole, here.at[kStates + 1], chance(kStates + 1));
-    if constexpr (kCount > 2) store(types.state, s2.whole, here.at[kStates + 2], chance(kStates + 2));
+        update_vector<kVariant>(k, p, g, s);
+    each_state<Rule>([&](int j)
+                         INLINE_LAMBDA { store(types.state, s[j].whole, here.at[kStates + j], chance(kStates + j)); });
     store(types, p.whole, here.at[kParam], here.at[kMaster], chance(kParam));
     if (averages) {
         e.whole = load(types.state, here.at[kAverage]);
@@ -123,29 +112,33 @@ RULE void convert_vector(const Scalars<Rule, float>& k, const Types& types, cons
     }
 }
 
-// Arrays of other types, a vector's length at a time; what is left of them goes through copies of that length.
+// Arrays of other types than the compute type, vector by vector. The elements after the last whole vector are copied
+// into vectors of their own, and back.
 template <class Rule, Variant kVariant>
-RULE void convert(const Types types, const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    const Scalars<Rule, float> k(group, slot.scale);
-    const bool averages = kVariant == kAveraged && group.variant == kAveraged;
-    const bool stochastic = kVariant == kAveraged && group.stochastic;
+INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t begin, int64_t end) {
+    const Slot& slot = *task.slot;
+    const Scalars<Rule, float> k(*task.derived, task.scale);
+    const bool averages = kVariant == kAveraged && task.derived->variant == kAveraged;
+    const bool stochastic = kVariant == kAveraged && task.derived->stochastic;
     auto each = [&](auto f) { each_array<Rule>(types, averages, f); };
     Noise noise;
     for (int64_t i = begin; i < end;) {
         int64_t first = 0, stop = end;
         if (stochastic) {
-            int64_t tile = i / kNoiseTile;
-            first = tile * kNoiseTile;
+            const int64_t tile = (slot.origin + i) / kNoiseTile;
+            first = tile * kNoiseTile - slot.origin;
             stop = first + kNoiseTile < end ? first + kNoiseTile : end;
-            each([&](int role, int64_t width, bool written) {
-                bool rounded = written && width == kItemSize[kBFloat16] && !(role == kParam && types.has_master());
-                if (rounded && role != kMaster) fill_noise(slot.noise, role, tile, noise.bits[role]);
+            each([&](int role, int64_t, bool written) {
+                const Type type = role == kParam ? types.param : types.state;
+                const bool has_master = role == kMaster || (role == kParam && types.has_master());
+                if (written && !has_master && contains(kNarrow, type))
+                    fill_noise(task.noise, noise_array(role), tile, noise.bits[role]);
             });
         }
         const bool whole = stop - i >= kWidth;
         const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
         alignas(64) char copies[kRoles][kWidth * sizeof(float)];
-        Place here;
+        Cursor here = {};
         each([&](int role, int64_t width, bool) {
             here.at[role] = static_cast<char*>(slot.arrays[role]) + i * width;
             if (!whole) {
@@ -166,13 +159,13 @@ RULE void convert(const Types types, const Slot& slot, const Group& group, int64
 }
 
 template <class Rule, Variant kVariant, int kLoop>
-void update_halves(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    convert<Rule, kVariant>(kCompiled[kLoop], slot, group, begin, end);
+void update_narrow(const Task& task, int64_t begin, int64_t end) {
+    convert<Rule, kVariant>(kCompiled[kLoop], task, begin, end);
 }
 
 template <class Rule>
-void update_mixed(const Slot& slot, const Group& group, int64_t begin, int64_t end) {
-    convert<Rule, kAveraged>(slot.types, slot, group, begin, end);
+void update_generic(const Task& task, int64_t begin, int64_t end) {
+    convert<Rule, kAveraged>(task.slot->types, task, begin, end);
 }
 
 template <class T>
@@ -185,51 +178,85 @@ void square(const void* array, int64_t size, int64_t begin, int64_t end, double*
     }
 }
 
-template <Type kHalf>
-void square_halves(const void* array, int64_t size, int64_t begin, int64_t end, double* sums) {
-    auto x = static_cast<const uint16_t*>(array);
+template <Type kType>
+void square_narrow(const void* array, int64_t size, int64_t begin, int64_t end, double* sums) {
+    const char* x = static_cast<const char*>(array);
+    constexpr int64_t kBytes = kItemSize[kType];
     for (int64_t b = begin; b < end; ++b) {
         int64_t rest = size - b * kBlock;
-        const uint16_t* block = x + b * kBlock;
+        const char* block = x + b * kBlock * kBytes;
         float row[kLanes];
         sums[b] = block_sum<true>(rest < kBlock ? rest : kBlock, [&](int64_t i, int64_t count) {
-            uint16_t copy[kLanes] = {};
-            const uint16_t* from = block + i;
-            if (count < kLanes) from = static_cast<uint16_t*>(memcpy(copy, from, count * sizeof(uint16_t)));
-            for (int64_t k = 0; k < kLanes; k += kWidth) put(load(kHalf, from + k), row + k);
+            char copy[kLanes * kBytes] = {};
+            const char* from = block + i * kBytes;
+            if (count < kLanes) from = static_cast<char*>(memcpy(copy, from, count * kBytes));
+            for (int64_t k = 0; k < kLanes; k += kWidth) put(load(kType, from + k * kBytes), row + k);
             return static_cast<const float*>(row);
         });
     }
 }
 
-#define PURE(Rule, T) \
-    {update<Rule, kPlain, T>, update<Rule, kDecayed, T>, update<Rule, kGeneral, T>, update<Rule, kAveraged, T>}
-#define HALVES(Rule, loop) \
-    {update_halves<Rule, kPlain, loop>, update_halves<Rule, kDecayed, loop>, update_mixed<Rule>, update_mixed<Rule>}
-#define MIXED(Rule) {update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>, update_mixed<Rule>}
-#define KERNEL(Rule)                                                                                             \
-    {Rule::name,                                                                                                 \
-     Rule::states,                                                                                               \
-     Rule::hypers,                                                                                               \
-     words(Rule::states),                                                                                        \
-     words(Rule::hypers),                                                                                        \
-     words(Rule::hypers) + words(Around::hypers),                                                                \
-     derive<Rule>,                                                                                               \
-     {PURE(Rule, float), PURE(Rule, double), HALVES(Rule, 2), HALVES(Rule, 3), HALVES(Rule, 4), HALVES(Rule, 5), \
-      MIXED(Rule)}},
+// The tables.
 
-static_assert(kPure == 2 && kMixed == 6);  // as the lines above number the loops
+using Update = void (*)(const Task& task, int64_t begin, int64_t end);
+
+// Whether a rule is a yardstick, which is only ever run plain.
+template <class Rule>
+constexpr bool kYardstick = requires { Rule::is_yardstick; };
+
+template <class Rule, int kLoop, Variant kVariant>
+constexpr Update update_of() {
+    if constexpr (kYardstick<Rule> && kVariant != kPlain)
+        return update_of<Rule, kLoop, kPlain>();
+    else if constexpr (kLoop == kGeneric)
+        return update_generic<Rule>;
+    else if constexpr (!converts_nothing(kCompiled[kLoop]) && kVariant > kDecayed)
+        return update_generic<Rule>;
+    else if constexpr (!converts_nothing(kCompiled[kLoop]))
+        return update_narrow<Rule, kVariant, kLoop>;
+    else if constexpr (kCompiled[kLoop].param == kFloat64)
+        return update<Rule, kVariant, double>;
+    else
+        return update<Rule, kVariant, float>;
+}
+
+template <class Rule, int kLoop = 0>
+constexpr void fill(Kernel& kernel) {
+    kernel.update[kLoop][kPlain] = update_of<Rule, kLoop, kPlain>();
+    kernel.update[kLoop][kDecayed] = update_of<Rule, kLoop, kDecayed>();
+    kernel.update[kLoop][kClipped] = update_of<Rule, kLoop, kClipped>();
+    kernel.update[kLoop][kAveraged] = update_of<Rule, kLoop, kAveraged>();
+    if constexpr (kLoop < kGeneric) fill<Rule, kLoop + 1>(kernel);
+}
+
+template <class Rule>
+constexpr Kernel kernel_of() {
+    Kernel kernel{};
+    fill<Rule>(kernel);
+    return kernel;
+}
+
+#define KERNEL(Rule) kernel_of<Rule>(),
 constexpr Kernel kKernels[] = {FUSEDSTEP_RULES(KERNEL) FUSEDSTEP_LIMITS(KERNEL)};
+
+template <Type kType>
+constexpr auto square_of() {
+    if constexpr (contains(kNarrow, kType))
+        return square_narrow<kType>;
+    else if constexpr (kType == kFloat32)
+        return square<float>;
+    else if constexpr (kType == kFloat64)
+        return square<double>;
+    else
+        return nullptr;
+}
+#define SQUARE(Storage, name, Word) square_of<k##Storage>(),
 
 }  // namespace
 
 namespace fusedstep {
 
 extern const Kernels KERNELS(FUSEDSTEP_ISA);
-const Kernels KERNELS(FUSEDSTEP_ISA) = {
-    QUOTE(FUSEDSTEP_ISA),
-    kKernels,
-    kKernels + sizeof(kKernels) / sizeof(Kernel),
-    {square<float>, square<double>, square_halves<kFloat16>, square_halves<kBFloat16>}};
+const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA), kKernels, {FUSEDSTEP_TYPES(SQUARE)}};
 
 }  // namespace fusedstep

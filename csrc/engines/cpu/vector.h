@@ -1,5 +1,5 @@
-// Vectors of the length that an instruction set has, in the notation that GCC and Clang share, and the operations for
-// which their code is better written by hand.
+// Vectors of the length that an instruction set has, in the notation that GCC and Clang share. Where compilers make
+// poor code of an operation, it is written by hand.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,7 @@ constexpr int kWidth = 8;
 constexpr int kWidth = 4;
 #endif
 
-// Wherever they lie in memory.
+// Vectors that may lie at any address of memory.
 #define VECTOR(T, n) T __attribute__((vector_size(n * sizeof(T)), aligned(sizeof(T)), may_alias))
 typedef VECTOR(float, kWidth) Floats;
 typedef VECTOR(int32_t, kWidth) Ints;
@@ -28,65 +28,65 @@ typedef VECTOR(uint32_t, kWidth) Words;
 typedef VECTOR(uint16_t, kWidth) Halves;
 typedef VECTOR(uint32_t, (kWidth / 2)) FewWords;
 #undef VECTOR
-// In registers only; where a template takes its type, an alignment of its own would be forgotten.
+// A vector for registers only: as the argument of a template, a type forgets the alignment it was given.
 typedef uint64_t Longs __attribute__((vector_size(kWidth / 2 * sizeof(uint64_t))));
 
 #if defined(__AVX512F__)
-RULE Words widened(Halves h) {
-    return (Words)_mm512_cvtepu16_epi32((__m256i)h);
+INLINE_HOST_DEVICE Words widened(Halves h) {
+    return (Words)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)h);
 }
-RULE Halves narrowed(Words h) {
+INLINE_HOST_DEVICE Halves narrowed(Words h) {
     return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)h);
 }
 #elif defined(__AVX2__)
-RULE Words widened(Halves h) {
+INLINE_HOST_DEVICE Words widened(Halves h) {
     return (Words)_mm256_cvtepu16_epi32((__m128i)h);
 }
-RULE Halves narrowed(Words h) {  // below 2^16
+INLINE_HOST_DEVICE Halves narrowed(Words h) {  // each word is below 2^16
     __m256i x = (__m256i)h;
     return (Halves)_mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
 }
 #else
-RULE Words widened(Halves h) {
+INLINE_HOST_DEVICE Words widened(Halves h) {
     return __builtin_convertvector(h, Words);
 }
-RULE Halves narrowed(Words h) {
+INLINE_HOST_DEVICE Halves narrowed(Words h) {
     return __builtin_convertvector(h, Halves);
 }
 #endif
 
-// What storage.h and philox.h do with numbers.
+// The functions of storage/bits.h and philox.h, for vectors.
 
-RULE Words bits_of(Floats x) {
+INLINE_HOST_DEVICE Words bits_of(Floats x) {
     return (Words)x;
 }
-RULE Floats float_of(Words bits) {
+INLINE_HOST_DEVICE Floats float_of(Words bits) {
     return (Floats)bits;
 }
-RULE Floats value_of(Words x) {
+INLINE_HOST_DEVICE Floats value_of(Words x) {
     return __builtin_convertvector((Ints)x, Floats);
 }
-RULE Words integer_of(Floats x) {
+INLINE_HOST_DEVICE Words integer_of(Floats x) {
     return (Words) __builtin_convertvector(x, Ints);
 }
-RULE Words is_nan(Floats x) {
+INLINE_HOST_DEVICE Words is_nan(Floats x) {
     return (Words)(x != x);
 }
 
 #if defined(__AVX512F__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm512_maskz_mul_epu32(0xff, (__m512i)x, _mm512_set1_epi64(m));
 }
 #elif defined(__AVX2__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x(m));
 }
 #elif defined(__x86_64__)
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (Longs)_mm_mul_epu32((__m128i)x, _mm_set1_epi64x(m));
 }
 #else
-RULE Longs product(Longs x, uint32_t m) {
+INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
 #endif

@@ -1,6 +1,7 @@
-// The module fusedstep._cuda: the engine for GPUs, which plans find in a capsule, and what there is to know about it.
+// The module fusedstep._cuda: the engine for GPUs in a capsule, where plans find it, and how it was built.
 #include <pybind11/pybind11.h>
 
+#include "engine.h"
 #include "engines/cuda/runtime.h"
 
 namespace fusedstep::cuda {
@@ -33,7 +34,7 @@ py::tuple find_devices() {
 
 PYBIND11_MODULE(_cuda, m, py::mod_gil_not_used()) {
     m.doc() = "The engine of fusedstep for GPUs.";
-    m.attr("engine") = py::capsule(&engine, kCapsule);
+    m.attr("engine") = py::capsule(&engine, kEngineCapsule);
     m.attr("compiler") = FUSEDSTEP_CUDA_COMPILER;
     m.attr("flags") = FUSEDSTEP_CUDA_FLAGS;
     m.attr("architectures") = py::str(FUSEDSTEP_CUDA_ARCHITECTURES).attr("split")();

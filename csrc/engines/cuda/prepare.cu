@@ -1,14 +1,15 @@
-// What comes before the update on a GPU: tables arrive, gradients are measured, clocks advance and scalars are derived.
+// What comes before the update on a GPU: tables arrive, gradients are measured, clocks advance and scalars are
+// prepared.
 #include <cuda_runtime.h>
 #include <stddef.h>
 
 #include "element/norm.h"
 #include "element/philox.h"
 #include "element/scalars.h"
-#include "engines/cuda/device.h"
+#include "engines/cuda/compiler.h"
 #include "engines/cuda/table.h"
 #include "rules/all.h"
-#include "storage/storage.h"
+#include "storage/all.h"
 
 namespace {
 
@@ -30,16 +31,16 @@ __global__ void own_tiles(const __grid_constant__ Table table) {
     }
 }
 
-RULE double value_of(const Number& number) {
+INLINE_HOST_DEVICE double value_of(const Number& number) {
     return number.at ? *number.at : number.value;
 }
 
 // The hyperparameters of a tensor, those of its rule first.
-RULE const Number* hypers_of(const Table& table, int32_t i) {
+INLINE_HOST_DEVICE const Number* hypers_of(const Table& table, int32_t i) {
     return table.hypers + static_cast<int64_t>(table.gradients[i].row) * table.hyper_count;
 }
 
-// The sum of a block, as norm.h has it, by a warp: each lane is one of its lanes. For lane 0.
+// The sum of a block by a warp, whose lanes are the lanes of norm.h. Only lane 0 returns the sum.
 template <bool kSquare, class Row>
 __device__ double warp_sum(int lane, int64_t n, Row row) {
     double sum = 0;
@@ -57,12 +58,18 @@ __device__ double sum_of_squares(int lane, int64_t n, Row row) {
     return warp_sum<true>(lane, n, row);
 }
 
-RULE double* own_squares(const Table& table) {
+INLINE_HOST_DEVICE float widened_at(Type type, const void* array, int64_t i) {
+    return with_narrow(type, [=](auto storage) INLINE_LAMBDA {
+        return storage.widen(uint32_t(static_cast<const typename decltype(storage)::Word*>(array)[i]));
+    });
+}
+
+INLINE_HOST_DEVICE double* own_squares(const Table& table) {
     return table.squares + static_cast<int64_t>(table.device) * table.count;
 }
 
-// The sum of squares of each tile, and whether a gradient is not finite: that of a double may be, though its square
-// is not, so these are looked at one by one.
+// The sum of squares of each tile, and the first gradient that is not finite. The square of a finite double may be
+// infinite, so doubles are looked at one by one.
 __global__ void square_tiles(const __grid_constant__ Table table) {
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
@@ -70,7 +77,7 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
     for (; tile < table.tiles; tile += warps) {
         const int32_t i = table.owners[tile];
         const Gradient gradient = table.gradients[i];
-        if (gradient.place < 0) continue;
+        if (gradient.order < 0) continue;
         const int64_t begin = (tile - table.tensors[i].first_tile) * kTile;
         const int64_t rest = table.tensors[i].size - begin, n = rest < kTile ? rest : kTile;
         double sum;
@@ -88,12 +95,8 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
                 auto x = static_cast<const float*>(gradient.data) + begin;
                 sum = sum_of_squares(lane, n, [=](int64_t k) { return x[k]; });
             } else {
-                auto x = static_cast<const uint16_t*>(gradient.data) + begin;
-                const bool is_bfloat16 = gradient.type == kBFloat16;
-                sum = sum_of_squares(lane, n, [=](int64_t k) {
-                    const uint32_t h = x[k];
-                    return is_bfloat16 ? BFloat16::widened(h) : Float16::widened(h);
-                });
+                const Type type = gradient.type;
+                sum = sum_of_squares(lane, n, [=](int64_t k) { return widened_at(type, gradient.data, begin + k); });
             }
             finite = lane != 0 || sum - sum == 0;
         }
@@ -102,8 +105,8 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
     }
 }
 
-// The levels of norm.h above the first, by a block of threads: add up n sums, which are overwritten, as is `room`, in
-// which as many blocks have place.
+// The levels of norm.h above the first, by a block of threads: the sum of n sums. The sums are overwritten, and so is
+// `room`, which holds a sum for each block of them.
 __device__ double add_levels(double* sums, double* room, int64_t n) {
     const Flush<double> mode;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
@@ -127,26 +130,26 @@ __device__ double add_levels(double* sums, double* room, int64_t n) {
 
 __global__ void __launch_bounds__(kManyThreads, 1) add_tiles(const __grid_constant__ Table table) {
     const int32_t i = table.large[blockIdx.x];
-    if (table.gradients[i].place < 0) return;
+    if (table.gradients[i].order < 0) return;
     const Tensor& tensor = table.tensors[i];
     const double sum =
         add_levels(table.sums + tensor.first_tile, table.sums_of_sums + tensor.first_tile, blocks_of(tensor.size));
     if (threadIdx.x == 0) own_squares(table)[i] = sum;
 }
 
-RULE const Number& grad_scale_of(const Table& table, int32_t i) {
+INLINE_HOST_DEVICE const Number& grad_scale_of(const Table& table, int32_t i) {
     static_assert(offsetof(Around::Hyper, grad_scale) == 0);
-    return hypers_of(table, i)[table.rule_hyper_count];
+    return hypers_of(table, i)[table.own_hyper_count];
 }
 
-// By one block: the norm of all gradients, and the first that is not finite.
+// The norm of all gradients, and the first gradient that is not finite, by one block of threads.
 __global__ void __launch_bounds__(kManyThreads, 1)
-    measure(const __grid_constant__ Table table, const __grid_constant__ Mode how, Found* found) {
+    measure(const __grid_constant__ Table table, const __grid_constant__ Mode how, Finding* found) {
     __shared__ double each[kManyThreads];
     const Flush<double> mode;
     double largest = 0;
     for (int32_t i = threadIdx.x; i < table.count; i += kManyThreads)
-        if (table.gradients[i].place >= 0) largest = larger(largest, magnitude(value_of(grad_scale_of(table, i))));
+        if (table.gradients[i].order >= 0) largest = larger(largest, magnitude(value_of(grad_scale_of(table, i))));
     each[threadIdx.x] = largest;
     __syncthreads();
     for (unsigned half = kManyThreads / 2; half; half /= 2) {
@@ -155,10 +158,10 @@ __global__ void __launch_bounds__(kManyThreads, 1)
     }
     largest = each[0];
     for (int32_t i = threadIdx.x; i < table.count; i += kManyThreads) {
-        const int32_t place = table.gradients[i].place;
-        if (place < 0) continue;
+        const int32_t order = table.gradients[i].order;
+        if (order < 0) continue;
         const double squares = table.squares[static_cast<int64_t>(table.tensors[i].device) * table.count + i];
-        table.shares[place] = Around::share(value_of(grad_scale_of(table, i)), largest, squares);
+        table.shares[order] = Around::share(value_of(grad_scale_of(table, i)), largest, squares);
     }
     __syncthreads();
     const double sum = add_levels(table.shares, table.shares + table.count, how.gradients);
@@ -172,31 +175,32 @@ __global__ void __launch_bounds__(kManyThreads, 1)
 
 template <class Rule>
 __global__ void __launch_bounds__(kFewThreads, 8)
-    prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Found* found) {
+    prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Finding* found) {
     const int32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i == 0) table.offenders[table.device] = kNobody;  // of the next step
-    if (i >= table.count || table.gradients[i].place < 0) return;
+    if (i == 0) table.offenders[table.device] = kNobody;  // for the next step
+    if (i >= table.count || table.gradients[i].order < 0) return;
     const Flush<double> mode;
     constexpr int kCount = words(Rule::hypers) + words(Around::hypers);
-    __shared__ double rooms[kFewThreads][kCount];  // there are too many for registers
+    __shared__ double rooms[kFewThreads][kCount];  // the hyperparameters, too many for registers
     double* const hypers = rooms[threadIdx.x];
     const Number* numbers = hypers_of(table, i);
     for (int j = 0; j < kCount; ++j) hypers[j] = value_of(numbers[j]);
     const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
 
-    Derived& derived = table.derived[i];
-    derived.skipped = how.skips_nonfinite && found->offender != kNobody;
-    derived.group.zero_grad = around.zero_grad != 0;
-    if (derived.skipped) return;
-    derive<Rule>(hypers, table.clocks[i], derived.group);
+    Prepared& prepared = table.prepared[i];
+    prepared.skipped = how.skips_nonfinite && found->offender != kNobody;
+    prepared.derived.zero_grad = around.zero_grad != 0;
+    if (prepared.skipped) return;
+    derive<Rule>(hypers, table.clocks[i], prepared.derived);
     read_anew();
     const double step_scale = value_of(how.grad_scale);
     const double scale = how.measures ? Around::scale(around, step_scale, own_squares(table)[i], found->norm)
                                       : Around::scale(around, step_scale);
-    derived.scale64 = scale;
-    derived.scale32 = static_cast<float>(scale);
-    derived.noise =
-        derived.group.stochastic ? noise_key(derived.group.seed, table.clocks[i].t, table.tensors[i].number) : 0;
+    prepared.scale64 = scale;
+    prepared.scale32 = static_cast<float>(scale);
+    prepared.noise = prepared.derived.stochastic
+                         ? noise_key(prepared.derived.seed, table.clocks[i].t, table.tensors[i].noise_id)
+                         : 0;
 }
 
 #define PREPARE(Rule) prepare<Rule>,

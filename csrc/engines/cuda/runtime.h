@@ -1,4 +1,4 @@
-// The CUDA runtime with errors as exceptions, and what it lends as objects.
+// The CUDA runtime, with errors as exceptions, and with what it lends (events, memory) as objects.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,7 +9,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "engines/cuda/engine.h"
+#include "engine.h"
 
 namespace fusedstep::cuda {
 
@@ -21,7 +21,7 @@ inline void check(cudaError_t error, const char* what) {
                              cudaGetErrorString(error));
 }
 
-// Makes a device the current one, as long as it lives.
+// As long as this object lives, a device is the current one.
 class OnDevice {
 public:
     explicit OnDevice(int device) {
@@ -40,7 +40,7 @@ private:
     bool changed_ = false;
 };
 
-// Lets this thread do what the capture of a stream elsewhere would forbid, though it does not concern it.
+// As long as this object lives, the capture of an unrelated stream forbids this thread nothing.
 class Unrelated {
 public:
     Unrelated() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -102,7 +102,7 @@ struct OutOfMemory : std::bad_alloc {
     }
 };
 
-// Memory on the current device: taken and given back at once, or in the order of a stream.
+// Memory on the current device, allocated and freed at once, or in the order of a stream.
 class Memory {
 public:
     Memory() = default;

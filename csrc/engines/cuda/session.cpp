@@ -1,243 +1,264 @@
-#include "engines/cuda/session.h"
-
-#include <string.h>
-
+// The engine for GPUs: sessions on one or several devices, and single steps without a session.
 #include <algorithm>
+#include <deque>
+#include <mutex>
 
-#include "element/norm.h"
+#include "element/float_mode.h"
+#include "engine.h"
+#include "engines/cuda/device.h"
+#include "rules/rows.h"
 
 namespace fusedstep::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / kWarp;
-
-int64_t tiles_of(int64_t size) {
-    return blocks_of(size);
+// Elements that a lane reads at once, where all arrays have a boundary of so many elements at the same place.
+int64_t vector_length(Type param) {
+    return param == kFloat64 ? 2 : 4;
 }
 
-// Cuts one piece of memory into arrays.
-class Cut {
-public:
-    // Without memory, only the bytes are counted.
-    explicit Cut(char* memory = nullptr) : memory_(memory) {}
-    template <class X>
-    void operator()(X*& array, int64_t count) {
-        if (memory_) array = reinterpret_cast<X*>(memory_ + bytes_);
-        bytes_ += (count * static_cast<int64_t>(sizeof(X)) + 255) / 256 * 256;
+// Number of leading elements of an array before the first one at a vector boundary.
+int8_t head_of(const void* data, Type type, Type param) {
+    if (type == kTypes) return 0;
+    const int64_t vector = vector_length(param);
+    const auto element = static_cast<int64_t>(reinterpret_cast<uintptr_t>(data) / kItemSize[type]);
+    return static_cast<int8_t>((vector - element % vector) % vector);
+}
+
+Tensor tensor_of(const Slot& slot, int32_t device) {
+    Tensor tensor{};
+    std::copy(slot.arrays, slot.arrays + kRoles, tensor.arrays);
+    tensor.arrays[kGrad] = nullptr;
+    tensor.size = slot.size;
+    tensor.origin = slot.origin;
+    tensor.noise_id = slot.noise_id;
+    tensor.device = device;
+    tensor.param = slot.types.param;
+    tensor.state = slot.types.state;
+    tensor.master = slot.types.master;
+    tensor.head = head_of(slot.arrays[kParam], tensor.param, tensor.param);
+    for (int role = kStates; role < kRoles; ++role) {
+        const Type type = role == kMaster ? tensor.master : tensor.state;
+        if (slot.arrays[role] && head_of(slot.arrays[role], type, tensor.param) != tensor.head)
+            tensor.head = kScattered;
     }
-    int64_t bytes() const { return bytes_; }
+    return tensor;
+}
+
+Gradient gradient_of(const Slot& slot, int32_t order) {
+    Gradient gradient{};  // also its padding, since gradients are compared byte by byte
+    gradient.data = slot.arrays[kGrad];
+    gradient.order = order;
+    gradient.row = slot.row;
+    gradient.type = slot.types.grad;
+    gradient.head = head_of(gradient.data, gradient.type, slot.types.param);
+    gradient.loop = loop_of(slot.types);
+    return gradient;
+}
+
+class GpuSession final : public Session {
+public:
+    // With a stream, for one step in that stream.
+    GpuSession(const RuleInfo& rule, std::span<const int> devices, const Stream* ordered = nullptr) : rows_(rule) {
+        for (size_t d = 0; d < devices.size(); ++d) {
+            const OnDevice here(devices[d]);
+            devices_.emplace_back(rule, devices[d], static_cast<int>(d), static_cast<int>(devices.size()), ordered);
+        }
+    }
+    ~GpuSession() override {
+        while (!devices_.empty()) {
+            int before = 0;  // errors are ignored: at exit, there may be no CUDA any more
+            const bool known = cudaGetDevice(&before) == cudaSuccess;
+            cudaSetDevice(devices_.back().number);
+            devices_.pop_back();
+            if (known) cudaSetDevice(before);
+        }
+    }
+
+    void set_tensors(std::span<const Slot> slots) override {
+        slots_ = slots;
+        rows_.reserve(slots.size());
+        std::vector<Tensor> tensors;
+        std::vector<Clock> clocks;
+        for (const Slot& slot : slots) {
+            const auto device = std::ranges::find(devices_, slot.device, &Device::number) - devices_.begin();
+            tensors.push_back(tensor_of(slot, static_cast<int32_t>(device)));
+            clocks.push_back(*slot.clock);
+        }
+        each([&](Device& device, size_t) { device.set_tensors(tensors, clocks); });
+        set_gradients();
+    }
+    void set_gradients() override {
+        std::vector<Gradient> gradients;
+        gradient_count_ = 0;
+        for (const Slot& slot : slots_) {
+            gradients.push_back(gradient_of(slot, slot.has_grad ? gradient_count_ : -1));
+            gradient_count_ += slot.has_grad;
+        }
+        each([&](Device& device, size_t) { device.set_gradients(gradients); });
+    }
+    void set_hypers(std::span<const Number> table) override {
+        rows_.set(table);
+        reads_device_ = std::ranges::any_of(table, [](const Number& number) { return number.at; });
+        each([&](Device& device, size_t) { device.set_hypers(table); });
+    }
+
+    Outcome run(const Request& request) override {
+        const bool measures = rows_.measures() || request.skips_nonfinite;
+        int64_t& tickets = request.captured ? captured_tickets_ : tickets_;
+        const Step step{{request.grad_scale, gradient_count_, measures, request.skips_nonfinite},
+                        rows_.variant() <= kDecayed ? kShortBody : kFullBody,
+                        request.captured,
+                        tickets % kTickets + (request.captured ? kTickets : 0)};
+        make(step, request.streams);
+        stale_ = stale_ || was_captured() || request.skips_nonfinite || reads_device_;
+        advance_clocks();
+        if (!measures) return Done();
+        ++tickets;
+        return Ticket(step.ticket);
+    }
+    // All memory of a GPU: where the queue of a stream is full, a step waits.
+    int64_t traffic() const override { return INT64_MAX; }
+
+    void wait() override {
+        const std::lock_guard lock(reading_);
+        each([](Device& device, size_t) { device.wait(); });
+    }
+    Finding read(Ticket ticket) override {
+        const std::lock_guard lock(reading_);
+        const OnDevice here(devices_.front().number);
+        return devices_.front().read(ticket);
+    }
+    bool is_captured(Ticket ticket) const override { return ticket >= kTickets; }
+    bool was_captured() const override { return devices_.front().was_captured(); }
+
+    bool has_stale_clocks() const override { return stale_; }
+    void refresh_clocks() override {
+        if (!stale_) return;
+        std::vector<Clock> clocks(slots_.size());
+        {
+            const std::lock_guard lock(reading_);
+            const OnDevice here(devices_.front().number);
+            devices_.front().read_clocks(clocks);
+        }
+        for (size_t i = 0; i < slots_.size(); ++i) *slots_[i].clock = clocks[i];
+        stale_ = was_captured();
+    }
 
 private:
-    char* memory_;
-    int64_t bytes_ = 0;
+    // Call f(device, index) with each device as the current one.
+    template <class F>
+    void each(F f) {
+        for (size_t d = 0; d < devices_.size(); ++d) {
+            const OnDevice here(devices_[d].number);
+            f(devices_[d], d);
+        }
+    }
+
+    void make(const Step& step, std::span<const Stream> streams) {
+        each([&](Device& device, size_t d) {
+            device.begin(streams[d], step.captured);
+            if (!step.mode.measures) return;
+            device.square(streams[d]);
+            if (d) device.between.record(streams[d]);
+        });
+        if (step.mode.measures) measure(step, streams);
+        each([&](Device& device, size_t d) {
+            device.update(step, streams[d]);
+            device.end(streams[d], step.captured);
+        });
+    }
+
+    // The first device adds up what all devices have found, and tells it to the others.
+    void measure(const Step& step, std::span<const Stream> streams) {
+        Device& first = devices_.front();
+        {
+            const OnDevice here(first.number);
+            for (size_t d = 1; d < devices_.size(); ++d) {
+                devices_[d].between.let_wait(streams[0]);
+                first.collect(devices_[d], streams[0]);
+            }
+            first.measure(step, streams[0]);
+            if (devices_.size() > 1) first.between.record(streams[0]);
+        }
+        for (size_t d = 1; d < devices_.size(); ++d) {
+            const OnDevice here(devices_[d].number);
+            first.between.let_wait(streams[d]);
+            devices_[d].receive(first, step, streams[d]);
+        }
+    }
+
+    // Advance the host's copy of the clocks. The scalars that are derived with it are not used.
+    void advance_clocks() {
+        FloatMode mode;
+        mode.ieee();
+        rows_.begin();
+        for (const Slot& slot : slots_)
+            if (slot.has_grad) rows_.advance(slot);
+    }
+
+    std::mutex reading_;
+    std::deque<Device> devices_;  // a deque, since a device cannot be moved
+    std::span<const Slot> slots_;
+    Rows rows_;
+    int32_t gradient_count_ = 0;
+    bool reads_device_ = false;  // whether a hyperparameter is on a device
+    bool stale_ = false;         // whether only the device knows the clocks: steps may be skipped, or come from a graph
+    int64_t tickets_ = 0, captured_tickets_ = 0;
 };
+
+bool captures(int device, Stream stream) {
+    const OnDevice here(device);
+    return is_capturing(stream);
+}
+
+std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int> devices) {
+    return std::make_unique<GpuSession>(rule, devices);
+}
+
+int device_of(const void* pointer) {
+    cudaPointerAttributes attributes;
+    check(cudaPointerGetAttributes(&attributes, pointer), "asking where an array lies");
+    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged ? attributes.device
+                                                                                               : kHost;
+}
+
+void order(int device, Stream earlier, Stream later) {
+    const OnDevice here(device);
+    Event event;
+    event.record(earlier);
+    event.let_wait(later);
+}
+
+class Reached : public Mark {
+public:
+    Reached(int device, Stream stream) : device_(device) { event_.record(stream); }
+    bool is_reached() override {
+        const OnDevice here(device_);
+        return event_.is_reached();
+    }
+
+private:
+    const int device_;
+    Event event_;
+};
+
+std::unique_ptr<Mark> mark(int device, Stream stream) {
+    const OnDevice here(device);
+    return std::make_unique<Reached>(device, stream);
+}
+
+void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, const Request& request,
+              int device) {
+    const OnDevice here(device);
+    GpuSession session(rule, {&device, 1}, &request.streams[0]);
+    session.set_tensors(slots);
+    session.set_hypers(hypers);
+    session.run(request);
+}
 
 }  // namespace
 
-Part::Part(const RuleShape& rule, int device, int index, int devices, const Stream* ordered)
-    : device(device), rule_(rule), has_order_(ordered), order_(ordered ? *ordered : 0) {
-    table_.device = index;
-    table_.devices = devices;
-    table_.hyper_count = rule.hyper_count;
-    table_.rule_hyper_count = rule.rule_hyper_count;
-    find_occupancies();
-    check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, device), "asking about a GPU");
-}
-
-Part::~Part() {
-    if (reader_) cudaStreamDestroy(reader_);
-}
-
-void Part::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clocks) {
-    tensors_ = std::move(tensors);
-    clocks_.assign(clocks.begin(), clocks.end());
-    large_.clear();
-    int64_t tiles = 0;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        Tensor& tensor = tensors_[i];
-        if (tensor.device != table_.device) tensor.size = 0;
-        tensor.first_tile = tiles;
-        tiles += tiles_of(tensor.size);
-        if (tensor.size > kTile) large_.push_back(static_cast<int32_t>(i));
-    }
-    constexpr int64_t kMostTiles = INT32_MAX - (1 << 20);  // so that a warp can step over the end
-    if (tiles > kMostTiles) throw std::length_error("the tensors of one step have some 2**41 elements");
-    const int64_t count = static_cast<int64_t>(tensors_.size());
-    hyper_room_ = std::max<int64_t>(count, 1) * table_.hyper_count;
-    auto cut = [&](Cut each) {
-        each(table_.tensors, count);
-        each(table_.gradients, count);
-        each(table_.hypers, hyper_room_);
-        each(table_.clocks, count);
-        each(table_.derived, count);
-        each(table_.owners, tiles);
-        each(table_.large, static_cast<int64_t>(large_.size()));
-        each(table_.sums, tiles);
-        each(table_.sums_of_sums, tiles);
-        each(table_.squares, count * table_.devices);
-        each(table_.shares, count + blocks_of(count));
-        each(table_.offenders, table_.devices);
-        each(found_, 2 * kTickets);
-        return each.bytes();
-    };
-    const int64_t bytes = cut(Cut());
-    Memory memory(bytes, has_order_ ? &order_ : nullptr);
-    cut(Cut(memory.as<char>()));
-    memory_ = std::move(memory);  // and what was there before goes once no step needs it
-    table_.count = static_cast<int32_t>(count);
-    table_.tiles = static_cast<int32_t>(tiles);
-    tensors_changed_ = true;
-    gradients_.assign(count, {nullptr, -1, 0, kTypes, 0, mixed});
-    first_changed_ = 0;
-    last_changed_ = count;
-}
-
-void Part::set_hypers(std::vector<Number> hypers) {
-    if (hypers.size() > hyper_room_) throw std::length_error("there are more rows of hyperparameters than tensors");
-    hypers_ = std::move(hypers);
-    hypers_changed_ = true;
-}
-
-void Part::set_gradients(std::span<const Gradient> gradients) {
-    gradients_of_ = {};
-    for (size_t i = 0; i < gradients.size(); ++i) {
-        const Gradient& now = gradients[i];
-        if (now.place >= 0 && tensors_[i].size) ++gradients_of_[now.loop];
-        if (memcmp(&gradients_[i], &now, sizeof(Gradient)) == 0) continue;
-        gradients_[i] = now;
-        first_changed_ = std::min(first_changed_, i);
-        last_changed_ = std::max(last_changed_, i + 1);
-    }
-}
-
-void Part::send(Stream stream, const void* to, const void* from, size_t bytes) {
-    auto* words = static_cast<const char*>(from);
-    for (size_t done = 0; done < bytes;) {
-        Parcel parcel;
-        const size_t now = std::min(bytes - done, sizeof(parcel.words));
-        parcel.to = reinterpret_cast<uint32_t*>(static_cast<char*>(const_cast<void*>(to)) + done);
-        parcel.count = static_cast<int32_t>(now / sizeof(uint32_t));
-        memcpy(parcel.words, words + done, now);
-        launch(deliver, 1, kManyThreads, stream, parcel);
-        done += now;
-    }
-}
-
-// Tell the device what has changed; in a graph, everything but the clocks, since others may have come in between.
-void Part::begin(Stream stream, bool captured) {
-    constexpr Stream kDefaults = 2;  // other handles may be used again for another stream
-    if (!captured && has_last_ && (stream != last_stream_ || stream > kDefaults)) last_.let_wait(stream);
-    was_captured_ = was_captured_ || captured;
-    if (tensors_changed_) {
-        send(stream, table_.clocks, clocks_);
-        send(stream, table_.large, large_);
-        auto set = [&](void* array, int byte, size_t bytes) {
-            check(cudaMemsetAsync(array, byte, bytes, stream_of(stream)), "setting memory of the GPU");
-        };
-        set(table_.offenders, 0xff, table_.devices * sizeof(*table_.offenders));  // nobody
-        set(found_, 0xff, 2 * kTickets * sizeof(Found));                          // NaN, and nobody
-        // Tensors without elements have no tile that would set their sum.
-        set(table_.squares, 0, sizeof(double) * table_.count * table_.devices);
-    }
-    if (tensors_changed_ || was_captured_) send(stream, table_.tensors, tensors_);
-    if (tensors_changed_ && table_.tiles) launch(common.own, std::min(table_.count, 65535), kThreads, stream, table_);
-    if (hypers_changed_ || was_captured_) send(stream, table_.hypers, hypers_);
-    if (was_captured_) first_changed_ = 0, last_changed_ = gradients_.size();
-    if (first_changed_ < last_changed_)
-        send(stream, table_.gradients + first_changed_, gradients_.data() + first_changed_,
-             (last_changed_ - first_changed_) * sizeof(Gradient));
-    tensors_changed_ = hypers_changed_ = false;
-    first_changed_ = gradients_.size();
-    last_changed_ = 0;
-}
-
-void Part::square(Stream stream) {
-    const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, multiprocessors_ * 8);
-    if (blocks) launch(common.square, blocks, kThreads, stream, table_);
-    if (!large_.empty()) launch(common.add_tiles, large_.size(), kManyThreads, stream, table_);
-}
-
-void Part::collect(const Part& other, Stream stream) {
-    auto copy = [&](auto* to, auto* from, size_t count) {
-        check(cudaMemcpyPeerAsync(to, device, from, other.device, count * sizeof(*to), stream_of(stream)),
-              "copying from one GPU to another");
-    };
-    const int32_t index = other.table_.device;
-    const int64_t first = static_cast<int64_t>(index) * table_.count;
-    copy(table_.squares + first, other.table_.squares + first, table_.count);
-    copy(table_.offenders + index, other.table_.offenders + index, 1);
-}
-
-void Part::measure(const Step& step, Stream stream) {
-    launch(common.measure, 1, kManyThreads, stream, table_, step.mode, found_ + step.ticket);
-}
-
-void Part::receive(const Part& first, const Step& step, Stream stream) {
-    check(cudaMemcpyPeerAsync(found_ + step.ticket, device, first.found_ + step.ticket, first.device, sizeof(Found),
-                              stream_of(stream)),
-          "copying from one GPU to another");
-}
-
-// Of all kernels of the rule, which are loaded thereby: in a capture, it would be too late.
-void Part::find_occupancies() {
-    auto occupancy = [](auto kernel, int threads) {
-        int blocks = 0;
-        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0), "loading a kernel");
-        return std::max(blocks, 1);
-    };
-    for (Loop loop : {float32, float64, mixed})
-        for (Weight weight : {kLight, kFull})
-            occupancies_[loop][weight] = occupancy(update_of(loop, rule_.number, weight), kThreads);
-    occupancy(preparations[rule_.number], kFewThreads);
-    occupancy(common.square, kThreads);
-    occupancy(common.add_tiles, kManyThreads);
-    occupancy(common.measure, kManyThreads);
-}
-
-void Part::update(const Step& step, Stream stream) {
-    launch(preparations[rule_.number], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
-           table_, step.mode, found_ + step.ticket);
-    for (Loop loop : {float32, float64, mixed}) {
-        if (!gradients_of_[loop]) continue;
-        const int64_t at_once = static_cast<int64_t>(occupancies_[loop][step.weight]) * multiprocessors_;
-        const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, at_once);
-        launch(update_of(loop, rule_.number, step.weight), blocks, kThreads, stream, table_);
-    }
-}
-
-void Part::end(Stream stream, bool captured) {
-    if (captured) return;
-    last_.record(stream);
-    last_stream_ = stream;
-    has_last_ = true;
-}
-
-// For the steps so far; those of graphs are known to nobody but the device.
-void Part::wait() const {
-    if (was_captured_)
-        check(cudaDeviceSynchronize(), "waiting for the GPU");
-    else if (has_last_)
-        last_.wait();
-}
-
-void Part::fetch(void* to, const void* from, size_t bytes) {
-    wait();
-    if (!reader_) check(cudaStreamCreateWithFlags(&reader_, cudaStreamNonBlocking), "making a stream");
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, reader_), "reading from the GPU");
-    check(cudaStreamSynchronize(reader_), "reading from the GPU");
-}
-
-Found Part::read(int64_t ticket) {
-    Found found;
-    fetch(&found, found_ + ticket, sizeof(found));
-    return found;
-}
-
-void Part::read_clocks(std::span<Clock> clocks) {
-    if (tensors_changed_)
-        std::ranges::copy(clocks_, clocks.begin());
-    else
-        fetch(clocks.data(), table_.clocks, clocks.size_bytes());
-}
+extern const Engine engine;
+const Engine engine = {kLayout, open, run_once, {device_of, order, mark, captures}};
 
 }  // namespace fusedstep::cuda

@@ -5,76 +5,63 @@
 
 namespace fusedstep::cuda {
 
-// The loops: without conversion, or with whatever is needed, decided tile by tile.
-enum Loop : int8_t { float32, float64, mixed, kLoops };
+// The loops: two that convert nothing, and one that converts as needed, decided tile by tile.
+enum Loop : int8_t { float32, float64, generic, kLoops };
 
 constexpr Loop loop_of(const Types& types) {
-    const int loop = fusedstep::loop_of(types);
-    return loop < kPure ? static_cast<Loop>(loop) : mixed;
+    if (types == Types{kFloat32, kFloat32, kFloat32}) return float32;
+    return types == Types{kFloat64, kFloat64, kFloat64} ? float64 : generic;
 }
 
 // A tile of elements is what a warp updates at a time; it is also a block of the sum of squares.
 constexpr int64_t kTile = 1024;
 constexpr int kWarp = 32;
 
-// What stays, of a tensor; what may change with every step, its gradient and hyperparameters, stands in a Gradient.
+// A tensor, uploaded once per session. Whatever may change from step to step is in Gradient.
 struct Tensor {
     void* arrays[kRoles];  // not the gradient
-    int64_t size;          // 0 if it lies on another device
+    int64_t size;          // elements, 0 if it lies on another device
+    int64_t origin;        // number of its first element in the whole tensor
     int64_t first_tile;
-    uint64_t number;  // by which its random bits differ from those of others
-    int32_t device;   // among those of the step
-    int8_t head;      // how many elements lie before a vector's boundary, or kScattered where arrays disagree
+    uint64_t noise_id;  // tells its random bits from those of other tensors
+    int32_t device;     // index among the devices of the step
+    int8_t head;        // elements before the first one at a vector boundary, or kScattered where arrays disagree
     Type param, state, master;
 };
 constexpr int8_t kScattered = -1;
 
 struct Gradient {
     void* data;
-    int32_t place;  // among those of this step; below 0, it is not there
-    int32_t row;    // of hyperparameters, for its tensor
+    int32_t order;  // its index among the gradients of this step, or below 0 where there is none
+    int32_t row;    // of the hyperparameters of its tensor
     Type type;
     int8_t head;
-    Loop loop;  // that updates its tensor
+    Loop loop;  // which updates its tensor
 };
 
-// A hyperparameter: a number, or where on the device a number stands.
-struct Number {
-    double value;
-    const double* at;
-
-    bool operator==(const Number&) const = default;
-};
-
-// What is derived for a tensor in a step.
-struct Derived {
-    Group group;
+// What `prepare` leaves for a tensor in a step.
+struct Prepared {
+    Derived derived;
     double scale64;
     float scale32;
     bool skipped;
     uint64_t noise;
 };
 
-// What a step finds out about its gradients.
-struct Found {
-    double norm;
-    int64_t offender;  // the first tensor whose gradient is not finite, where that matters, or kNobody
-};
-constexpr int64_t kNobody = -1;  // the largest, where numbers have no sign
-
+// A session's tables on one device. Each device of a session has all of them, about all tensors.
 struct Table {
     int32_t count;            // of tensors
-    int32_t device, devices;  // which one this is, and how many share the step
-    int32_t hyper_count, rule_hyper_count;
+    int32_t device, devices;  // index of this device, and how many devices share the step
+    int32_t hyper_count, own_hyper_count;
     int32_t tiles;
     Tensor* tensors;
     Gradient* gradients;
     Number* hypers;
     Clock* clocks;
-    Derived* derived;
+    Prepared* prepared;
     int32_t* owners;                // the tensor of each tile
     int32_t* large;                 // the tensors of more than a tile
-    double *sums, *sums_of_sums;    // of squares: of each tile of these; and room for the levels above
+    double *sums, *sums_of_sums;    // of squares: for each tile of the large tensors, and room for the levels above
     double* squares;                // of each tensor, by device
     double* shares;                 // of each gradient of the step, and room for the levels above
     unsigned long long* offenders;  // the first tensor whose gradient is not finite, by device
@@ -90,35 +77,36 @@ struct Mode {
 constexpr int kThreads = 256;    // of a block
 constexpr int kLeastBlocks = 4;  // on a multiprocessor: with 64 registers, half of the threads that it can hold
 
-enum Weight { kLight, kFull, kWeights };  // a factor and decay; all that surrounds a rule
+// What the body of a loop contains: a factor on the gradient and decay, or all that may surround a rule.
+enum Body { kShortBody, kFullBody, kBodies };
 
 // The kernels, in the order of the list of rules.
 using Update = void (*)(Table);
 struct Updates {
-    Update of[kWeights];
+    Update of[kBodies];
 };
-extern const Updates updates_float32[], updates_float64[], updates_mixed[];
-inline Update update_of(Loop loop, int rule, Weight weight) {
-    const Updates* const updates[kLoops] = {updates_float32, updates_float64, updates_mixed};
-    return updates[loop][rule].of[weight];
+extern const Updates updates_float32[], updates_float64[], updates_generic[];
+inline Update update_of(Loop loop, int rule, Body body) {
+    const Updates* const updates[kLoops] = {updates_float32, updates_float64, updates_generic};
+    return updates[loop][rule].of[body];
 }
 
-using Prepare = void (*)(Table, Mode, const Found*);
+using Prepare = void (*)(Table, Mode, const Finding*);
 extern const Prepare preparations[];
 
 // Those that no rule concerns.
 struct Common {
-    void (*own)(Table);                    // find the owners of all tiles; a block per tensor
-    void (*square)(Table);                 // the sums of squares of all tiles; a warp per tile
-    void (*add_tiles)(Table);              // the sum of each large tensor; a block of kManyThreads per tensor
-    void (*measure)(Table, Mode, Found*);  // norm and offender; one block of kManyThreads
+    void (*own)(Table);                      // find the owners of all tiles; a block per tensor
+    void (*square)(Table);                   // the sums of squares of all tiles; a warp per tile
+    void (*add_tiles)(Table);                // the sum of each large tensor; a block of kManyThreads per tensor
+    void (*measure)(Table, Mode, Finding*);  // norm and offender; one block of kManyThreads
 };
 extern const Common common;
 constexpr int kManyThreads = 1024;
 constexpr int kFewThreads = 128;  // of a block that prepares
 
-// A piece of what the host tells the device. It travels as an argument of a kernel, which is copied when that is
-// started: nothing has to be kept or waited for.
+// A piece of what the host tells the device. It travels as the argument of a kernel. CUDA copies arguments when a
+// kernel is launched, so nothing has to be kept in memory or waited for, and a graph contains it.
 struct Parcel {
     static constexpr int kWords = 1000;
     uint32_t* to;

@@ -1,5 +1,5 @@
-// The loop of every rule on a GPU, compiled once per kind of arrays (-DFUSEDSTEP_LOOP=float32, ...): a warp takes a
-// tile of a tensor at a time, and each of its lanes 16 bytes of each array, where they are aligned alike.
+// The loop of every rule on a GPU, compiled once per kind of arrays (-DFUSEDSTEP_LOOP=float32, ...). A warp takes one
+// tile of a tensor at a time, and each of its lanes 16 bytes of each array, where the arrays are aligned alike.
 #include <cuda_runtime.h>
 
 #include <new>
@@ -7,10 +7,10 @@
 
 #include "element/philox.h"
 #include "element/scalars.h"
-#include "engines/cuda/device.h"
+#include "engines/cuda/compiler.h"
 #include "engines/cuda/table.h"
 #include "rules/all.h"
-#include "storage/storage.h"
+#include "storage/all.h"
 
 #define JOIN(a, b) a##b
 #define UPDATES(loop) JOIN(updates_, loop)
@@ -28,10 +28,10 @@ struct alignas(sizeof(T) * n) Pack {
     T x[n];
 };
 
-// n elements of an array from the i-th on, which are aligned to be read at once. They are in global memory, which the
-// compiler does not see of a pointer that comes from shared memory.
+// The n elements of an array from the i-th on, aligned so that they are read at once. The compiler does not see that
+// the pointer, which comes from shared memory, points into global memory.
 template <class T, int n>
-RULE Pack<T, n>& pack_at(const void* array, int i) {
+INLINE_HOST_DEVICE Pack<T, n>& pack_at(const void* array, int i) {
     T* first = static_cast<T*>(const_cast<void*>(array)) + i;
 #ifdef __CUDA_ARCH__
     __builtin_assume(__isGlobal(first));
@@ -39,219 +39,219 @@ RULE Pack<T, n>& pack_at(const void* array, int i) {
     return *reinterpret_cast<Pack<T, n>*>(first);
 }
 
-// The random bits of two elements of an array, the first of which is even. Not inlined: it needs many registers, and is
-// needed rarely.
-[[maybe_unused]] __host__ __device__ __noinline__ uint32_t noise_word(uint64_t key, uint32_t role, int64_t i) {
+// The random bits of two elements of an array, i and i + 1 for an even i. Not inlined: it needs many registers, and
+// runs rarely.
+[[maybe_unused]] __host__ __device__ __noinline__ uint32_t noise_word(uint64_t key, uint32_t array, int64_t i) {
     const int within = static_cast<int>(i % kNoiseTile);
     const uint64_t counter = static_cast<uint64_t>(i / kNoiseTile) * kCounters + within / 2 % kCounters;
-    uint64_t x[4] = {counter, counter >> 32, role, 0};
+    uint64_t x[4] = {counter, counter >> 32, array, 0};
     philox(x, key);
     const int which = within / (2 * kCounters);
     return static_cast<uint32_t>(which < 2 ? (which == 0 ? x[0] : x[1]) : (which == 2 ? x[2] : x[3]));
 }
 
-// Those of the elements [i, i + n).
+// The random bits of the elements [i, i + n) of an array.
 template <int n>
-RULE void noise_of(uint64_t key, uint32_t role, int64_t i, uint32_t (&noise)[n]) {
+INLINE_HOST_DEVICE void noise_of(uint64_t key, uint32_t array, int64_t i, uint32_t (&noise)[n]) {
     uint32_t word = 0;
 #pragma unroll
     for (int j = 0; j < n; ++j) {
         const bool odd = (i + j) % 2;
-        if (j == 0 || !odd) word = noise_word(key, role, i + j - odd);
+        if (j == 0 || !odd) word = noise_word(key, array, i + j - odd);
         noise[j] = odd ? word >> 16 : word & 0xffff;
     }
 }
 
-// Arrays as a lane reads and writes them: the elements [i, i + n), at once. A type that is known when this is compiled
-// leaves no branch behind.
+// Arrays as a lane reads and writes them: the elements [i, i + n) at once. Where the compiler knows the type, it leaves
+// no branch behind.
 
 template <int n>
-RULE void load(Type, const void* array, int i, double (&x)[n]) {
+INLINE_HOST_DEVICE void load(Type, const void* array, int i, double (&x)[n]) {
     const auto pack = pack_at<double, n>(array, i);
     for (int j = 0; j < n; ++j) x[j] = pack.x[j];
 }
 
-template <int n>
-RULE void load_halves(const void* array, int i, uint32_t (&h)[n]) {
-    const auto pack = pack_at<uint16_t, n>(array, i);
-    for (int j = 0; j < n; ++j) h[j] = pack.x[j];
-}
-
-[[maybe_unused]] RULE float widened(Type type, uint32_t h) {
-    return type == kBFloat16 ? BFloat16::widened(h) : Float16::widened(h);
-}
-[[maybe_unused]] RULE uint32_t nearest(Type type, float x) {
-    return type == kBFloat16 ? BFloat16::nearest(x) : Float16::nearest(x);
-}
-[[maybe_unused]] RULE uint32_t by_chance(Type type, float x, uint32_t noise) {
-    return type == kBFloat16 ? BFloat16::by_chance(x, noise) : Float16::by_chance(x, noise);
+template <class Word, int n>
+INLINE_HOST_DEVICE void load_words(const void* array, int i, uint32_t (&words)[n]) {
+    const auto pack = pack_at<Word, n>(array, i);
+    for (int j = 0; j < n; ++j) words[j] = pack.x[j];
 }
 
 template <int n>
-RULE void load(Type type, const void* array, int i, float (&x)[n]) {
+INLINE_HOST_DEVICE void load(Type type, const void* array, int i, float (&x)[n]) {
     if (type == kFloat32) {
         const auto pack = pack_at<float, n>(array, i);
         for (int j = 0; j < n; ++j) x[j] = pack.x[j];
     } else {
-        uint32_t h[n];
-        load_halves(array, i, h);
-        for (int j = 0; j < n; ++j) x[j] = widened(type, h[j]);
+        with_narrow(type, [&](auto storage) INLINE_LAMBDA {
+            uint32_t words[n];
+            load_words<typename decltype(storage)::Word>(array, i, words);
+            for (int j = 0; j < n; ++j) x[j] = storage.widen(words[j]);
+        });
     }
 }
 
 template <class T, int n, class X>
-RULE void put(void* array, int i, const X (&x)[n]) {
+INLINE_HOST_DEVICE void put(void* array, int i, const X (&x)[n]) {
     Pack<T, n> pack;
     for (int j = 0; j < n; ++j) pack.x[j] = static_cast<T>(x[j]);
     pack_at<T, n>(array, i) = pack;
 }
 
-// How what is stored is rounded: by chance, with a key for the random bits and the number of the element, or to
-// nearest.
+// How numbers are rounded when they are stored: to nearest, or by random bits, which depend on a key, on the array and
+// on the number of the element.
 struct Rounding {
     bool stochastic;
     uint64_t key;
-    uint32_t role;
+    uint32_t array;
     int64_t element;
 };
 
 template <int n>
-RULE void store(Type, void* array, int i, const double (&x)[n], Rounding) {
+INLINE_HOST_DEVICE void store(Type, void* array, int i, const double (&x)[n], Rounding) {
     put<double>(array, i, x);
 }
 
 template <int n>
-RULE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
+INLINE_HOST_DEVICE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
     if (type == kFloat32) return put<float>(array, i, x);
-    uint32_t h[n];
-    if (rounding.stochastic) {
-        uint32_t noise[n];
-        noise_of(rounding.key, rounding.role, rounding.element, noise);
-        for (int j = 0; j < n; ++j) h[j] = by_chance(type, x[j], noise[j]);
-    } else {
-        for (int j = 0; j < n; ++j) h[j] = nearest(type, x[j]);
-    }
-    put<uint16_t>(array, i, h);
+    with_narrow(type, [&](auto storage) INLINE_LAMBDA {
+        uint32_t words[n];
+        if (rounding.stochastic) {
+            uint32_t noise[n];
+            noise_of(rounding.key, rounding.array, rounding.element, noise);
+            for (int j = 0; j < n; ++j) words[j] = storage.narrow(x[j], noise[j]);
+        } else {
+            for (int j = 0; j < n; ++j) words[j] = storage.narrow(x[j]);
+        }
+        put<typename decltype(storage)::Word>(array, i, words);
+    });
 }
 
-// A parameter and its master: the master, but the parameter where somebody has changed it since.
+// A parameter with a master counts as its master, unless somebody has written to the parameter since.
 template <int n>
-RULE void load_with_master(const Types& types, const void* param, const void* master, int i, float (&x)[n]) {
-    uint32_t h[n];
-    load_halves(param, i, h);
+INLINE_HOST_DEVICE void load_with_master(const Types& types, const void* param, const void* master, int i,
+                                         float (&x)[n]) {
     if (types.master == kUInt16) {
-        uint32_t low[n];
-        load_halves(master, i, low);
-        for (int j = 0; j < n; ++j) x[j] = Split::joined(h[j], low[j]);
-    } else {
-        load(kFloat32, master, i, x);
-        for (int j = 0; j < n; ++j) x[j] = nearest(types.param, x[j]) == h[j] ? x[j] : widened(types.param, h[j]);
+        uint32_t high[n], low[n];
+        load_words<uint16_t>(param, i, high);
+        load_words<uint16_t>(master, i, low);
+        for (int j = 0; j < n; ++j) x[j] = Split::joined(high[j], low[j]);
+        return;
     }
+    load(kFloat32, master, i, x);
+    with_narrow(types.param, [&](auto storage) INLINE_LAMBDA {
+        uint32_t words[n];
+        load_words<typename decltype(storage)::Word>(param, i, words);
+        for (int j = 0; j < n; ++j) x[j] = storage.narrow(x[j]) == words[j] ? x[j] : storage.widen(words[j]);
+    });
 }
 
 template <int n>
-RULE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
-    uint32_t h[n];
+INLINE_HOST_DEVICE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
     if (types.master == kUInt16) {
-        uint32_t low[n];
-        for (int j = 0; j < n; ++j) h[j] = Split::high(x[j]), low[j] = Split::low(x[j]);
+        uint32_t high[n], low[n];
+        for (int j = 0; j < n; ++j) high[j] = Split::high(x[j]), low[j] = Split::low(x[j]);
         put<uint16_t>(master, i, low);
+        put<uint16_t>(param, i, high);
     } else {
-        for (int j = 0; j < n; ++j) h[j] = nearest(types.param, x[j]);
         put<float>(master, i, x);
+        store(types.param, param, i, x, Rounding{});
     }
-    put<uint16_t>(param, i, h);
 }
 
 template <int n>
-RULE void zero(Type type, void* array, int i) {
+INLINE_HOST_DEVICE void zero(Type type, void* array, int i) {
     const uint32_t zeros[n] = {};
     if constexpr (kLoop == float64)
         put<double>(array, i, zeros);
     else if (type == kFloat32)
         put<float>(array, i, zeros);
     else
-        put<uint16_t>(array, i, zeros);
+        with_narrow(type, [&](auto storage) INLINE_LAMBDA { put<typename decltype(storage)::Word>(array, i, zeros); });
 }
 
-RULE void* at(void* array, Type type, int64_t i) {
-    return static_cast<char*>(array) + i * (type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2);
+// Bytes of an element. A device cannot index kItemSize, which is an array of the host.
+INLINE_HOST_DEVICE int64_t item_size(Type type) {
+#define FUSEDSTEP_CASE(Storage, name, Word) \
+    if (type == k##Storage) return sizeof(Word);
+    FUSEDSTEP_TYPES(FUSEDSTEP_CASE)
+#undef FUSEDSTEP_CASE
+    return 0;
 }
 
-// A tile of a tensor, as its warp sees it; in shared memory, since there is too much of it for registers.
-template <class Rule, Weight kWeight>
+INLINE_HOST_DEVICE void* at(void* array, Type type, int64_t i) {
+    return static_cast<char*>(array) + i * item_size(type);
+}
+
+// A tile of a tensor, as its warp sees it. It lies in shared memory, since it is too large for registers.
+template <class Rule, Body kBody>
 struct Tile {
     static constexpr int kStateCount = words(Rule::states);
-    // Of doubles there is one where registers would run out.
-    static constexpr int kVector = sizeof(T) == 8 && kStateCount + kWeight > 2 ? 1 : 16 / sizeof(T);
-    static constexpr int kRow = kWarp * kVector;  // elements
-    static constexpr int kBatch = kLoop == float32 && kWeight == kLight && kStateCount < 2 ? 2 : 1;
-    static constexpr Variant kVariant = kWeight == kFull ? kAveraged : kDecayed;
+    // Elements that a lane holds at once: 16 bytes of each array, or a single double where registers would run out.
+    static constexpr int kVector = sizeof(T) == 8 && kStateCount + kBody > 2 ? 1 : 16 / sizeof(T);
+    static constexpr int kRow = kWarp * kVector;  // elements that a warp holds at once
+    static constexpr int kBatch = kLoop == float32 && kBody == kShortBody && kStateCount < 2 ? 2 : 1;
+    static constexpr Variant kVariant = kBody == kFullBody ? kAveraged : kDecayed;
 
     const Scalars<Rule, T> k;
     const Types found;
-    void *const param, *const grad, *const s0, *const s1, *const s2, *const average, *const master;
-    const int64_t begin;
-    int head, in_vectors, size;  // elements before the first vector; in vectors; altogether
+    void *const param, *const grad, *const average, *const master;
+    void* states[kStateCount + 1];  // at least one: an array cannot be empty
+    const int64_t element;          // number of the first element in the whole tensor
+    int head, in_vectors, size;     // elements before the first vector; in vectors; altogether
     const bool averages, zeroes, stochastic;
     const uint64_t noise;
 
-    RULE Tile(const Tensor& tensor, const Gradient& gradient, const Derived& derived, int64_t first, int n)
-        : k(derived.group, kLoop == float64 ? derived.scale64 : derived.scale32),
+    INLINE_HOST_DEVICE Tile(const Tensor& tensor, const Gradient& gradient, const Prepared& prepared, int64_t first,
+                            int n)
+        : k(prepared.derived, kLoop == float64 ? prepared.scale64 : prepared.scale32),
           found{tensor.param, gradient.type, tensor.state, tensor.master},
           param(at(tensor.arrays[kParam], found.param, first)),
           grad(at(gradient.data, found.grad, first)),
-          s0(at(tensor.arrays[kStates], found.state, first)),
-          s1(at(tensor.arrays[kStates + 1], found.state, first)),
-          s2(at(tensor.arrays[kStates + 2], found.state, first)),
           average(at(tensor.arrays[kAverage], found.state, first)),
           master(at(tensor.arrays[kMaster], found.master, first)),
-          begin(first),
-          averages(kWeight == kFull && derived.group.variant == kAveraged),
-          zeroes(derived.group.zero_grad),
-          stochastic(kLoop == mixed && derived.group.stochastic),
-          noise(derived.noise) {
+          element(tensor.origin + first),
+          averages(kBody == kFullBody && prepared.derived.variant == kAveraged),
+          zeroes(prepared.derived.zero_grad),
+          stochastic(kLoop == generic && prepared.derived.stochastic),
+          noise(prepared.noise) {
+        each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], found.state, first); });
         head = tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
         if (in_vectors == 0) head = 0;
         size = n;
     }
 
-    // Known when this is compiled, but for the mixed loop.
-    RULE Types types() const {
+    // The compiler knows the types of all loops but the generic one.
+    INLINE_HOST_DEVICE Types types() const {
         if constexpr (kLoop == float32) return {kFloat32, kFloat32, kFloat32};
         if constexpr (kLoop == float64) return {kFloat64, kFloat64, kFloat64};
         return found;
     }
 
-    RULE void compute(T& p, T g, T& a, T& b, T& c) const {
-        if (kWeight == kFull && k.variant <= kDecayed)
-            apply<kDecayed>(p, g, a, b, c);
-        else
-            apply<kVariant>(p, g, a, b, c);
+    // state(j) is a reference to state number j of an element.
+    template <class State>
+    INLINE_HOST_DEVICE T compute(T p, T g, State state) const {
+        if (kBody == kFullBody && k.variant <= kDecayed) return k.template parameter<kDecayed>(p, g, state);
+        return k.template parameter<kVariant>(p, g, state);
     }
 
-    template <Variant kAs>
-    RULE void apply(T& p, T g, T& a, T& b, T& c) const {
-        if constexpr (kStateCount == 0) p = k.template parameter<kAs>(p, g);
-        if constexpr (kStateCount == 1) p = k.template parameter<kAs>(p, g, a);
-        if constexpr (kStateCount == 2) p = k.template parameter<kAs>(p, g, a, b);
-        if constexpr (kStateCount == 3) p = k.template parameter<kAs>(p, g, a, b, c);
+    INLINE_HOST_DEVICE Rounding rounding(int role, int i) const {
+        return {stochastic, noise, noise_array(role), element + i};
     }
 
-    RULE Rounding rounding(uint32_t role, int i) const { return {stochastic, noise, role, begin + i}; }
-
-    // Update n elements from i on, and as many at each of kBatch places that lie `stride` apart: all are read before
-    // the first is written, so that memory has enough to do.
+    // Update n elements from i on, and n elements at each of kBatch - 1 further places `stride` apart. All are read
+    // before the first is written, so that many reads are under way at once.
     template <int n, int kBatch>
-    RULE void update(int i, int stride) const {
+    INLINE_HOST_DEVICE void update(int i, int stride) const {
         read_anew();
         const Types types = this->types();
-        T p[kBatch][n], g[kBatch][n], a[kBatch][n], b[kBatch][n], c[kBatch][n];
+        T p[kBatch][n], g[kBatch][n], s[kBatch][kStateCount + 1][n];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
-            if constexpr (kLoop == mixed) {
+            if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
                     load_with_master(types, param, master, at, p[u]);
                 else
@@ -260,20 +260,16 @@ struct Tile {
                 load(types.param, param, at, p[u]);
             }
             load(types.grad, grad, at, g[u]);
-            if constexpr (kStateCount > 0) load(types.state, s0, at, a[u]);
-            if constexpr (kStateCount > 1) load(types.state, s1, at, b[u]);
-            if constexpr (kStateCount > 2) load(types.state, s2, at, c[u]);
+            each_state<Rule>([&](int j) { load(types.state, states[j], at, s[u][j]); });
         }
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
             read_anew();
 #pragma unroll
-            for (int j = 0; j < n; ++j) compute(p[u][j], g[u][j], a[u][j], b[u][j], c[u][j]);
-            if constexpr (kStateCount > 0) store(types.state, s0, at, a[u], rounding(kStates, at));
-            if constexpr (kStateCount > 1) store(types.state, s1, at, b[u], rounding(kStates + 1, at));
-            if constexpr (kStateCount > 2) store(types.state, s2, at, c[u], rounding(kStates + 2, at));
-            if constexpr (kLoop == mixed) {
+            for (int i = 0; i < n; ++i) p[u][i] = compute(p[u][i], g[u][i], [&](int j) -> T& { return s[u][j][i]; });
+            each_state<Rule>([&](int j) { store(types.state, states[j], at, s[u][j], rounding(kStates + j, at)); });
+            if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
                     store_with_master(types, param, master, at, p[u]);
                 else
@@ -292,7 +288,7 @@ struct Tile {
         }
     }
 
-    RULE void run(int lane) const {
+    INLINE_HOST_DEVICE void run(int lane) const {
         int i = head + lane * kVector;
 #pragma unroll 1
         for (; i + (kBatch - 1) * kRow < head + in_vectors; i += kBatch * kRow) update<kVector, kBatch>(i, kRow);
@@ -304,15 +300,15 @@ struct Tile {
     }
 };
 
-// Of a skipped step, only this remains to be done.
-RULE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
+// Set the gradient of a tile to +0: all that a skipped step may do.
+INLINE_HOST_DEVICE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
     void* const grad = at(gradient.data, gradient.type, begin);
     for (int i = lane; i < n; i += kWarp) zero<1>(gradient.type, grad, i);
 }
 
-template <class Rule, Weight kWeight>
+template <class Rule, Body kBody>
 __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_constant__ Table table) {
-    using ThisTile = Tile<Rule, kWeight>;
+    using ThisTile = Tile<Rule, kBody>;
     constexpr int kWarps = kThreads / kWarp;
     struct alignas(16) Room {
         char bytes[sizeof(ThisTile)];
@@ -324,30 +320,30 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
     for (int32_t tile = blockIdx.x * kWarps + warp; tile < table.tiles; tile += gridDim.x * kWarps) {
         const int32_t i = table.owners[tile];
         const Gradient& gradient = table.gradients[i];
-        if (gradient.place < 0 || gradient.loop != kLoop) continue;
+        if (gradient.order < 0 || gradient.loop != kLoop) continue;
         const Tensor& tensor = table.tensors[i];
-        const Derived& derived = table.derived[i];
+        const Prepared& prepared = table.prepared[i];
         const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
         const int n = static_cast<int>(rest < kTile ? rest : kTile);
-        if (!derived.skipped) {
+        if (!prepared.skipped) {
             __syncwarp();  // until every lane has left the tile before
-            if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, derived, begin, n);
+            if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, prepared, begin, n);
             __syncwarp();
             reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
-        } else if (derived.group.zero_grad) {
+        } else if (prepared.derived.zero_grad) {
             zero_tile(gradient, begin, n, lane);
         }
     }
 }
 
-// What is mixed decides everything as it goes; one loop is enough.
-constexpr Weight kLeast = kLoop == mixed ? kFull : kLight;
-#define WEIGHTS(Rule) {{update<Rule, kLeast>, update<Rule, kFull>}},
+// The generic loop decides everything as it goes, so one body is enough for it.
+constexpr Body kLeastBody = kLoop == generic ? kFullBody : kShortBody;
+#define BODIES(Rule) {{update<Rule, kLeastBody>, update<Rule, kFullBody>}},
 
 }  // namespace
 
 namespace fusedstep::cuda {
 
-const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(WEIGHTS) FUSEDSTEP_LIMITS(WEIGHTS)};
+const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(BODIES) FUSEDSTEP_LIMITS(BODIES)};
 
 }  // namespace fusedstep::cuda

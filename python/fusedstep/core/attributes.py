@@ -4,7 +4,8 @@ from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from . import _interim
+from fusedstep import _cpu
+
 from .arrays import is_on_gpu
 from .hyperparameters import CLIPS, RANGES, Range, Scheduled, arguments, check, check_clips, declared
 from .overrides import Settings
@@ -122,12 +123,12 @@ class Attributes:
         del values
         return self.rule
 
-    def _present_rule(self) -> _interim.Rule:
-        return _interim.rules[self._settings_with().rule]
+    def _present_rule(self) -> _cpu.Rule:
+        return _cpu.rules[self._settings_with().rule]
 
     @classmethod
-    def _rules(cls) -> list[_interim.Rule]:
-        return [_interim.rules[name] for name in (cls.rule, *cls.other_rules)]
+    def _rules(cls) -> list[_cpu.Rule]:
+        return [_cpu.rules[name] for name in (cls.rule, *cls.other_rules)]
 
     @classmethod
     def _torch_names(cls) -> dict[str, str]:

@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
 
-from . import _interim
+from fusedstep import _cpu
+
 from .hyperparameters import check, check_clips, declared, range_of, rule_hypers
 from .optimizer import Optimizer
 
@@ -58,7 +59,7 @@ class Outline(NamedTuple):
     """What a function is made of."""
 
     name: str  # that of its rule
-    rule: _interim.Rule
+    rule: _cpu.Rule
     cls: type[Optimizer]
     chosen: Mapping[str, Any]  # the hyperparameters that make the class ask for the rule
     defaults: dict[str, Any]  # of all hyperparameters of the class
@@ -84,7 +85,7 @@ def outlines(classes: Iterable[type[Optimizer]]) -> list[Outline]:
         for name, chosen in {cls.rule: {}, **cls.other_rules}.items():
             owners.setdefault(name, (cls, chosen))
     found = []
-    for name, rule in _interim.rules.items():
+    for name, rule in _cpu.rules.items():
         if name in owners:
             cls, chosen = owners[name]
             values = _Recorder({f.name: f.default for f in fields(cls) if f.name in declared(cls)} | dict(chosen))
@@ -135,10 +136,10 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     count = "t" if rule.counts else "1"
     memory = "".join(f"{_checked(word, outline.cls)}, " for word in rule.memory)
     call = f"_update({rule.number}, ({arrays}), _packed({', '.join(outline.own)}, **options), {count}, "
-    call += f"({memory.rstrip()}))" if memory else "_no_memory)"
+    call += f"({memory.rstrip()}))" if memory else "())"
     call = {0: call, 1: f"return {call}[0]"}.get(len(rule.memory), f"return {call}")
     source = f"{signature(outline)}\n    {call}\n"
-    namespace = {
+    namespace: dict[str, Any] = {
         "Any": Any,
         "DecoupledOptions": DecoupledOptions,
         "Literal": Literal,
@@ -146,11 +147,10 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
         "Unpack": Unpack,
         "__name__": module,
         "_check": check,
-        "_no_memory": _interim.NO_MEMORY,
         "_packed": _packing(outline),
         "_ranges": outline.cls.ranges,
         "inf": math.inf,
-        "_update": _interim.update if rule.memory else _interim.update_without_memory,
+        "_update": _cpu.update,
     }
     place = f"<{module}.{name}>"
     exec(compile(source, place, "exec"), namespace)  # noqa: S102 (of names that the package itself has chosen)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fusedstep import _cpu
 from fusedstep.schedules.description import remember
 
-from . import _interim, snapshot
+from . import snapshot
 from .arrays import Array, copied, fill, is_on_gpu
 from .attributes import Attributes, Average
 from .hyperparameters import Scheduled, check, evaluated, on_host
@@ -218,7 +218,7 @@ class Optimizer(Attributes):
         finally:
             self._turn.release()
 
-    def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.Ticket) -> Result:
+    def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
         if isinstance(outcome, bool):
             return PLAIN
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
@@ -255,7 +255,7 @@ class Optimizer(Attributes):
     def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
         """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
         self._drop_plan()
-        rule = _interim.rules[self._settings.rule]
+        rule = _cpu.rules[self._settings.rule]
         plan = _cpu.Plan(rule.number, params)
         seen = plan.check(params, grads)
         keys = plan.keys
@@ -274,7 +274,6 @@ class Optimizer(Attributes):
                 )
         states = [progress.state.get(key, {}) for key in keys]
         clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
-        _interim.begin(progress.clocks)
         plan.bind(
             [
                 (*(s[n] for n in rule.states), progress.ema.get(key), s.get("master", s.get("remainder")))

@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from fusedstep import _cpu
 
-from . import _interim
 from .hyperparameters import Range, check_clips, evaluated, rule_hypers
 from .progress import Progress, listed
 
@@ -45,7 +44,7 @@ class Layer:
         return self._fixed or self._hypers(self.values | evaluated(self.scheduled, done, self._settings.ranges))
 
     def _hypers(self, values: dict[str, Any]) -> list[Any]:
-        return rule_hypers(_interim.rules[self._settings.rule].hypers, values, self._settings.derived)
+        return rule_hypers(_cpu.rules[self._settings.rule].hypers, values, self._settings.derived)
 
 
 class Matching(NamedTuple):

@@ -11,11 +11,14 @@ import numpy as np
 
 from fusedstep import _cpu
 
-from . import _interim
 from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, is_half, new_array
 from .hyperparameters import Scheduled
 
 __all__ = ["Averages", "Progress", "listed", "noise_id"]
+
+# How far a parameter is, as the engine reads and advances it: finished updates, whether its average has begun (1 or 0),
+# and the numbers that its rule keeps between updates.
+CLOCK = np.dtype([("t", np.int64), ("averaged", np.int64), ("memory", np.float64, (_cpu.max_memory,))])
 
 
 def noise_id(key: Hashable) -> int:
@@ -64,7 +67,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.clock_of: dict[Hashable, int] = {}  # index of the clock of each key
-        self._clocks = np.zeros(0, _interim.CLOCK)
+        self._clocks = np.zeros(0, CLOCK)
         self.plan: _cpu.Plan | None = None  # what advances the clocks, perhaps on a GPU
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
@@ -97,7 +100,7 @@ class Progress:
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
         for key in keys:
             other.clock_of.setdefault(key, len(other.clock_of))
-        other._clocks = np.zeros(len(other.clock_of), _interim.CLOCK)
+        other._clocks = np.zeros(len(other.clock_of), CLOCK)
         other._clocks[: len(self._clocks)] = self.clocks
         return other
 
@@ -176,7 +179,7 @@ class Progress:
             mine.clear()
             mine.update(others)  # type: ignore[arg-type]
 
-    def export(self, rule: _interim.Rule) -> dict[str, dict[Hashable, Any]]:
+    def export(self, rule: _cpu.Rule) -> dict[str, dict[Hashable, Any]]:
         """Return plain values and the arrays themselves; states of `rule` that are yet to be made are 0."""
         state = {}
         for key, states in self.state.items():

@@ -49,9 +49,9 @@ class Pending(Result):
     __slots__ = ("__weakref__", "_found", "_plan", "_ticket")
     _found: Result | None
     _plan: _cpu.Plan
-    _ticket: _cpu.Ticket
+    _ticket: _cpu.PendingFinding
 
-    def __init__(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> None:
+    def __init__(self, ticket: _cpu.PendingFinding, plan: _cpu.Plan) -> None:
         for name, value in (("_ticket", ticket), ("_plan", plan), ("_found", None)):
             object.__setattr__(self, name, value)
 
@@ -95,7 +95,7 @@ class Pendings(deque[ref[Pending]]):
                 oldest.read()
             self.popleft()
 
-    def add(self, ticket: _cpu.Ticket, plan: _cpu.Plan) -> Pending:
+    def add(self, ticket: _cpu.PendingFinding, plan: _cpu.Plan) -> Pending:
         """Return the result that a ticket stands for."""
         result = Pending(ticket, plan)
         if not ticket.is_captured:

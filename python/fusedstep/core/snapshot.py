@@ -12,10 +12,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
+from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus, describe, rebuild
 from fusedstep.schedules.plateau import plateau
 
-from ._interim import Rule
 from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_half, new_array, to_host
 from .hyperparameters import Range, check, on_host
 from .progress import Progress, listed
@@ -191,7 +191,11 @@ def upgraded(saved: Any) -> Any:
 
 
 def restored(
-    progress: Progress, saved: Mapping[str, Any], rule: Rule, possible: Collection[str], ranges: Mapping[str, Range]
+    progress: Progress,
+    saved: Mapping[str, Any],
+    rule: _cpu.Rule,
+    possible: Collection[str],
+    ranges: Mapping[str, Range],
 ) -> tuple[Progress, list[tuple[Array, Array]]]:
     """
     Prepare a progress that is what was exported from another.

@@ -1,4 +1,9 @@
-"""What surrounds every rule: norms, clipping, decay, averages, and the step."""
+"""
+What surrounds every rule: the step over all parameters, norms, clipping, weight decay, averages and rounding.
+
+A rule (a class in `optimizers`) adds the names of its states, its scalars and its formula. Everything is plain NumPy,
+one rounded operation after the other, in the order in which the kernels compute.
+"""
 
 import copy
 import ctypes
@@ -15,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from .storage import Noise, joined, rounded, split, widened
+from .storage import Noise, rounded, split, stored, unrounded, widened
 
 __all__ = [
+    "Memory",
     "Optimizer",
     "Result",
     "Scalars",
@@ -31,10 +37,11 @@ __all__ = [
 ]
 
 Scheduled = Any  # a number, or a function of the number of finished updates
-State = dict[str, Any]
+State = dict[str, Any]  # arrays by name
+Memory = dict[str, float]  # numbers that a rule keeps from one update of a parameter to the next, by name
 Scalars = dict[str, float]
 
-# Where the C library keeps the mode inside fenv_t, and the bits in it that flush subnormals.
+# By platform: the offset in fenv_t of the word with the floating-point mode, and the bits in it that flush subnormals.
 _MODE = {
     ("Linux", "x86_64"): (28, 0x8040),
     ("Darwin", "x86_64"): (4, 0x8040),
@@ -45,7 +52,7 @@ _MODE = {
 
 @contextmanager
 def float_mode(dtype: Any) -> Iterator[None]:
-    """Compute as the kernels do for this dtype: float32, and what is widened to it, flushes subnormals."""
+    """Compute as the kernels do for this dtype: all but float64 is computed in float32, which flushes subnormals."""
     offset, bits = _MODE[platform.system(), platform.machine()]
     libm = ctypes.CDLL(None)
     before = (ctypes.c_char * 64)()
@@ -82,12 +89,12 @@ def rational_power(x: float, y: float) -> float:
 
 
 def larger(a: Any, b: Any) -> Any:
-    """Return the larger, or NaN where either is; written as a selection, for the sake of signed zeros."""
+    """Return the larger, or NaN where either is NaN. A selection, as in the kernels: of two zeros it returns `b`."""
     return np.where((a > b) | (a != a), a, b)
 
 
 def smaller(a: Any, b: Any) -> Any:
-    """Return the smaller, or NaN where either is."""
+    """Return the smaller, or NaN where either is NaN."""
     return np.where((a < b) | (a != a), a, b)
 
 
@@ -97,14 +104,19 @@ def with_sign_of(x: Any, y: Any) -> Any:
 
 
 def items(arrays: Any) -> dict[Hashable, Any]:
-    """Return one array, a sequence or a mapping of arrays by key."""
+    """Return arrays by key: those of a mapping, those of a sequence by their place, or one array as number 0."""
     if isinstance(arrays, Mapping):
         return dict(arrays)
     return dict(enumerate(arrays)) if isinstance(arrays, (list, tuple)) else {0: arrays}
 
 
 def reduced(x: Any) -> float:
-    """Return the sum of a float64 array in the order that every engine keeps: blocks of 1024, 32 lanes, folds."""
+    """
+    Return the sum of a float64 array, added in an order that depends on its size alone.
+
+    Blocks of 1024 elements are added in 32 lanes, and the lanes are folded by halves to one number. The sums of the
+    blocks are added in the same way, until one is left.
+    """
     while True:
         blocks = -(-x.size // 1024)
         rows = np.zeros(blocks * 1024)
@@ -128,7 +140,7 @@ def sum_of_squares(g: Any) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step found out."""
+    """What a step found out: the norm of all gradients, whether it was skipped, and the key of a gradient to blame."""
 
     grad_norm: float | None = None
     skipped: bool = False
@@ -147,7 +159,7 @@ class Optimizer:
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
-    ema: Any = None  # the averages, once made; the decay is kept as ema_decay
+    ema: Any = None  # an argument is the decay, which is kept as ema_decay; the attribute holds the averages by key
     zero_grad: bool = False
     skip_nonfinite: bool = False
     state_dtype: str = "float32"
@@ -158,85 +170,95 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         self.state: dict[Hashable, State] = {}
+        self.memory: dict[Hashable, Memory] = {}
         self.t: dict[Hashable, int] = {}
         self.ema_decay, self.ema = self.ema, {}
+
+    # What a rule says of itself: these, and `elem`, which takes its scalars, a gradient and its states by name, writes
+    # the new states, and returns what is subtracted from the parameter.
+
+    def states(self) -> str:
+        """Return the names of the states, one letter each."""
+        return ""
+
+    def initial(self, name: str) -> float:
+        """Return where the state `name` starts."""
+        del name
+        return 0.0
+
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
+        """
+        Return the scalars of update number t.
+
+        `memory` holds what the rule has stored in it in the updates before; in update 1 it is empty.
+        """
+        raise NotImplementedError
+
+    # The step.
 
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
         params, found = items(params), items(grads)
         grads = {key: found[key] for key in params if found.get(key) is not None}
         h = {key: self.at(key) for key in grads}
-        S, N = dict.fromkeys(grads, 0.0), None
+        sums, norm = dict.fromkeys(grads, 0.0), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
-            S = {key: sum_of_squares(g) for key, g in grads.items()}
-            N = self.norm(h, grad_scale, S)
+            sums = {key: sum_of_squares(g) for key, g in grads.items()}
+            norm = self.norm(h, grad_scale, sums)
         nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
         if not nonfinite:
             for key, g in grads.items():
-                self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, S[key], N))
+                self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
         for key, g in grads.items():
             if h[key].zero_grad:
                 g[...] = 0
-        return Result(N, bool(nonfinite), nonfinite[0] if nonfinite else None)
+        return Result(norm, bool(nonfinite), nonfinite[0] if nonfinite else None)
 
     def clips_by_norm(self) -> bool:
-        """Return whether the norm of a gradient, or of all, is limited."""
+        """Return whether the norm of a gradient, or of all gradients together, is limited."""
         return self.clip_norm is not None or self.clip_global_norm is not None
 
     @staticmethod
-    def norm(h: dict[Hashable, Any], grad_scale: float, S: dict[Hashable, float]) -> float:
-        """Return the norm of all gradients; S are their sums of squares, in the order of the parameters."""
+    def norm(h: dict[Hashable, Any], grad_scale: float, sums: dict[Hashable, float]) -> float:
+        """
+        Return the norm of all gradients, each times its factor; `sums` are their sums of squares, in order.
+
+        Factors are divided by the largest of them, so that their squares stay in the range of float64.
+        """
         with float_mode(np.float64):
             largest = max((abs(each.grad_scale) for each in h.values()), default=0.0)
             weights = {key: each.grad_scale / largest if largest else 1.0 for key, each in h.items()}
-            G = reduced(np.array([S[key] * (weights[key] * weights[key]) for key in h]))
-            return math.sqrt(G) * float(abs(largest * grad_scale))
+            total = reduced(np.array([sums[key] * (weights[key] * weights[key]) for key in h]))
+            return math.sqrt(total) * float(abs(largest * grad_scale))
 
     @staticmethod
-    def factor(h: Any, grad_scale: float, S: float, N: float | None) -> float:
-        """Return what a gradient is multiplied by; N is the norm of all gradients, S the sum of squares of this one."""
-        gs, coefficient = h.grad_scale * grad_scale, 1.0
+    def factor(h: Any, grad_scale: float, sum_of_squares: float, norm: float | None) -> float:
+        """Return what a gradient is multiplied by, from its own sum of squares and the norm of all gradients."""
+        scale, coefficient = h.grad_scale * grad_scale, 1.0
         with float_mode(np.float64):
             if h.clip_norm is not None:
-                coefficient = h.clip_norm / float(larger(math.sqrt(S) * abs(gs), h.clip_norm))
-            if h.clip_global_norm is not None and N is not None:
-                coefficient = h.clip_global_norm / max(N, h.clip_global_norm) if math.isfinite(N) else math.nan
-            return float(gs * coefficient)
+                own = math.sqrt(sum_of_squares) * abs(scale)
+                coefficient = h.clip_norm / float(larger(own, h.clip_norm))
+            if h.clip_global_norm is not None and norm is not None:
+                limit = h.clip_global_norm
+                coefficient = limit / max(norm, limit) if math.isfinite(norm) else math.nan
+            return float(scale * coefficient)
 
-    def step_one(self, key: Hashable, p: Any, g: Any, h: Any, gs: float) -> None:
-        """Update one parameter."""
-        T: Any = np.float64 if p.dtype == np.float64 else np.float32
-        half = p.dtype.itemsize == 2
-        s = self.state.setdefault(key, {})
-        made = [array for array in (*(s.get(name) for name in h.names), self.ema.get(key)) if array is not None]
-        D = np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
-        D = made[0].dtype if made else D
-        for name in h.names:
-            with np.errstate(over="ignore"):
-                s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
-        master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
-        for other in {"master", "remainder"} - {master}:
-            s.pop(other, None)
-        if master:
-            s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
+    def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
+        """Update one parameter: `h` are its hyperparameters, `factor` is what its gradient is multiplied by."""
+        T: Any = np.float64 if p.dtype == np.float64 else np.float32  # the dtype of the arithmetic
+        s, D = self.made(key, p, h, T)
         self.t[key] = t = self.t.get(key, 0) + 1
         noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
 
-        def stored(x: Any, dtype: Any, array: int) -> Any:
-            return rounded(x, dtype, noise.bits(array, x.shape) if noise and dtype.itemsize == 2 else None)
-
         with float_mode(np.float64):
-            k = SimpleNamespace(**{name: T(value) for name, value in h.host(h.lr, t, s).items()})
-            gs, wd, l1, dec = T(gs), T(h.weight_decay), T(h.l1), T(h.lr * h.weight_decay)
-            decays = h.weight_decay != 0
+            scalars = h.host(h.lr, t, self.memory.setdefault(key, {}))
+            k = SimpleNamespace(**{name: T(value) for name, value in scalars.items()})
+            gs, wd, l1, dec = T(factor), T(h.weight_decay), T(h.l1), T(h.lr * h.weight_decay)
+            decays = h.weight_decay != 0  # in the mode of float32, a subnormal float64 would compare equal to 0
 
         with float_mode(T):
-            x, g, wide = widened(p), widened(g), {name: widened(s[name]) for name in h.names}
-            if master == "master":  # except where somebody has changed the parameter
-                same = rounded(s[master], p.dtype).view(np.uint16) == p.view(np.uint16)
-                x = np.where(same, s[master], x)
-            if master == "remainder":
-                x = joined(p, s[master])
+            x, g, wide = unrounded(p, s), widened(g), {name: widened(s[name]) for name in h.names}
             if gs != 1:
                 g = g * gs
             if h.maximize:
@@ -253,20 +275,43 @@ class Optimizer:
                 u = u + dec * x
             x = x - u
             for i, name in enumerate(h.names):
-                s[name][...] = stored(wide[name], s[name].dtype, 2 + i)
+                s[name][...] = stored(wide[name], s[name].dtype, noise, 2 + i)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
-                e = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
-                self.ema[key] = stored(e, D, 5)
-            if master == "remainder":
-                p[...], s[master][...] = split(x, p.dtype)
-            elif master:
-                p[...], s[master][...] = rounded(x, p.dtype), x
+                average = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
+                self.ema[key] = stored(average, D, noise, 5)
+            if "remainder" in s:
+                p[...], s["remainder"][...] = split(x, p.dtype)
+            elif "master" in s:
+                p[...], s["master"][...] = rounded(x, p.dtype), x
             else:
-                p[...] = stored(x, p.dtype, 0)
+                p[...] = stored(x, p.dtype, noise, 0)
+
+    def made(self, key: Hashable, p: Any, h: Any, T: Any) -> tuple[State, Any]:
+        """
+        Return the state of a parameter, with what was missing made, and the dtype of states and averages.
+
+        An array that exists decides that dtype; otherwise the options do. A master is begun with zeros: `unrounded`
+        takes the parameter wherever it is not the rounded master.
+        """
+        half = p.dtype.itemsize == 2
+        s = self.state.setdefault(key, {})
+        existing = [array for array in (*(s.get(name) for name in h.names), self.ema.get(key)) if array is not None]
+        D = existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
+        for name in h.names:
+            with np.errstate(over="ignore"):
+                s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
+        master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
+        for other in {"master", "remainder"} - {master}:
+            s.pop(other, None)
+        if master:
+            s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
+        return s, D
+
+    # Hyperparameters.
 
     def at(self, key: Hashable) -> Any:
-        """Return the hyperparameters of one parameter in this update."""
+        """Return the hyperparameters of one parameter in this update, as numbers: schedules have been asked."""
         h, done = self.of(key), self.t.get(key, 0)
         h.names = h.states()
         for name, value in vars(h).items():
@@ -275,9 +320,9 @@ class Optimizer:
         return h
 
     def of(self, key: Hashable) -> Any:
-        """Return the hyperparameters of one parameter: patterns first, then the exact key."""
+        """Return the hyperparameters of one parameter: a pattern overrides the optimizer, the exact key a pattern."""
         h = copy.copy(self)
-        vars(h)["ema"] = self.ema_decay  # as overrides call it
+        vars(h)["ema"] = self.ema_decay  # overrides use the name of the argument
         for pattern, values in self.overrides.items():
             if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
                 vars(h).update(values)
@@ -287,16 +332,3 @@ class Optimizer:
                 setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0
         h.ema_decay = h.ema
         return h
-
-    def states(self) -> str:
-        """Return the names of the states, one letter each."""
-        return ""
-
-    def initial(self, name: str) -> float:
-        """Return where the state `name` starts."""
-        del name
-        return 0.0
-
-    def host(self, lr: float, t: int, s: State) -> Scalars:
-        """Return the scalars of update number t."""
-        raise NotImplementedError

@@ -1,9 +1,9 @@
 """
-The rules.
+The rules, each as its paper writes it.
 
-`host` computes the scalars of an update in float64; each is then rounded once to the dtype of the parameter. `elem`
-computes, for all elements, the update u and the new states, one rounded operation after the other; the parameter
-becomes ``p - u``.
+`host` computes the scalars of an update in float64; each is then rounded once to the dtype of the arithmetic. `elem`
+computes, for all elements, the new states and the update u, one rounded operation after the other. The parameter
+becomes ``p - u``. A rule that needs numbers from one update to the next stores them in `memory`, by name.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .optimizer import Optimizer, Scalars, Scheduled, State, larger, power, rational_power, with_sign_of
+from .optimizer import Memory, Optimizer, Scalars, Scheduled, larger, power, rational_power, with_sign_of
 
 __all__ = [
     "NAG",
@@ -35,7 +35,7 @@ class SGD(Optimizer):
 
     lr: Scheduled = 0.01
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         return {"lr": lr}
 
     def elem(self, k: Any, g: Any) -> Any:
@@ -55,7 +55,7 @@ class Momentum(Optimizer):
     def states(self) -> str:
         return "b"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         k = 1.0 if t == 1 and not self.dampen_first else 1 - self.dampening
         if self.velocity == "step":
             return {"mu": self.momentum, "a": k * lr, "s": 1.0}
@@ -77,7 +77,7 @@ class NAG(Optimizer):
     def states(self) -> str:
         return "b"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         if self.velocity == "step":
             return {"mu": self.momentum, "n": lr, "s": 1.0}
         return {"mu": self.momentum, "n": 1.0, "s": lr}
@@ -103,7 +103,7 @@ class Adagrad(Optimizer):
     def initial(self, name: str) -> float:
         return float(self.initial_accumulator)
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         ei, eo = (self.eps, 0.0) if self.eps_mode == "inside" else (0.0, self.eps)
         return {"lr": lr, "ei": ei, "eo": eo}
 
@@ -131,7 +131,7 @@ class RMSprop(Optimizer):
     def initial(self, name: str) -> float:
         return float(self.initial_accumulator) if name == "v" else 0.0
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         ei, eo = (self.eps, 0.0) if self.eps_mode == "inside" else (0.0, self.eps)
         a, size = (lr, 1.0) if self.velocity == "step" else (1.0, lr)
         return {
@@ -170,7 +170,7 @@ class Adadelta(Optimizer):
     def states(self) -> str:
         return "vx"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         return {"lr": lr, "rho": self.rho, "r1": 1 - self.rho, "e": self.eps}
 
     def elem(self, k: Any, g: Any, v: Any, x: Any) -> Any:
@@ -194,7 +194,7 @@ class Adam(Optimizer):
     def states(self) -> str:
         return "mvw" if self.amsgrad else "mv"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         c1 = 1 - power(self.beta1, t)
         c2 = math.sqrt(1 - power(self.beta2, t))
         ei, eo = {
@@ -235,7 +235,7 @@ class Adamax(Optimizer):
     def states(self) -> str:
         return "mw"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         em, eo = (self.eps, 0.0) if self.eps_mode == "max" else (0.0, self.eps)
         step = lr / (1 - power(self.beta1, t))
         return {"beta1": self.beta1, "o1": 1 - self.beta1, "beta2": self.beta2, "step": step, "em": em, "eo": eo}
@@ -259,11 +259,11 @@ class Nadam(Optimizer):
     def states(self) -> str:
         return "mv"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         r = rational_power(0.96, self.schedule_decay)
         mu = self.beta1 * (1 - 0.5 * power(r, t))
         mu1 = self.beta1 * (1 - 0.5 * power(r, t + 1))
-        P = s["P"] = s.get("P", 1.0) * mu  # the product of all mu so far
+        P = memory["product"] = mu if t == 1 else memory["product"] * mu  # of the mu of all updates so far
         c2 = math.sqrt(1 - power(self.beta2, t))
         return {
             "beta1": self.beta1,
@@ -283,7 +283,7 @@ class Nadam(Optimizer):
 
 @dataclass(eq=False)
 class Lion(Optimizer):
-    """Chen et al. 2023; weight decay is always decoupled."""
+    """Chen et al. 2023, where weight decay is decoupled."""
 
     lr: Scheduled = 1e-4
     beta1: Scheduled = 0.9
@@ -293,7 +293,7 @@ class Lion(Optimizer):
     def states(self) -> str:
         return "m"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
         return {"lr": lr, "beta1": self.beta1, "o1": 1 - self.beta1, "beta2": self.beta2, "o2": 1 - self.beta2}
 
     def elem(self, k: Any, g: Any, m: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How numbers computed in float32 are kept in 16 bits: rounding, by chance too, and masters."""
+"""How numbers that are computed in float32 are kept in 16 bits: rounding to nearest, by chance, and masters."""
 
 from collections.abc import Hashable
 from hashlib import blake2b
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Noise", "joined", "philox", "rounded", "split", "widened"]
+__all__ = ["Noise", "joined", "philox", "rounded", "split", "stored", "unrounded", "widened"]
 
 
 def philox(counter: Any, key: Any) -> Any:
@@ -44,7 +44,7 @@ class Noise:
         else:
             text = key if isinstance(key, str) else repr(key)
             number = int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        seed = int(seed)  # as every hyperparameter, it may come as a float
+        seed = int(seed)  # hyperparameters come as floats
         words = [t % 2**32, t >> 32, number % 2**32, number >> 32]
         self.key = philox(np.array(words).reshape(4, 1), [seed % 2**32, seed >> 32])[:2, 0]
 
@@ -54,31 +54,41 @@ class Noise:
         counters = np.arange(-(-size // 256) * 32)
         zeros = np.zeros_like(counters)
         words = philox([counters, zeros, zeros + array, zeros], self.key)
-        tiles = words.reshape(4, -1, 32).transpose(1, 0, 2)  # 32 first words, 32 second ones, ...
+        tiles = words.reshape(4, -1, 32).transpose(1, 0, 2)  # rows of 256: first words of 32 counters, second ones, ...
         halves = np.stack([tiles & 0xFFFF, tiles >> 16], axis=-1)  # the lower half of each word first
         return halves.reshape(-1)[:size].reshape(shape)
 
 
 def widened(x: Any) -> Any:
-    """Return a copy in the dtype of the arithmetic."""
+    """Return a copy in the dtype of the arithmetic: float64 stays, everything else becomes float32."""
     return x.astype(np.float64 if x.dtype == np.float64 else np.float32)
 
 
 def rounded(x: Any, dtype: Any, noise: Any = None) -> Any:
-    """Return float32 numbers as a dtype: to nearest, ties to even; or, with noise, up where the rest exceeds it."""
+    """
+    Return float32 numbers rounded to a dtype: to nearest, ties to even, or by chance with 16 bits of noise for each.
+
+    The noise is added to the bits that the dtype lacks, which are then cut off: a number is rounded away from zero with
+    the probability that its position between two neighbours asks for.
+    """
     if noise is None:
         return x.astype(dtype)
     bits = x.view(np.uint32)
     sign, magnitude = bits >> 16 & 0x8000, bits & 0x7FFFFFFF
     if dtype == np.float16:
-        tiny = magnitude < 0x38800000  # below 2^-14 a unit is 2^-24
+        tiny = magnitude < 0x38800000  # below 2^-14, a unit in the last place of float16 is 2^-24
         units = (np.where(tiny, abs(x), 0) * np.float32(2.0**40)).astype(np.int64)
         h = np.where(tiny, units + noise >> 16, magnitude.astype(np.int64) + (noise >> 3) - 0x38000000 >> 13)
-        h = np.where(magnitude >= 0x47800000, 0x7C00, h)  # from 2^16 on
+        h = np.where(magnitude >= 0x47800000, 0x7C00, h)  # infinity, from 2^16 on
     else:
         h = magnitude + noise >> 16
     h = np.where(np.isnan(x), 0x7FFF, h)
     return (h | sign).astype(np.uint16).view(dtype)
+
+
+def stored(x: Any, dtype: Any, noise: Noise | None, array: int) -> Any:
+    """Return numbers as they are stored in array number `array`; noise rounds only what has 16 bits."""
+    return rounded(x, dtype, noise.bits(array, x.shape) if noise and dtype.itemsize == 2 else None)
 
 
 def split(x: Any, dtype: Any) -> tuple[Any, Any]:
@@ -88,9 +98,20 @@ def split(x: Any, dtype: Any) -> tuple[Any, Any]:
 
 
 def joined(p: Any, remainder: Any) -> Any:
-    """Return the float32 numbers that were split."""
+    """Return the float32 numbers of a bfloat16 parameter and its remainder: what `split` was given."""
     high, low = p.view(np.uint16).astype(np.uint32), remainder.astype(np.uint32)
     bits = (high - (low >> 15) << 16) | low
-    # A zero or an infinity that was not split, but set by somebody, has no such remainder.
+    # `split` gives no zero a remainder this large, and no infinity one but 0. A parameter that has one nevertheless was
+    # set by somebody, and counts without it.
     zero, infinity = (high & 0x7FFF == 0) & (low >= 0x8000), (high & 0x7FFF == 0x7F80) & (low < 0x8000)
     return np.where(zero | infinity, high << 16, bits).astype(np.uint32).view(np.float32)
+
+
+def unrounded(p: Any, s: dict[str, Any]) -> Any:
+    """Return a parameter in the dtype of the arithmetic, from its master in the state `s` where there is one."""
+    if "remainder" in s:
+        return joined(p, s["remainder"])
+    if "master" in s:  # a parameter that is not the rounded master has been changed by somebody, and counts
+        same = rounded(s["master"], p.dtype).view(np.uint16) == p.view(np.uint16)
+        return np.where(same, s["master"], widened(p))
+    return widened(p)

@@ -1,1 +1,1 @@
-"""Programs around the optimizers: verify, bench, plot and demo, as `python -m fusedstep` runs them."""
+"""The programs behind `python -m fusedstep`: verify, bench, demo and plot. The optimizers need none of them."""

@@ -2,9 +2,9 @@
 Train a small network on handwritten digits with every optimizer: `python -m fusedstep demo`.
 
 Each optimizer trains twice from the same weights on the same batches, once with the kernels and once with the class of
-the same name in `fusedstep.reference`: accuracy, time, and whether both end with the same bits. With `--dtype bfloat16`
-or `--dtype float16` it does so for each way to keep parameters in 16 bits, beside float32. With `--device cuda` the
-parameters of the kernels are arrays of CuPy, and their steps are made on the GPU.
+the same name in `fusedstep.reference`. A table shows accuracy, time, and whether both end with the same bits. With
+`--dtype bfloat16` or `--dtype float16` every way to keep parameters in 16 bits is tried, beside float32. With
+`--device cuda` the parameters are arrays of CuPy, and the kernels make their steps on the GPU.
 """
 
 import argparse
@@ -12,55 +12,22 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fusedstep import optimizers, reference
-from fusedstep.core.arrays import is_on_gpu, to_host
 from fusedstep.core.settings import info
-from fusedstep.minibatches import minibatches
+from fusedstep.optimizers import classes
 
+from .digits import EPOCHS, Array, Digits, Run, load, rate, same_bits, train
 from .extras import is_missing
-from .verify import classes
+from .plot.losses import draw_losses
 
-__all__ = [
-    "Digits",
-    "Run",
-    "Storage",
-    "gradients",
-    "load",
-    "main",
-    "quadratic",
-    "rate",
-    "same_bits",
-    "storages",
-    "train",
-]
+__all__ = ["Storage", "main", "quadratic", "storages"]
 
-Array = npt.NDArray[Any]
-Params = dict[str, Array]
-
-BATCH = 32
-RATES = {
-    "SGD": 0.1,
-    "Momentum": 0.02,
-    "NAG": 0.02,
-    "Adagrad": 0.03,
-    "RMSprop": 0.001,
-    "Adadelta": 1.0,
-    "Adam": 0.002,
-    "AdamW": 0.002,
-    "Adamax": 0.005,
-    "Nadam": 0.002,
-}
-OTHER_RATE = 0.001
-EPOCHS = {"float32": 60, "bfloat16": 20, "float16": 20}  # fewer where each optimizer trains in six ways
-
-# Of the table and the picture of a half-precision dtype.
-WIDTH = 100  # in less, the loss stands above the right answers
+# The table and the picture of a half-precision dtype.
+WIDTH = 100  # columns; in a narrower terminal, loss and right answers stand below each other
 HEAD = "params\nrounding\nstates\nbytes\noptimizer"
 CAPTION = """\
 After the last epoch: mean loss on the training images, % of right answers on the test images.
@@ -82,32 +49,12 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "C0", "linewidth": 1.4, "marker": "x", "markersize": 5, "markevery": (0.1, 0.2), "linestyle": ""},
     {"color": "black", "linewidth": 1},
 )
-
-
-class Digits(NamedTuple):
-    """Images as rows of 64 float32 from 0 to 1, and the digits they show."""
-
-    x: Array
-    y: Array
-    x_test: Array
-    y_test: Array
-
-
-class Run(NamedTuple):
-    """What a training ends with: weights, mean loss before and after each epoch, shares of right answers, time."""
-
-    params: Params
-    losses: list[float]
-    train_accuracy: float
-    test_accuracy: float
-    seconds: float  # in the optimizer's steps alone
-
-
-Runs = dict[str, list[tuple[Run, Run]]]  # of each optimizer, with the kernels and in NumPy, for each storage
+# By the name of the optimizer, for each storage: the run with the kernels, and the one with the reference.
+Runs = dict[str, list[tuple[Run, Run]]]
 
 
 class Storage(NamedTuple):
-    """How numbers are kept between the steps: parameters and gradients in `dtype`, the rest as the options say."""
+    """How numbers are kept between the steps: parameters and gradients in `dtype`, states as the options say."""
 
     name: str
     dtype: np.dtype[Any]
@@ -120,7 +67,7 @@ class Storage(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """What Adam holds in memory for one element, without its gradient."""
+        """The bytes that Adam keeps for one element: the parameter, its master and its states."""
         p = np.zeros(1, self.dtype)
         adam = optimizers.Adam(**self.options)
         adam.step(p, p.copy())
@@ -128,7 +75,7 @@ class Storage(NamedTuple):
 
 
 def storages(dtype: str) -> list[Storage]:
-    """Return what is compared for a dtype of the parameters: float32, and all ways to keep them in 16 bits."""
+    """Return what is compared: float32, and, where `dtype` has 16 bits, every way to keep parameters in it."""
     single = Storage("float32", np.dtype(np.float32), {})
     if dtype == "float32":
         return [single]
@@ -145,130 +92,6 @@ def _master(dtype: str) -> str | bool:
     return "split" if dtype == "bfloat16" else True
 
 
-def load() -> Digits:
-    """Return scikit-learn's 1797 handwritten digits, a fifth of them for the test."""
-    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
-
-    x, y = load_digits(return_X_y=True)
-    x, x_test, y, y_test = train_test_split(x.astype(np.float32) / 16, y, test_size=0.2, stratify=y, random_state=0)
-    return Digits(x, y, x_test, y_test)
-
-
-def _initial_params() -> Params:
-    rng = np.random.default_rng(0)
-    return {
-        "w1": rng.standard_normal((64, 64), np.float32) / 8,
-        "b1": np.zeros(64, np.float32),
-        "w2": rng.standard_normal((64, 10), np.float32) / 8,
-        "b2": np.zeros(10, np.float32),
-    }
-
-
-def _forward(params: Params, x: Array) -> tuple[Array, Array]:
-    """Return the hidden layer and the logarithms of the ten probabilities."""
-    h = np.tanh(x @ params["w1"] + params["b1"])
-    z = h @ params["w2"] + params["b2"]
-    z -= z.max(axis=1, keepdims=True)
-    return h, z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-
-
-def _loss(params: Params, x: Array, y: Array) -> float:
-    return float(-_forward(params, x)[1][np.arange(len(y)), y].mean())
-
-
-def _accuracy(params: Params, x: Array, y: Array) -> float:
-    return float((_forward(params, x)[1].argmax(axis=1) == y).mean())
-
-
-def gradients(params: Params, x: Array, y: Array) -> Params:
-    """Return the gradients of the mean cross-entropy of a batch."""
-    h, log_p = _forward(params, x)
-    dz = np.exp(log_p)
-    dz[np.arange(len(y)), y] -= 1
-    dz /= len(y)  # not BATCH: the last batch of an epoch is shorter
-    da = (dz @ params["w2"].T) * (1 - h * h)
-    return {"w1": x.T @ da, "b1": da.sum(axis=0), "w2": h.T @ dz, "b2": dz.sum(axis=0)}
-
-
-def train(
-    optimizer: optimizers.Optimizer | reference.Optimizer,
-    digits: Digits,
-    epochs: int,
-    after_epoch: Callable[[], object] = lambda: None,
-    dtype: npt.DTypeLike = np.float32,
-    place: Callable[[Array], Array] = np.asarray,
-) -> Run:
-    """
-    Train the network, always from the same weights and with the same batches.
-
-    Parameters
-    ----------
-    optimizer : Optimizer
-        A new one, of `fusedstep` or of `fusedstep.reference`.
-    digits : Digits
-        What `load` returns.
-    epochs : int
-        How often to go through the training images.
-    after_epoch : callable
-        Called without arguments after each epoch.
-    dtype : dtype
-        Of the parameters and of their gradients. The network computes in float32 in any case.
-    place : callable
-        Puts an array of NumPy where the steps are to be made, as `cupy.asarray` does. The network computes in NumPy.
-
-    Returns
-    -------
-    Run
-        Weights, losses, accuracies, and the seconds spent in the optimizer.
-    """
-    params = _placed(_as(dtype, _initial_params()), place)
-    losses = [_loss(_widened(params), digits.x, digits.y)]
-    seconds = 0.0
-    batches = minibatches(len(digits.y), BATCH, seed=1)
-    for _ in range(epochs):
-        for rows in batches:
-            grads = _as(dtype, gradients(_widened(params), digits.x[rows], digits.y[rows]))
-            grads = _placed(grads, place)
-            _wait_for(params)
-            begin = perf_counter()
-            optimizer.step(params, grads)
-            _wait_for(params)
-            seconds += perf_counter() - begin
-        losses.append(_loss(_widened(params), digits.x, digits.y))
-        after_epoch()
-    return Run(
-        _placed(params, to_host),
-        losses,
-        _accuracy(_widened(params), digits.x, digits.y),
-        _accuracy(_widened(params), digits.x_test, digits.y_test),
-        seconds,
-    )
-
-
-def _as(dtype: npt.DTypeLike, arrays: Params) -> Params:
-    return {key: array.astype(dtype, copy=False) for key, array in arrays.items()}
-
-
-def _widened(params: Params) -> Params:
-    return _as(np.float32, _placed(params, to_host))
-
-
-def _placed(arrays: Params, place: Callable[[Array], Array]) -> Params:
-    return {key: place(array) for key, array in arrays.items()}
-
-
-def _wait_for(params: Params) -> None:
-    array: Any = params["w1"]
-    if is_on_gpu(array):
-        array.device.synchronize()
-
-
-def same_bits(a: Params, b: Params) -> bool:
-    """Return whether two sets of weights are equal bit for bit."""
-    return a.keys() == b.keys() and all(a[key].tobytes() == b[key].tobytes() for key in a)
-
-
 def _both(
     name: str,
     storage: Storage,
@@ -277,7 +100,7 @@ def _both(
     after_epoch: Callable[[], object],
     place: Callable[[Array], Array] = np.asarray,
 ) -> tuple[Run, Run]:
-    """Return the runs of an optimizer with the kernels and with the reference."""
+    """Train with an optimizer twice, and return the run with the kernels and the one with the reference."""
     fused, plain = (
         train(getattr(package, name)(lr=rate(name), **storage.options), digits, epochs, after_epoch, storage.dtype, at)
         for package, at in ((optimizers, place), (reference, np.asarray))
@@ -290,7 +113,7 @@ def _all_same(pairs: list[tuple[Run, Run]]) -> bool:
 
 
 def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array] = np.asarray) -> Runs:
-    """Return the two runs of each optimizer for each storage, under a progress bar."""
+    """Train with every optimizer and its reference, for each storage, under a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     digits = load()
@@ -303,11 +126,6 @@ def _train_all(epochs: int, kept: list[Storage], place: Callable[[Array], Array]
             for storage in kept:
                 pairs.append(_both(name, storage, digits, epochs, lambda: progress.advance(task), place))
     return runs
-
-
-def rate(name: str) -> float:
-    """Return the learning rate of an optimizer in the demo."""
-    return RATES.get(name, OTHER_RATE)
 
 
 def _table(titles: list[str], caption: str) -> Any:
@@ -326,7 +144,7 @@ def _answer(yes: bool) -> str:
 
 
 def _table_of_times(runs: Runs) -> Any:
-    """Return the table of float32."""
+    """Return the table of a demo in float32: a row for each optimizer, with times."""
     table = _table(
         ["optimizer", "train", "test", "loss", "fusedstep", "NumPy", "ratio", "same bits"],
         "Times of all steps, without the network. NumPy:\n"
@@ -347,7 +165,7 @@ def _table_of_times(runs: Runs) -> Any:
 
 
 def _table_of_storages(runs: Runs, kept: list[Storage], width: int) -> Any:
-    """Return the table of a half-precision dtype, a column for each way to keep it."""
+    """Return the table of a demo in half precision: a row for each optimizer, a column for each storage."""
     gap, end = (" ", "") if width >= WIDTH else ("\n", "\n")
     half = kept[-1].dtype.name
     titles = [
@@ -367,10 +185,10 @@ def _short(loss: float) -> str:
 
 
 def _plot_storages(runs: Runs, kept: list[Storage], path: Path) -> None:
-    """Draw the curves of a half-precision dtype, a panel for each optimizer."""
+    """Draw the loss curves of a demo in half precision: a panel for each optimizer, a line for each storage."""
     from matplotlib.figure import Figure
 
-    rows = len(runs) // 3 + 1  # the legend has a panel too
+    rows = len(runs) // 3 + 1  # one panel more than optimizers, for the legend
     figure = Figure(figsize=(9, 2.6 * rows), layout="constrained")
     panels = figure.subplots(rows, 3, sharex=True, squeeze=False).reshape(-1)
     for axes, (name, pairs) in zip(panels, runs.items(), strict=False):
@@ -427,21 +245,7 @@ def _print_quadratic() -> None:
         print(f"{name:9}{path[-1]!r}")
 
 
-def main(argv: list[str]) -> int:
-    """
-    Run the demo.
-
-    Parameters
-    ----------
-    argv : list of str
-        The arguments of ``python -m fusedstep demo``.
-
-    Returns
-    -------
-    int
-        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
-        missing.
-    """
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fusedstep demo",
         description="Train a small network on handwritten digits with every optimizer, with the kernels and in NumPy.",
@@ -459,6 +263,25 @@ def main(argv: list[str]) -> int:
         "--output", type=Path, default=Path("fusedstep-demo.png"), help="PNG of the loss curves (%(default)s)"
     )
     parser.add_argument("--quadratic", action="store_true", help="only show ten updates on f(x) = x^2, from x = 10")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """
+    Run the demo.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep demo``.
+
+    Returns
+    -------
+    int
+        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
+        missing.
+    """
+    parser = _parser()
     options = parser.parse_args(argv)
     if options.quadratic:
         _print_quadratic()
@@ -485,8 +308,6 @@ def main(argv: list[str]) -> int:
         place = import_module("cupy").asarray
 
     from rich.console import Console
-
-    from fusedstep.tools.plot.losses import draw_losses  # not above: it trains with this module
 
     kept = storages(options.dtype)
     runs = _train_all(epochs, kept, place)

@@ -1,4 +1,4 @@
-"""Packages that only some commands need."""
+"""Packages that only some of the commands need: the extras of the package."""
 
 import sys
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ __all__ = ["is_missing"]
 
 def is_missing(command: str, needed: Mapping[str, tuple[str, str]]) -> bool:
     """
-    Return whether a module is missing that a command needs, and print how to install what is.
+    Return whether a module that a command needs is missing, and print how to install all missing ones.
 
     Parameters
     ----------
     command : str
-        Who needs it.
+        The name of the command.
     needed : mapping
-        The package that has a module, and our extra that has the package, by the name of the module.
+        By the name of a module: the package that contains it, and the extra of fusedstep that installs the package.
     """
     found = [each for module, each in needed.items() if find_spec(module) is None]
     if found:

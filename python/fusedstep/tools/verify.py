@@ -1,9 +1,9 @@
 """
-The promise of equal bits, checked on this machine: `python -m fusedstep verify`.
+Check the promise of equal bits on this machine: `python -m fusedstep verify`.
 
-Every optimizer in every dialect, in float32, float64 and half precision, on every instruction set, with several numbers
-of threads, and on a GPU if there is one and CuPy, over awkward sizes, alignments and values, against the NumPy
-reference. Bits are equal, or both are NaN.
+Every optimizer is compared with the NumPy reference: in every dialect, in float32, float64 and half precision, on every
+instruction set, with several numbers of threads, and on a GPU where CuPy finds one, over awkward sizes, alignments and
+values. Two results agree if their bits are equal, or if both are NaN.
 """
 
 import argparse
@@ -21,32 +21,27 @@ from fusedstep import _cpu, optimizers, reference
 from fusedstep.core.arrays import copied, fill, to_host
 from fusedstep.core.hyperparameters import declared
 from fusedstep.core.settings import info, set_num_threads, use_isa
+from fusedstep.optimizers import classes
 
-__all__ = ["Case", "Guarded", "cases", "classes", "dialects", "difference", "halves", "main", "outcome"]
+__all__ = ["Case", "Guarded", "cases", "dialects", "difference", "halves", "main", "outcome"]
 
 Array = Any
 Options = dict[str, Any]
 DTYPES = (np.float32, np.float64)
 HALVES = (np.float16, *([import_module("ml_dtypes").bfloat16] if find_spec("ml_dtypes") else []))
-# Around the lengths of vectors of 4, 8 and 16 elements; the large ones are cut among threads.
+# Numbers of elements: small ones around the lengths of vectors (4, 8 and 16 elements), large ones that threads share.
 SMALL = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 65, 129)
 LARGE = (100_003, 1, 65_537, 0, 70_001)
 THREADS = (1, 2, 3, 8)
 STEPS = 5
 
 
-def classes() -> list[type[optimizers.Optimizer]]:
-    """Return the optimizers, in the order of their definition."""
-    base = optimizers.Optimizer
-    return [c for c in vars(optimizers).values() if isinstance(c, type) and issubclass(c, base) and c is not base]
-
-
 def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
     """
-    Yield what a class is to be tried with.
+    Yield the options that a class is to be tried with.
 
-    First every combination of its own options, a number that is 0 by default also as 0.3; then combinations of these
-    and of what surrounds every rule, in which each choice meets each other one.
+    First every combination of the options of its own. Then combinations of them with the options that surround every
+    rule (clipping, decay and the like), until each choice of an option has met each choice of every other one.
     """
     own, around = _choices(cls)
     yield from (_merged(combination) for combination in itertools.product(*own))
@@ -54,7 +49,12 @@ def dialects(cls: type[optimizers.Optimizer]) -> Iterator[Options]:
 
 
 def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]], list[tuple[Options, ...]]]:
-    """Return the choices of each option of a class, and of what surrounds every rule."""
+    """
+    Return the choices of each option of the class's own, and of each option that surrounds every rule.
+
+    They follow from the declared types: both values of a bool, all words of a Literal, and 0 and 0.3 for a number whose
+    default is 0.
+    """
     own, around = [], []
     for name, parameter in inspect.signature(cls).parameters.items():
         hint = declared(cls).get(name)
@@ -78,7 +78,7 @@ def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]]
 
 
 class Case(NamedTuple):
-    """What to try: options, the dtype of parameters, and that of gradients."""
+    """What an optimizer is tried with: options, the dtype of parameters, and the dtype of gradients."""
 
     options: Options
     dtype: Any
@@ -86,7 +86,7 @@ class Case(NamedTuple):
 
 
 def halves(cls: type[optimizers.Optimizer]) -> Iterator[Case]:
-    """Yield combinations of half-precision arrays and all options, in which each choice meets each other one."""
+    """Yield combinations of half-precision arrays and all options, in which each choice meets every other one."""
     own, around = _choices(cls)
     factors = [
         tuple({"types": (half, half)} for half in HALVES)
@@ -99,12 +99,19 @@ def halves(cls: type[optimizers.Optimizer]) -> Iterator[Case]:
     for options in _pairwise(factors + own + around):
         dtype, grad_dtype = options.pop("types")
         if options["master_weights"] == "split" and dtype == np.float16:
-            options["master_weights"] = True  # of which alone there is no other half
+            options["master_weights"] = True  # only bfloat16 can be split
         yield Case(options, dtype, grad_dtype)
 
 
+class Counts(NamedTuple):
+    """What a comparison counts: elements that were compared, and those that differ."""
+
+    elements: int
+    different: int
+
+
 def cases(cls: type[optimizers.Optimizer]) -> dict[str, list[Case]]:
-    """Return all that a class is to be tried with, by what it is called in the table."""
+    """Return all that a class is to be tried with, by the word for it in the table: a dtype, or "halves"."""
     chosen = list(dialects(cls))
     pure = {np.dtype(dtype).name: [Case(options, dtype, dtype) for options in chosen] for dtype in DTYPES}
     return pure | {"halves": list(halves(cls))}
@@ -115,7 +122,12 @@ def _merged(options: Iterable[Options]) -> Options:
 
 
 def _pairwise(factors: list[tuple[Options, ...]]) -> Iterator[Options]:
-    """Yield combinations, a choice of each factor, until each choice has met each choice of every other factor."""
+    """
+    Yield combinations, a choice of each factor, until each choice has met each choice of every other factor.
+
+    A combination begins with a pair that has not met. Of every other factor it takes the choice that meets most others
+    in the combination for the first time.
+    """
     choices = [[(i, j) for j in range(len(factor))] for i, factor in enumerate(factors)]
     missing = {frozenset(pair) for a, b in itertools.combinations(choices, 2) for pair in itertools.product(a, b)}
     while missing:
@@ -129,9 +141,9 @@ def _pairwise(factors: list[tuple[Options, ...]]) -> Iterator[Options]:
 
 class Guarded:
     """
-    Arrays cut out of larger ones, each off the vector boundary by an amount of its own, between guard elements.
+    Arrays between guard elements, which tell whether somebody has written outside of an array.
 
-    They are in host memory, or wherever `place` puts a NumPy array.
+    Each begins off the vector boundary, by an amount of its own. All are where `place` puts a NumPy array.
     """
 
     margin = 32
@@ -153,11 +165,11 @@ class Guarded:
 
 
 def values(rng: np.random.Generator, n: int, dtype: Any) -> Array:
-    """Return numbers of ordinary size and of all sizes, with subnormals, infinities, NaN and both zeros among them."""
+    """Return numbers of ordinary size and of every size, among them subnormals, infinities, NaN and both zeros."""
     dtype = np.dtype(dtype)
     if dtype == np.uint16:
         return rng.integers(0, 2**16, n).astype(dtype)
-    info = np.finfo(dtype if dtype.kind == "f" else np.float32)  # bfloat16 has its range
+    info = np.finfo(dtype if dtype.kind == "f" else np.float32)  # the range of bfloat16 is that of float32
     exponents = rng.uniform(np.log2(float(info.smallest_subnormal)), info.maxexp - 1, n)
     numbers = np.where(rng.random(n) < 0.6, rng.standard_normal(n), rng.choice([-1, 1], n) * np.exp2(exponents))
     tiny = float(info.smallest_normal)
@@ -174,11 +186,12 @@ def outcome(
     place: Callable[[Array], Array] = np.asarray,
 ) -> list[Array]:
     """
-    Return all that five steps change, for arrays of these sizes.
+    Make five steps with arrays of these sizes, and return everything that they change.
 
-    These are parameters, gradients and the norm after each step, and in the end states and averages. States are
-    disturbed once, so that every value meets every other one. Where a norm clips, gradients are of ordinary size until
-    the last step: otherwise they would all end as 0 or NaN. The steps are made wherever `place` puts NumPy arrays.
+    These are parameters, gradients and the norm after each step, and states and averages in the end. After the second
+    step, some states are overwritten, so that awkward states meet awkward gradients. Where gradients are clipped by a
+    norm, they have ordinary sizes until the last step: an infinite norm would make them all 0 or NaN. The steps are
+    made where `place` puts NumPy arrays.
     """
     rng = np.random.default_rng(sum(sizes))
     grad_dtype = grad_dtype or dtype
@@ -196,14 +209,13 @@ def outcome(
         seen.append(np.array([result.grad_norm or 0.0]))
         if step == 1:
             for i, n in enumerate(sizes):
-                for name, state in sorted(optimizer.state.get(i, {}).items()):
-                    if name != "P":
-                        known = to_host(state)
-                        fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
+                for _, state in sorted(optimizer.state.get(i, {}).items()):
+                    known = to_host(state)
+                    fill(state, np.where(rng.random(n) < 0.2, values(rng, n, known.dtype), known))
         if not (params.intact() and grads.intact()):
             raise AssertionError("an element outside the arrays was written")
     states = (optimizer.state.get(i, {}) for i in range(len(sizes)))
-    seen += [copied(state[name]) for state in states for name in sorted(state) if name != "P"]
+    seen += [copied(state[name]) for state in states for name in sorted(state)]
     return seen + [copied(optimizer.ema[i]) for i in range(len(sizes)) if i in optimizer.ema]
 
 
@@ -222,7 +234,7 @@ def difference(found: list[Array], expected: list[Array]) -> int:
 
 
 def _gpu() -> Callable[[Array], Array] | str:
-    """Return what puts an array on the GPU, or why there is nothing."""
+    """Return a function that puts an array on the GPU, or the reason why there is none."""
     cuda = info()["cuda"]
     if not cuda["devices"]:
         return f"none, {cuda['why_none']}"
@@ -232,40 +244,43 @@ def _gpu() -> Callable[[Array], Array] | str:
     return place
 
 
+def _runs(cls: type[optimizers.Optimizer], chosen: list[Case], gpu: Callable[[Array], Array] | str) -> Iterator[Counts]:
+    """Run a class through cases, on everything that this machine has, and yield the counts of each comparison."""
+    for case in chosen:
+        options, dtype, grad_dtype = case
+        # Two cases are enough for the threads: the first, a rule by itself, and the last, with what surrounds it.
+        grid = [(SMALL, (1,)), (LARGE, THREADS)] if case in (chosen[0], chosen[-1]) else [(SMALL, (1,))]
+        for sizes, counts in grid:
+            expected = outcome(getattr(reference, cls.__name__)(**options), dtype, sizes, grad_dtype)
+            elements = sum(a.size for a in expected)
+            for isa, count in itertools.product(_cpu.isas, counts):
+                use_isa(isa)
+                set_num_threads(count)
+                yield Counts(elements, difference(outcome(cls(**options), dtype, sizes, grad_dtype), expected))
+            if not isinstance(gpu, str):
+                found = outcome(cls(**options), dtype, sizes, grad_dtype, gpu)
+                yield Counts(elements, difference(found, expected))
+
+
 def main(argv: list[str]) -> int:
-    """Run the whole grid, print a table, and return 1 if a bit differs anywhere."""
+    """Compare everything, print a table, and return 1 if a bit differs anywhere."""
     parser = argparse.ArgumentParser(prog="python -m fusedstep verify", description="Check the promise of equal bits.")
     parser.parse_args(argv)
     isa, threads = _cpu.isa(), _cpu.num_threads()
     gpu = _gpu()
     begin = time.perf_counter()
     total = 0
+    width = max([12, *(len(cls.__name__) + 2 for cls in classes())])
     print(f"GPU: {gpu if isinstance(gpu, str) else 'the current one of CuPy'}")
     print(f"instruction sets {', '.join(_cpu.isas)}; threads {', '.join(map(str, THREADS))}; sizes {SMALL + LARGE}")
-    print(f"{'optimizer':<12}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
+    print(f"{'optimizer':<{width}}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
     try:
         for cls in classes():
             for label, chosen in cases(cls).items():
-                different = elements = runs = 0
-                for case in chosen:
-                    small = (SMALL, (1,))
-                    # One case without and one with what surrounds the rule is enough for the threads.
-                    large = (LARGE, THREADS) if case in (chosen[0], chosen[-1]) else None
-                    options, *dtypes = case
-                    for sizes, counts in filter(None, (small, large)):
-                        expected = outcome(getattr(reference, cls.__name__)(**options), dtypes[0], sizes, dtypes[1])
-                        for name, count in itertools.product(_cpu.isas, counts):
-                            use_isa(name)
-                            set_num_threads(count)
-                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1]), expected)
-                            elements += sum(a.size for a in expected)
-                            runs += 1
-                        if not isinstance(gpu, str):
-                            different += difference(outcome(cls(**options), dtypes[0], sizes, dtypes[1], gpu), expected)
-                            elements += sum(a.size for a in expected)
-                            runs += 1
+                runs = list(_runs(cls, chosen, gpu))
+                elements, different = (sum(column) for column in zip(*runs, strict=True))
                 total += different
-                row = f"{cls.__name__:<12}{label:<9}{len(chosen):>9}{runs:>7}{elements:>13,}{different:>11,}"
+                row = f"{cls.__name__:<{width}}{label:<9}{len(chosen):>9}{len(runs):>7}{elements:>13,}{different:>11,}"
                 print(row, flush=True)
     finally:
         use_isa(isa)

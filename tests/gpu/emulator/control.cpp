@@ -1,5 +1,6 @@
-// What tests ask of the emulator in a library, through ctypes: to be compiled into it once. Where nothing else is said,
-// a function returns a cudaError_t. A stream is a handle, those of the default streams included, on a device.
+// Functions with which tests control the emulator of a library, through ctypes. This file is compiled into the library
+// once. A function that returns int returns a cudaError_t, unless its comment says otherwise. A stream is given by its
+// handle, which may be that of a default stream, and its device.
 #include "cuda_runtime.h"
 
 #define CONTROL extern "C" __attribute__((visibility("default")))
@@ -22,15 +23,17 @@ CONTROL void emulator_set_device_count(int count) {
     locked([&] { state.devices = count; });
 }
 
+// Return the number of devices.
 CONTROL int emulator_device_count() {
     return locked([] { return state.devices; });
 }
 
-// Of this thread.
+// Set the current device of this thread.
 CONTROL int emulator_set_device(int number) {
     return locked([&] { return is_device(number) ? device = number, cudaSuccess : cudaErrorInvalidDevice; });
 }
 
+// Return the current device of this thread.
 CONTROL int emulator_get_device() {
     return device;
 }
@@ -45,24 +48,24 @@ CONTROL int emulator_device_synchronize(int device) {
 
 // Calls.
 
-// Make a runtime function fail once, after `skip` calls that do not.
+// Make a runtime function fail once, after `skip` calls that succeed.
 CONTROL void emulator_fail(const char* name, int skip, int error) {
     locked([&] { state.failures[name] = {skip, static_cast<cudaError_t>(error)}; });
 }
 
-// How often a runtime function was called.
+// Return how often a runtime function was called.
 CONTROL long long emulator_calls(const char* name) {
     return locked([&] { return state.calls[name]; });
 }
 
-// Forget these numbers, and the failures that did not happen.
+// Set all counts of calls to 0, and forget failures that have not happened.
 CONTROL void emulator_reset_calls() {
     locked([] { state.calls.clear(), state.failures.clear(); });
 }
 
 // Memory.
 
-// What cudaPointerGetAttributes says of this memory from now on; nothing of its own, for a type below 0.
+// Declare what cudaPointerGetAttributes says about this memory from now on. A type below 0 takes the declaration back.
 CONTROL void emulator_place(void* pointer, size_t bytes, int device, int type) {
     locked([&] {
         const auto address = reinterpret_cast<uintptr_t>(pointer);
@@ -73,14 +76,14 @@ CONTROL void emulator_place(void* pointer, size_t bytes, int device, int type) {
     });
 }
 
-// Its address, or null.
+// Return the address of new memory, or null.
 CONTROL void* emulator_malloc(size_t bytes, int device) {
     void* address = nullptr;
     locked([&] { allocate(&address, bytes, device, cudaMemoryTypeDevice); });
     return address;
 }
 
-// When a stream of its device gets there.
+// Free memory when the stream, which is on the device of the memory, gets there.
 CONTROL int emulator_free(void* pointer, cudaStream_t stream) {
     return locked([&] {
         const Range* range = find(state.memory, pointer);
@@ -96,8 +99,8 @@ CONTROL int emulator_fill(void* pointer, int byte, size_t bytes, cudaStream_t st
     return locked([&] { return fill(pointer, byte, bytes, find_stream(stream, device)); });
 }
 
-// What a pool of memory makes visible: when the stream gets there, the memory is as if freed. This is part of no
-// capture.
+// Overwrite memory when the stream gets there: a pool of memory may then give it to somebody else. No capture contains
+// this.
 CONTROL int emulator_poison(void* pointer, size_t bytes, cudaStream_t stream, int device) {
     return locked([&] {
         const cudaStream_t found = find_stream(stream, device);
@@ -121,7 +124,7 @@ CONTROL int emulator_stream_synchronize(cudaStream_t stream, int device) {
     return locked([&] { return synchronize(find_stream(stream, device)); });
 }
 
-// How much a stream still has to do, or -1 if it is none.
+// Return how many pieces of work a stream still has to do, or -1 if there is no such stream.
 CONTROL long long emulator_pending(cudaStream_t stream, int device) {
     return locked([&]() -> long long {
         const cudaStream_t found = find_stream(stream, device);
@@ -147,7 +150,7 @@ CONTROL int emulator_stream_wait(cudaStream_t stream, int device, cudaEvent_t ev
     return locked([&] { return wait(find_stream(stream, device), event); });
 }
 
-// Have a stream wait for what another one has to do now; default streams are those of this thread's device.
+// Let a stream wait for the present work of another one. Default streams are those of this thread's device.
 CONTROL int emulator_record_wait(cudaStream_t from, cudaStream_t to) {
     return locked([&] {
         const cudaStream_t before = find_stream(from), after = find_stream(to);
@@ -166,6 +169,7 @@ CONTROL int emulator_begin_capture(cudaStream_t stream, int mode) {
     return locked([&] { return begin_capture(find_stream(stream), static_cast<cudaStreamCaptureMode>(mode)); });
 }
 
+// Return whether a stream is captured.
 CONTROL int emulator_is_capturing(cudaStream_t stream, int device) {
     return locked([&] {
         const cudaStream_t found = find_stream(stream, device);
@@ -173,7 +177,7 @@ CONTROL int emulator_is_capturing(cudaStream_t stream, int device) {
     });
 }
 
-// What can be launched, or null.
+// Return an executable graph, or null.
 CONTROL cudaGraphExec_t emulator_end_capture(cudaStream_t stream) {
     return locked([&]() -> cudaGraphExec_t {
         cudaGraph_t graph;

@@ -1,6 +1,7 @@
-// As much of the CUDA runtime as the project uses, emulated on the host: its sources are compiled by g++ with this
-// folder in front. A kernel runs thread by thread; a stream does nothing until somebody waits for it, so that whatever
-// relies on luck fails. Nothing orders streams but events: a default stream waits for no other.
+// The part of the CUDA runtime that the project uses, emulated on the host: g++ compiles the sources of the GPU engine
+// with this folder first among its include paths. A kernel runs thread by thread. A stream does nothing until somebody
+// waits for it, so that code which relies on luck fails. Only events order streams: a default stream waits for no
+// other.
 #pragma once
 
 #include <stddef.h>
@@ -238,7 +239,7 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cud
     return emulator::call(__func__, [&] {
         const cudaStream_t stream = emulator::find_stream(handle);
         const bool from_host = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDefault;
-        const bool captured = stream && stream->capture;  // and reads its source in every launch
+        const bool captured = stream && stream->capture;  // a captured copy reads its source at every launch
         return emulator::copy(to, from, bytes, stream, from_host && !captured);
     });
 }
@@ -259,7 +260,7 @@ inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemc
     });
 }
 
-// Memory that nobody has allocated or placed passes for that of device 0.
+// Memory that was neither allocated here nor declared by emulator_place passes for memory of device 0.
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
     return emulator::call(__func__, [&] {
         const emulator::Range* found = emulator::find_memory(pointer);
@@ -317,7 +318,7 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     return emulator::call(__func__, [&] { return emulator::synchronize(emulator::find_stream(stream)); });
 }
 
-// What asks whether work is done does none, and may ask for ever.
+// A query makes no progress: a loop of queries never ends.
 inline cudaError_t cudaStreamQuery(cudaStream_t handle) {
     return emulator::call(__func__, [&] {
         const cudaStream_t stream = emulator::find_stream(handle);

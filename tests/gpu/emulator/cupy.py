@@ -1,8 +1,8 @@
-"""As much of CuPy as the tests use, on top of the emulator in a library.
+"""A stand-in for CuPy: the part of it that the tests use, on top of an emulated CUDA runtime in a library.
 
-An array looks at its memory through a NumPy array of its own, which knows shapes and strides; whatever reads or writes
-elements goes through a stream, as it does in CuPy. Like CuPy's pool, this one hands memory that has died to the next
-array of its size that is made in the same stream.
+An array has a NumPy array over its memory, which knows shape and strides. Reading and writing elements goes through a
+stream, as in CuPy. Like the pool of CuPy, this one gives the memory of an array that has died to the next array of its
+size in the same stream.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _TYPES = {
     "size_t": ctypes.c_size_t,
     "const char*": ctypes.c_char_p,
 }
-_DEVICE_MEMORY = 2  # as DLPack and CUDA call it
+_DEVICE_MEMORY = 2  # the number of this kind of memory in DLPack and in CUDA
 
 
 class _Thread(threading.local):
@@ -40,12 +40,12 @@ class _Thread(threading.local):
 _thread = _Thread()
 _library = None
 _limit = math.inf
-_sizes = {}  # of the memory in use, by its address
-_dead = defaultdict(list)  # the addresses of memory to be used again, by device, stream and size
+_sizes = {}  # bytes of the memory in use, by its address
+_dead = defaultdict(list)  # addresses of memory to be used again, by device, stream and size
 
 
 def connect(library):
-    """Use the emulator in a ctypes library, whose functions are declared thereby."""
+    """Use the emulator in a ctypes library, and declare the types of its functions, as control.cpp has them."""
     global _library
     for result, name, parameters in re.findall(
         r"^CONTROL (.+) (emulator_\w+)\((.*)\) \{", Path(__file__).with_name("control.cpp").read_text(), re.MULTILINE
@@ -62,7 +62,7 @@ def connect(library):
 
 
 def set_limit(limit=math.inf):
-    """Let all arrays together have so many bytes."""
+    """Limit the bytes of all arrays together."""
     global _limit
     _limit = limit
 
@@ -205,7 +205,7 @@ def get_current_stream(device_id=None):
 
 
 class _Memory:
-    """The memory of an array, of the current device and stream."""
+    """The memory of an array, allocated on the current device in the current stream."""
 
     def __init__(self, nbytes):
         self.device = Device().id

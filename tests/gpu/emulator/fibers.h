@@ -1,4 +1,5 @@
-// The threads of a block as fibers: each has a stack, which it leaves at a barrier and enters again behind it.
+// The threads of a block as fibers: each has a stack of its own, leaves it at a barrier, and returns to it when all
+// threads have arrived.
 #pragma once
 
 #include <stddef.h>
@@ -18,7 +19,7 @@
 #error "the emulator is for g++ on x86-64 Linux"
 #endif
 
-#pragma GCC visibility push(hidden)  // a library with this inside shares it with no other
+#pragma GCC visibility push(hidden)  // each library that includes this has an emulator of its own
 
 struct uint3 {
     unsigned x, y, z;
@@ -43,37 +44,39 @@ constexpr unsigned kWarp = 32, kMaxThreads = 1024;
     abort();
 }
 
-// Leave this stack, with the registers that a call preserves and the floating-point modes on it, for another. Without
-// noipa, callers would learn which other registers the body seems to spare.
+// Change from this stack to another one. The registers that a call must preserve, and the floating-point modes, are
+// pushed on the stack that is left. Without noipa, the compiler would see that the body writes to no other registers,
+// and callers would keep values in them across the call.
 [[gnu::naked, gnu::noipa]] inline void change_stack(void** /*left*/, void* /*entered*/) {
     asm("push %rbp\n\tpush %rbx\n\tpush %r12\n\tpush %r13\n\tpush %r14\n\tpush %r15\n\t"
         "sub $8, %rsp\n\tstmxcsr (%rsp)\n\tfnstcw 4(%rsp)\n\t"
         "mov %rsp, (%rdi)\n\tmov %rsi, %rsp\n\t"
         "ldmxcsr (%rsp)\n\tfldcw 4(%rsp)\n\tadd $8, %rsp\n\t"
         "pop %r15\n\tpop %r14\n\tpop %r13\n\tpop %r12\n\tpop %rbx\n\tpop %rbp\n\t"
-        "pop %rcx\n\tjmp *%rcx");  // a return would be predicted wrongly
+        "pop %rcx\n\tjmp *%rcx");  // the processor would mispredict a ret
 }
 
-// What change_stack finds on a stack that nobody has left yet.
+// The content of a new stack: what change_stack pops when it is entered for the first time.
 struct Frame {
-    uint32_t mxcsr = 0x1f80;  // not the host's mode, which a device does not know
+    uint32_t mxcsr = 0x1f80;  // the default mode: a GPU does not have the mode of the host
     uint16_t x87 = 0x37f, unused = 0;
     void* registers[6] = {};
     void (*entry)();
     void* caller = nullptr;
 };
-static_assert(sizeof(Frame) == 72);  // so that the stack is aligned as after a call
+static_assert(sizeof(Frame) == 72);  // the stack is aligned as it is after a call
 
 struct Fiber {
     uint3 index;
-    char* end = nullptr;  // of its stack, while it has one
-    void* left;           // where its stack was left
+    char* end = nullptr;  // the end of its stack, while it has one
+    void* left;           // stack pointer when the fiber left its stack
 };
 
-// Lanes as bits. Those that are alive, neither ready nor waiting for the warp, wait for the block.
+// Sets of lanes, a bit for each. A lane that is alive but neither ready nor waiting (at a barrier of the warp) waits at
+// the barrier of the block.
 struct Warp {
     uint32_t alive, ready, waiting;
-    alignas(16) char values[kWarp][16];  // what they tell each other
+    alignas(16) char values[kWarp][16];  // exchanged by shuffles
 };
 
 struct Block {
@@ -81,11 +84,11 @@ struct Block {
     Fiber fibers[kMaxThreads];
     Warp warps[kMaxThreads / kWarp];
     unsigned current;
-    void* host;                 // where the stack of the host was left
-    std::vector<char*> stacks;  // the ends of those that no fiber has
+    void* host;                 // stack pointer of the host, which a fiber returns to
+    std::vector<char*> stacks;  // ends of the stacks that no fiber has
     unsigned stacks_made = 0;
 };
-inline Block& block = *new Block{};  // alive as long as the process
+inline Block& block = *new Block{};  // never deleted: lives as long as the process
 inline unsigned launches = 0;
 
 inline Warp& warp_of_current() {
@@ -100,7 +103,8 @@ inline char* lend_stack() {
     if (block.stacks.empty()) {
         void* memory = mmap(nullptr, kGuard + kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (memory == MAP_FAILED || mprotect(memory, kGuard, PROT_NONE)) give_up("no memory for a stack");
-        const size_t shift = block.stacks_made++ % 32 * 128;  // lest all ends compete for the same lines of the cache
+        // Without a shift, the ends of all stacks would compete for the same lines of the cache.
+        const size_t shift = block.stacks_made++ % 32 * 128;
         block.stacks.push_back(static_cast<char*>(memory) + kGuard + kBytes - shift);
     }
     char* end = block.stacks.back();
@@ -131,7 +135,7 @@ inline void resume(unsigned thread) {
     block.stacks.push_back(std::exchange(fiber.end, nullptr));
 }
 
-// Who is number i of n: forwards and backwards by turns, and from another one on.
+// Number i of n in an order that changes with the turn: forwards or backwards, from a different start.
 inline uint64_t in_turn(uint64_t i, uint64_t n, unsigned turn) {
     return ((turn % 2 ? n - 1 - i : i) + turn / 2) % n;
 }
@@ -168,7 +172,7 @@ inline void run_block(unsigned threads, unsigned turn) {
     }
 }
 
-// Every launch has another order of blocks, warps and lanes, lest one of them be relied on.
+// Every launch has another order of blocks, warps and lanes, so that code which relies on an order fails.
 inline void run_grid(const std::function<void()>& kernel, dim3 grid, dim3 threads) {
     const unsigned turn = launches++, size = threads.x * threads.y * threads.z;
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
@@ -185,7 +189,7 @@ inline void run_grid(const std::function<void()>& kernel, dim3 grid, dim3 thread
     }
 }
 
-// The value of another lane, where all lanes that are alive ask for one.
+// The value of another lane. All lanes that are alive must call this.
 template <class T>
 T exchanged(unsigned mask, const T& value, unsigned source) {
     static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 16);
@@ -197,7 +201,7 @@ T exchanged(unsigned mask, const T& value, unsigned source) {
     if (!(warp.alive >> source & 1)) give_up("a shuffle reads from a thread that has returned");
     T found;
     memcpy(&found, warp.values[source], sizeof(T));
-    warp.waiting |= bit_of_current();  // before the next one overwrites the values
+    warp.waiting |= bit_of_current();  // all lanes have read before the next shuffle overwrites the values
     suspend();
     return found;
 }

@@ -1,4 +1,4 @@
-// What the emulated runtime knows: errors, memory, streams, captures.
+// The state of the emulated runtime: errors, memory, streams, events, captures, and the functions that change it.
 #pragma once
 
 #include <algorithm>
@@ -81,10 +81,10 @@ struct Capture {
     std::thread::id thread;
     bool invalid = false;
     std::vector<Work> works = {};
-    std::set<void*> memory = {};  // that it has taken and not given back; it stays that of the graph
+    std::set<void*> memory = {};  // allocated and not freed in the capture: it belongs to the graph
 };
 
-// A place in a stream, or in the capture that it was part of.
+// A recorded event: a place in the work of a stream, or in the capture that the stream was part of.
 struct Record {
     CUstream_st* stream;
     std::shared_ptr<Capture> capture;
@@ -96,11 +96,12 @@ struct Record {
 
 struct CUstream_st {
     int device;
-    uintptr_t special;  // 1 and 2 for the default streams
+    uintptr_t special;  // 1 or 2 for a default stream (legacy, per thread), 0 for any other
     bool blocking;
     std::deque<emulator::Work> works = {};
     std::shared_ptr<emulator::Capture> capture = {};
-    size_t captured = 0, joined = 0;  // how much of it was captured, and how much of that another stream waits for
+    size_t captured = 0;  // how many pieces of its work are in the capture
+    size_t joined = 0;    // how many of them another stream of the capture waits for
 };
 
 struct CUevent_st {
@@ -135,16 +136,16 @@ struct State {
     int devices = 1;
     std::vector<std::unique_ptr<CUstream_st>> streams;
     std::vector<std::unique_ptr<CUevent_st>> events;
-    std::vector<std::shared_ptr<Capture>> captures;  // that have begun
-    Ranges memory, places;                           // what was allocated, and what tests say of other memory
-    std::deque<std::pair<void*, size_t>> freed;      // kept for a while: what is written there harms nobody
+    std::vector<std::shared_ptr<Capture>> captures;  // that have begun and not ended
+    Ranges memory, places;                           // allocated memory, and other memory that tests have declared
+    std::deque<std::pair<void*, size_t>> freed;      // poisoned and kept for a while, so that late writes harm nobody
     size_t bytes_freed = 0;
     std::set<std::pair<int, int>> peers;
     std::map<std::string, long long> calls;
     std::map<std::string, Failure> failures;
 };
 
-// It lives as long as the process, like the arrays of Python.
+// Never deleted: arrays of Python may need it until the process ends.
 inline State& state = *new State;
 
 inline thread_local int device = 0;
@@ -204,7 +205,7 @@ inline void release(void* address) {
     }
 }
 
-// Streams: what they have to do is done when somebody waits for it, and not before.
+// Streams. Their work is done when somebody waits for it, and not before.
 
 inline cudaStream_t find_stream(cudaStream_t handle, int device = emulator::device) {
     if (!is_device(device)) return nullptr;
@@ -233,7 +234,7 @@ inline void run(const Record& record) {
     while (!record.passed) run_one(record.stream);
 }
 
-// All of a device, or of all devices.
+// Run the streams of a device, or of all devices.
 inline void run_all(int device = -1) {
     for (size_t i = 0; i < state.streams.size(); ++i)
         if (device < 0 || state.streams[i]->device == device) run(state.streams[i].get());
@@ -244,7 +245,7 @@ inline cudaError_t invalidate(Capture& capture, cudaError_t error) {
     return error;
 }
 
-// What a call that may wait for work gets to hear while work is captured.
+// The error of a call that may wait for work, while a stream is captured in a mode that forbids such calls.
 inline cudaError_t refuse_in_capture() {
     for (const auto& capture : state.captures) {
         const bool own = capture->thread == std::this_thread::get_id() && capture->mode != cudaStreamCaptureModeRelaxed;
@@ -255,7 +256,7 @@ inline cudaError_t refuse_in_capture() {
     return cudaSuccess;
 }
 
-// The same, and no mode allows it for a stream that is captured.
+// The error of a call that waits for this stream. No mode allows it for a stream that is captured.
 inline cudaError_t refuse_in_capture(cudaStream_t stream) {
     if (stream->capture) return invalidate(*stream->capture, cudaErrorStreamCaptureUnsupported);
     return refuse_in_capture();
@@ -302,7 +303,7 @@ inline cudaError_t allocate_in_order(void** address, size_t bytes, cudaStream_t 
     if (const cudaError_t error = allocate(address, bytes, stream->device, cudaMemoryTypeDevice)) return error;
     if (!stream->capture) return cudaSuccess;
     stream->capture->memory.insert(*address);
-    return fill(*address, 0xcc, bytes, stream);  // by every launch
+    return fill(*address, 0xcc, bytes, stream);  // poisoned by every launch of the graph
 }
 
 inline cudaError_t free_in_order(void* address, cudaStream_t stream) {
@@ -313,7 +314,7 @@ inline cudaError_t free_in_order(void* address, cudaStream_t stream) {
     return fill(address, 0xcc, state.memory[reinterpret_cast<uintptr_t>(address)].bytes, stream);
 }
 
-// Whoever was part of it goes on without.
+// End a capture: its streams go on without it.
 inline void abandon(std::shared_ptr<Capture> capture) {
     for (const auto& stream : state.streams)
         if (stream->capture == capture) stream->capture = nullptr;
@@ -377,7 +378,8 @@ inline cudaError_t query(cudaEvent_t event) {
     return !record || record->passed ? cudaSuccess : cudaErrorNotReady;
 }
 
-// What is captured keeps its order, so that to wait there is to join the capture.
+// Wait for an event that was recorded in a capture. Work of a capture is kept in the order in which it was submitted,
+// so that the stream only has to join the capture.
 inline cudaError_t wait_captured(cudaStream_t stream, const Record& record) {
     if (!std::ranges::count(state.captures, record.capture)) return cudaErrorCapturedEvent;
     if (stream->capture && stream->capture != record.capture) {

@@ -1,13 +1,14 @@
 """
 Measure on this machine: `python -m fusedstep bench`.
 
-Beside each optimizer run the loop without arithmetic over the same buffers, which shows what the memory allows, and
-other people's optimizers, as far as they are installed: in one process, over the same numbers, with the same
-hyperparameters, in interleaved rounds. What they compute is compared.
+Each step is timed beside the limit, a loop over the same buffers that computes next to nothing and so shows what the
+memory allows, and beside other people's optimizers, where they are installed. All run in one process, over the same
+numbers, with the same hyperparameters, in interleaved rounds, and their results are compared.
 """
 
 import argparse
 import time
+from collections.abc import Iterator
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -20,13 +21,13 @@ from .cases import SIZES, Heat, crossed, devices, dtypes, rules, thread_counts, 
 
 __all__ = ["main"]
 
-ROUNDS, QUICK_ROUNDS = 15, 6  # with fewer than 6, no verdict is certain
-REST, QUICK_REST = 0.02, 0.01  # seconds; the first outlasts the spinning of other people's threads for sure
+ROUNDS, QUICK_ROUNDS = 15, 6  # `bench compare` needs 6 rounds for a verdict
+REST, QUICK_REST = 0.02, 0.01  # seconds; threads of other pools have stopped spinning after 0.02 for sure
 QUICK_MINUTES = 0.7
 
 
 def _choices() -> dict[str, list[Any]]:
-    """Return what "all" means for each axis."""
+    """Return the values that "all" stands for on each axis."""
     return {
         "rule": list(rules()),
         "dtype": dtypes(),
@@ -44,7 +45,8 @@ def _parser(choices: dict[str, list[Any]]) -> argparse.ArgumentParser:
         prog="python -m fusedstep bench",
         description="Measure optimizer steps beside the memory's limit and other people's optimizers. Without axes: a "
         "tour that varies each by itself, around Adam in float32; with axes: all their combinations.",
-        epilog='"python -m fusedstep bench compare A.json B.json" tells what has become faster or slower.',
+        epilog='"python -m fusedstep bench compare A.json B.json" tells what has become faster or slower; '
+        '"bench tables PAGE.md" writes the tables of timings in pages anew, from records.',
     )
     parser.add_argument("--quick", action="store_true", help="under a minute: fewer rounds and cases, no slow starters")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there, after each heat")
@@ -59,7 +61,7 @@ def _parser(choices: dict[str, list[Any]]) -> argparse.ArgumentParser:
 
 
 def _axis(parser: argparse.ArgumentParser, name: str, given: list[str], known: list[Any]) -> list[Any]:
-    """Return the values that the command line asks for."""
+    """Return the values of an axis that the command line asks for."""
     if given == ["all"]:
         return known
     if name in ("size", "count"):
@@ -91,13 +93,13 @@ def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
         here = {"threads": choices["threads"][-1:], "isa": choices["isa"][-1:], "device": ["cpu"]}
         return crossed(**(here | axes))
     where = axes.get("device", choices["device"])
-    tours = zip_longest(*(tour(device, options.quick) for device in where))  # if time runs out, each had some
+    tours = zip_longest(*(tour(device, options.quick) for device in where))  # in turn: if time runs out, each had some
     return [heat for heats in tours for heat in heats if heat]
 
 
 def main(argv: list[str]) -> int:
     """
-    Measure, or compare two measurements.
+    Measure, compare two measurements, or write tables of them.
 
     Parameters
     ----------
@@ -107,13 +109,17 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 if our results differ from the reference, or 2 if a package is missing or a file cannot be read, or 130
-        after an interrupt; what had been measured by then is printed and written.
+        0, or 1 if results of fusedstep differ from the reference, or 2 if a package is missing or a file cannot be
+        read, or 130 after an interrupt: what had been measured by then is printed and written.
     """
     if argv[:1] == ["compare"]:
         from .compare import main as compare
 
         return compare(argv[1:])
+    if argv[:1] == ["tables"]:
+        from .tables import main as tables
+
+        return tables(argv[1:])
     parser = _parser(_choices())
     options = parser.parse_args(argv)
     if options.rounds is not None and options.rounds < 1:
@@ -127,25 +133,28 @@ def main(argv: list[str]) -> int:
     return _run(_heats(parser, options), options, parser)
 
 
-def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Run the heats under a progress bar, print a line for each case, and write the record."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from . import machine, table
-    from .heats import entries, estimate
+def _peers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[Any]:
+    """Return the classes of the peers that the command line asks for."""
     from .peers import PEERS
-    from .record import Record, write
 
-    start = time.perf_counter()
     names = [cls.name for cls in PEERS]
-    wanted = [{"cupy": "numpy"}.get(name, name) for name in options.peers or ()]  # the same statements
+    wanted = ["numpy" if name == "cupy" else name for name in options.peers or ()]  # one class for both
     if unknown := [name for name in wanted if name not in names]:
         parser.error(f"--peers is {unknown[0]!r}, expected {', '.join(names)}")
     if options.peers is None:
-        peers = [cls for cls in PEERS if not (options.quick and cls.starts_slowly)]
-    else:
-        peers = [cls for cls in PEERS if cls.name in wanted]
+        return [cls for cls in PEERS if not (options.quick and cls.starts_slowly)]
+    return [cls for cls in PEERS if cls.name in wanted]
+
+
+def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Run the heats under a progress bar, print a line for each case, and write the record."""
+    from rich.console import Console
+
+    from . import machine, table
+    from .record import Record, write
+
+    start = time.perf_counter()
+    peers = _peers(parser, options)
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     rest = QUICK_REST if options.quick else REST
     minutes = options.minutes or (QUICK_MINUTES if options.quick else float("inf"))
@@ -161,28 +170,22 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
         except OSError as error:
             parser.error(f"--json is {options.json}, expected a file that can be written: {error.strerror}")
     columns: list[str] | None = None
-    weights = [estimate(heat, peers, rounds) for heat in heats]
-    bars = BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(), TextColumn("{task.description}")
+    begun = 0
     try:
-        with Progress(*bars, console=console, transient=True) as progress:
-            task = progress.add_task("", total=sum(weights))
-            for number, (heat, weight) in enumerate(zip(heats, weights, strict=True)):
-                if time.perf_counter() - start > 60 * minutes:
-                    record.notes.append(f"{len(heats) - number} heats not begun: {minutes:g} minutes were over")
-                    break
-                progress.update(task, description=str(heat[0]), completed=sum(weights[:number]))
-                turn = partial(progress.advance, task, weight / (rounds * entries(heat, peers)))
-                found = _raced(heat, peers, record, rounds=rounds, rest=rest, number=number, after_turn=turn)
-                record.cases += found
-                record.settings["seconds"] = time.perf_counter() - start
-                new = {row.name: None for each in found for row in each.rows if row.name not in table.OURS}
-                if columns is None or new.keys() - set(columns):
-                    columns = list(dict.fromkeys([*(columns or ()), *new]))
-                    say(table.head(columns))
-                for each in found:
-                    say(table.line(each, columns))
-                if options.json:
-                    write(record, options.json)
+        for found in _measured(heats, peers, record, console, start + 60 * minutes, rounds, rest):
+            begun += 1
+            record.cases += found
+            record.settings["seconds"] = time.perf_counter() - start
+            new = {row.name: None for each in found for row in each.rows if row.name not in table.OURS}
+            if columns is None or new.keys() - set(columns):
+                columns = list(dict.fromkeys([*(columns or ()), *new]))
+                say(table.head(columns))
+            for each in found:
+                say(table.line(each, columns))
+            if options.json:
+                write(record, options.json)
+        if begun < len(heats):
+            record.notes.append(f"{len(heats) - begun} heats not begun: {minutes:g} minutes were over")
     except KeyboardInterrupt:
         record.notes.append("interrupted")
     say(f"\n{table.LEGEND}")
@@ -194,8 +197,28 @@ def _run(heats: list[Heat], options: argparse.Namespace, parser: argparse.Argume
     return 130 if "interrupted" in record.notes else int(any(each.ours.ulp for each in record.cases))
 
 
+def _measured(
+    heats: list[Heat], peers: list[Any], record: Any, console: Any, deadline: float, rounds: int, rest: float
+) -> Iterator[list[Any]]:
+    """Measure heat after heat under a progress bar, until the deadline, and yield the cases of each."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from .heats import entries, estimate
+
+    weights = [estimate(heat, peers, rounds) for heat in heats]
+    bars = BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*bars, console=console, transient=True) as progress:
+        task = progress.add_task("", total=sum(weights))
+        for number, (heat, weight) in enumerate(zip(heats, weights, strict=True)):
+            if time.perf_counter() > deadline:
+                return
+            progress.update(task, description=str(heat[0]), completed=sum(weights[:number]))
+            turn = partial(progress.advance, task, weight / (rounds * entries(heat, peers)))
+            yield _raced(heat, peers, record, rounds=rounds, rest=rest, number=number, after_turn=turn)
+
+
 def _raced(heat: Heat, peers: list[Any], record: Any, **options: Any) -> list[Any]:
-    """Return what a heat finds out; what does not fit into memory or fails is left out, the peers first."""
+    """Return the cases of a heat, without peers where they fail or do not fit into memory; the record notes it."""
     from .heats import fits, run
 
     if not fits(heat, []):
@@ -205,7 +228,7 @@ def _raced(heat: Heat, peers: list[Any], record: Any, **options: Any) -> list[An
     if fits(heat, peers):
         try:
             return run(heat, peers, **options)
-        except Exception as error:  # of other people's code, or ours will raise it again
+        except Exception as error:  # an error of fusedstep itself is raised again below, without peers
             why = f"{type(error).__name__}: {error}"
     record.notes.append(f"{heat[0]}: without peers, {why}")
     return run(heat, [], **options)

@@ -1,4 +1,4 @@
-"""What is measured: cases, and the heats in which they are raced against each other."""
+"""What is measured: cases, and the heats of cases whose contestants are timed against each other."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -33,38 +33,38 @@ __all__ = [
 
 SIZES = tuple(10**exponent for exponent in range(3, 9))
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
-NORMS = {"clip_norm", "clip_global_norm", "skip_nonfinite"}  # these read the gradients once more
-NORMAL, SUBNORMAL = 1e-3, 1e-40
+NORMS = {"clip_norm", "clip_global_norm", "skip_nonfinite"}  # options for which gradients are read twice
+NORMAL, SUBNORMAL = 1e-3, 1e-40  # for `Case.states`
 Heat = tuple["Case", ...]
 
 
 @dataclass(frozen=True)
 class Case:
     """
-    One thing to measure.
+    One step to measure: of which rule, over which arrays, and where.
 
     Parameters
     ----------
     rule : str
         Name of the rule, as in `rules`.
     dtype : str
-        Of the parameters, and in half precision of the states too, as other people's optimizers have it.
+        Dtype of parameters and states: in half precision too, because other people's optimizers have no other states.
     size : int
         Elements of each tensor.
     count : int
         Tensors, all in one step.
     odd : bool
-        Whether sizes differ by 1, 3 or 5, and parameters and gradients begin off the vector boundary.
+        Whether sizes differ from `size` by 1, 3 or 5, and parameters and gradients begin off the vector boundary.
     device : str
         "cpu", or "cuda:0" and so on.
     threads : int
-        Their number on the CPU, for all contestants that have threads; 0 on a GPU.
+        Number of threads of every contestant that has threads; 0 on a GPU.
     isa : str
-        The instruction set of our kernels; "" on a GPU.
+        Instruction set of the kernels of fusedstep; "" on a GPU.
     states : float
-        If not 0: gradients are zero, and each step begins by setting all states to this, in the time.
+        If not 0, gradients are zero, and each step begins by setting all states to this number, which is timed too.
     grad_dtype : str
-        Of the gradients, if not `dtype`.
+        Dtype of the gradients, if not `dtype`.
     options : tuple of pairs
         Hyperparameters besides the learning rate, by name.
     """
@@ -82,7 +82,7 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        """Return the case in short, but for where it runs."""
+        """Return the case in short, without where it runs."""
         dtype = SHORT[self.dtype] + (f", {SHORT[self.grad_dtype]} gradients" if self.grad_dtype else "")
         size = f"{self.count} x {short(self.size)}" if self.count > 1 else short(self.size)
         options = [name if value is True else f"{name}={value}" for name, value in self.options]
@@ -91,26 +91,26 @@ class Case:
 
     @property
     def where(self) -> str:
-        """Where it runs."""
+        """Where it runs: threads and instruction set, or the GPU."""
         if self.device != "cpu":
             return self.device
         return f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}"
 
     def optimizer(self, package: ModuleType = optimizers) -> Any:
-        """Return a fresh optimizer of `package`: ours, or the reference."""
+        """Return a new optimizer of `package`, which is `fusedstep.optimizers` or `fusedstep.reference`."""
         cls, options = rules()[self.rule]
         half = {"state_dtype": "same"} if dtype_of(self.dtype).itemsize == 2 else {}
-        lr = max(0.01, getattr(optimizers, cls).lr)  # large enough for half precision to notice
+        lr = max(0.01, getattr(optimizers, cls).lr)  # large enough for steps to change parameters in half precision
         return getattr(package, cls)(**({"lr": lr} | half | options | dict(self.options)))
 
     @property
     def parameters(self) -> int:
-        """The number of elements of all tensors, if they are not odd."""
+        """The number of elements of all tensors together, but for the few that `odd` adds or takes away."""
         return self.size * self.count
 
     @property
     def bytes_per_parameter(self) -> int:
-        """What a step must read and write: each parameter and each state twice, each gradient once or more often."""
+        """The bytes that a step must move: parameters and states are read and written, gradients read once or twice."""
         passes = 1 + bool(self.optimizer().zero_grad) + bool(dict(self.options).keys() & NORMS)
         return 2 * self._written + passes * self._grad
 
@@ -131,14 +131,16 @@ class Case:
         return p + states * state + {False: 0, True: 4, "split": 2}[o.master_weights]
 
     @property
-    def bare(self) -> bool:
-        """Whether a step reads each gradient once, and moves parameters and states beside it, and nothing else."""
-        return not dict(self.options).keys() & {"ema", "master_weights", "zero_grad", *NORMS}
-
-    @property
     def moved(self) -> int:
         """The bytes that a step must read and write."""
         return self.parameters * self.bytes_per_parameter
+
+    @property
+    def limit(self) -> str | None:
+        """The rule without arithmetic that moves the same bytes; None for a number of states that none has."""
+        rule = f"limit{len(_cpu.rules[self.rule][1])}"
+        moves_more = dict(self.options).keys() & {"ema", "master_weights", "zero_grad", *NORMS}
+        return rule if rule in _cpu.rules and not moves_more else None
 
 
 def short(number: int) -> str:
@@ -150,9 +152,13 @@ def short(number: int) -> str:
 
 @cache
 def rules() -> dict[str, tuple[str, dict[str, Any]]]:
-    """Return the name of the class and the options that ask for each rule, the default dialect where there are many."""
+    """
+    Return the class and the options that lead to each rule, by the name of the rule.
+
+    A rule that is reached in several ways, by classes or options, is measured in the first one: its default dialect.
+    """
     found: dict[str, tuple[str, dict[str, Any]]] = {}
-    for cls in verify.classes():
+    for cls in optimizers.classes():
         for options in verify.dialects(cls):
             found.setdefault(cls(**options)._settings_with().rule, (cls.__name__, options))
     return {rule: found[rule] for rule in _cpu.rules if rule in found}
@@ -163,7 +169,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
-# The axes: what this machine has.
+# The axes: the values of each that this machine has.
 
 
 def dtypes() -> list[str]:
@@ -206,7 +212,7 @@ def crossed(**axes: Iterable[Any]) -> list[Heat]:
 
 def tour(device: str, quick: bool) -> list[Heat]:
     """
-    Return the heats that show most, the most telling first: each axis by itself, around Adam in float32.
+    Return the heats of a run without axes, the most telling first: each axis varies by itself, around Adam in float32.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Compare two records, with a verdict that knows noise."""
+"""Compare two records: what has become faster or slower, beyond the noise of the timings."""
 
 import argparse
 import math
@@ -12,28 +12,28 @@ from .record import Measured, Record, read
 __all__ = ["Verdict", "compare", "interval", "main"]
 
 FEWEST = 6  # rounds: with fewer, no interval holds the median with 95 % confidence
-FLOOR = 0.03  # what two runs of the same build may differ by: memory lies elsewhere, the machine is in another mood
+FLOOR = 0.03  # two runs of the same build differ by so much: arrays lie elsewhere in memory, the machine is busier
 
 
 @dataclass
 class Verdict:
     """
-    What became of a case.
+    How a case of one record compares with the same case of another.
 
     Parameters
     ----------
     case : str
         The case, and where it ran.
     before, after : float
-        The median of what is compared: the time in terms of the limit's, or, where there is none, in seconds.
+        The medians of the time of a step over the time of the limit; of the seconds, where there is no limit.
     low, high : float
-        What after/before lies between: the ends of the intervals of the two medians.
+        The smallest and the largest value of after/before that the intervals of the two medians allow.
     seconds : float
-        The time after, over the time before; another day's mood of the machine is in it.
+        The seconds after, over the seconds before. They also tell how busy the machine was on the two days.
     says : str
-        "faster", "slower", "same" if the difference is at most 3 % for sure, or "unclear". It is unclear, too, with
-        fewer than 6 rounds, and where ours and the limit have both changed for sure: a machine in another mood does
-        that, but so does what every call of ours costs.
+        "faster", "slower", "same" if the difference is at most 3 % for sure, or "unclear". With fewer than 6 rounds it
+        is unclear. It is also unclear where the seconds have changed for sure but their relation to the limit has not:
+        either the machine was busier, or every call of fusedstep has become slower, that of the limit included.
     """
 
     case: str
@@ -49,8 +49,8 @@ def interval(values: list[float]) -> tuple[float, float]:
     """
     Return the narrowest interval between two of these numbers that holds the true median with 95 % confidence.
 
-    It rests on nothing but order (the sign test): of n numbers the k-th smallest and the k-th largest hold the median
-    unless fewer than k fall on one side. With fewer than 6 numbers, it is all of them.
+    No distribution is assumed (the sign test): the median lies between the k-th smallest and the k-th largest number
+    unless fewer than k numbers fall on one side of it. With fewer than 6 numbers, the interval holds all of them.
     """
     n, ordered = len(values), sorted(values)
     k, outside = 0, 0.0
@@ -72,11 +72,11 @@ def compare(a: Record, b: Record) -> list[Verdict]:
     Returns
     -------
     list of Verdict
-        For each case, in the order of `b`. What is compared is the time of a step in terms of the limit's in the same
-        round, so that a machine that has become slower for everybody has not made us slower. It is "faster" or
-        "slower" if the intervals of the two medians lie apart, by more than 3 %.
+        For each case, in the order of `b`. The time of a step is divided by that of the limit in the same round, so
+        that a machine that is slower for everybody makes no case slower. A case is "faster" or "slower" if the
+        intervals of the two medians are apart by more than 3 %.
     """
-    before, after = ({each.case: each for each in reversed(some.cases)} for some in (a, b))  # of equal ones the first
+    before, after = ({each.case: each for each in reversed(some.cases)} for some in (a, b))  # the first of equal ones
     return [_verdict(before[case], each) for case, each in reversed(after.items()) if case in before]
 
 
@@ -100,7 +100,7 @@ def _verdict(a: Measured, b: Measured) -> Verdict:
 
 
 def _relative(measured: Measured) -> list[float]:
-    """Return our time in terms of the limit's, round by round."""
+    """Return our time over the time of the limit, round by round; nothing where there is no limit."""
     limit = measured.row("limit")
     return [x / y for x, y in zip(measured.ours.seconds, limit.seconds, strict=True)] if limit else []
 
@@ -146,7 +146,7 @@ def main(argv: list[str]) -> int:
 
 
 def differences(a: Record, b: Record) -> list[str]:
-    """Return in what the two runs differ, but for dates and loads."""
+    """Return in what machines, builds and settings of two runs differ, apart from dates and loads."""
     said = []
     for name in ("cpu", "affinity", "huge_pages", "os", "python", "packages", "environment", "gpus"):
         before, after = a.machine.get(name), b.machine.get(name)

@@ -1,8 +1,9 @@
 """
-Who takes part: fusedstep, the loop without arithmetic, and, in `peers`, what others made, all over the same job.
+Who takes part: fusedstep, the limit, a copy within a GPU, and, in `peers`, other people's optimizers.
 
-A contestant is made from a `Job`, makes one step per call of `step`, and shows its parameters with `params`. One that
-is not installed, or cannot do the job, raises `AbsentError`.
+All contestants of a case are made from one `Job`, so that they update equal parameters with the same gradients. A
+contestant makes a step when `step` is called, and shows its parameters with `params`. One that is not installed, or
+cannot do the job, raises `AbsentError`.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fusedstep import optimizers, reference
+from fusedstep import _cpu, optimizers, reference
 from fusedstep.core.arrays import to_host
 
 from .cases import NORMS, Case, dtype_of
@@ -22,14 +23,14 @@ from .gpu import cupy
 __all__ = ["AbsentError", "Contestant", "Copy", "Fusedstep", "Job", "Limit", "disagreements", "on_device", "set_all"]
 
 Array = Any  # of NumPy or CuPy
-LINE = 64
-DRAWN = 2**20  # random numbers; what is longer repeats them
-SAMPLE = 2**16  # elements that are compared
-DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-# Seed, smallest and largest size. Parameters are so small that steps tell in half precision; gradients make normal
-# states, but for squares in float16.
+LINE = 64  # bytes of a cache line
+DRAWN = 2**20  # random numbers are drawn; a longer array repeats them
+SAMPLE = 2**16  # elements of all arrays are compared with the reference
+DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # of the significand, in bits
+# Seed, smallest and largest magnitude of the random numbers. Parameters are small enough for a step to change them in
+# half precision. Gradients are large enough for states to be normal numbers, but for their squares in float16.
 PARAMS, GRADS = (0, 2**-6, 2**-4), (1, 0.1, 2.0)
-FACTORS = (1.0, -0.5, 1.0)  # by which the gradients of the compared steps are multiplied
+FACTORS = (1.0, -0.5, 1.0)  # gradients of the three compared steps are multiplied by these
 
 
 class AbsentError(Exception):
@@ -45,7 +46,7 @@ def on_device(name: str) -> Any:
 
 @cache
 def _drawn(dtype: str, seed: int, smallest: float, largest: float, factor: float, device: str) -> Array:
-    """Return the bits of random numbers of both signs."""
+    """Return random numbers of both signs, as the unsigned integers with their bits."""
     rng = np.random.default_rng(seed)
     numbers = factor * rng.uniform(smallest, largest, DRAWN) * rng.choice((-1.0, 1.0), DRAWN)
     drawn = numbers.astype(dtype_of(dtype))
@@ -56,23 +57,23 @@ def _drawn(dtype: str, seed: int, smallest: float, largest: float, factor: float
 
 
 def set_all(array: Array, value: float) -> None:
-    """Set all elements, by their bits: CuPy's arithmetic flushes what is subnormal."""
+    """Set all elements. Their bits are set, as unsigned integers: CuPy would flush a subnormal number."""
     array.view(f"u{array.itemsize}").fill(array.dtype.type(value).view(f"u{array.itemsize}"))
 
 
 class Job:
     """
-    The arrays of a case: what all contestants do, with the same numbers.
+    The arrays of a case: equal parameters for each contestant, and the gradients for all of them.
 
     Parameters
     ----------
     case : Case
-        What is to be done.
+        The step to be made.
 
     Attributes
     ----------
     grads : list of arrays
-        The gradients, which everybody reads.
+        The gradients, which all contestants read.
     """
 
     def __init__(self, case: Case) -> None:
@@ -82,25 +83,25 @@ class Job:
         self.set_grads(0.0 if case.states else 1.0)
 
     def set_grads(self, factor: float) -> None:
-        """Let the gradients be what they are drawn to be, times a factor."""
+        """Set the gradients, in place, to the random numbers times a factor."""
         self._fill(self.grads, self.case.grad_dtype or self.case.dtype, *GRADS, factor)
 
     def params(self) -> list[Array]:
-        """Return parameters to start from, each time in fresh memory."""
+        """Return the parameters that a contestant starts from, in memory of its own."""
         with on_device(self.case.device):
             made = [self._empty(i, self.case.dtype, int(self.case.count == 1)) for i in range(self.case.count)]
         self._fill(made, self.case.dtype, *PARAMS, 1.0)
         return made
 
     def _empty(self, i: int, dtype: str, place: int) -> Array:
-        """Return an array that begins at a cache line, or, if odd, behind it; `place` chooses one of its page."""
+        """Return array number `i`, which begins at cache line 3 * `place` of its memory, or, if odd, off the line."""
         case, itemsize, start = self.case, dtype_of(dtype).itemsize, 3 * LINE * place
         size = max(1, case.size + (-1) ** i * (1 + i // 2 * 2 % 6) * case.odd)
         start += itemsize * (1 + i % 3) * case.odd
         if case.device == "cpu":
             owner: Array = np.empty(start + LINE + size * itemsize, np.uint8)
             start += -owner.ctypes.data % LINE
-        else:  # CuPy's memory begins at a multiple of 256 bytes
+        else:  # memory of CuPy begins at a multiple of 256 bytes
             owner = cupy().empty(start + size * itemsize, np.uint8)
         return owner[start : start + size * itemsize].view(dtype_of(dtype))
 
@@ -114,7 +115,7 @@ class Job:
                     part[...] = drawn[: part.size]
 
     def sample(self, arrays: list[Array]) -> npt.NDArray[Any]:
-        """Return some elements of each array, those at its ends among them, all in one array of NumPy."""
+        """Return elements of each array, those at its ends among them, in one array of NumPy."""
         stride = max(1, self.case.parameters // SAMPLE)
         dtype = arrays[0].dtype
         parts: list[Array] = []
@@ -127,7 +128,11 @@ class Job:
         return sampled
 
     def expected(self) -> npt.NDArray[Any] | None:
-        """Return the sample as the reference leaves it after the compared steps, if it can tell from a sample."""
+        """
+        Return the sample of the parameters as the reference leaves it after the compared steps.
+
+        None if elements depend on more than the sample: on a norm of whole gradients, or on random bits by position.
+        """
         asked = dict(self.case.options)
         if asked.keys() & NORMS or "rounding" in asked:
             return None
@@ -143,9 +148,9 @@ class Contestant:
     """One side of a comparison."""
 
     name: str
-    steps = 1  # that a call of `step` makes
-    starts_slowly = False  # compiles for seconds
-    kinds: tuple[str, ...] = ("cpu", "cuda")  # of devices that it runs on
+    steps = 1  # how many steps a call of `step` makes
+    starts_slowly = False  # whether it compiles for seconds
+    kinds: tuple[str, ...] = ("cpu", "cuda")  # the devices that it runs on
 
     def __init__(self, job: Job) -> None:
         raise NotImplementedError
@@ -163,11 +168,11 @@ class Contestant:
         raise NotImplementedError
 
     def look(self, job: Job) -> None:
-        """Notice that the job's gradients have changed in place; only who copied them needs it."""
+        """Take over gradients of the job that have changed in place: for a contestant that works with a copy."""
 
 
 class Fusedstep(Contestant):
-    """Our own class: a bare array, a list, or, if asked for, a dict."""
+    """The optimizer of fusedstep, called with one array, with lists, or, with `mapping`, with dicts."""
 
     name = "fusedstep"
 
@@ -193,9 +198,10 @@ class Fusedstep(Contestant):
 
 class Limit(Contestant):
     """
-    The loop without arithmetic to speak of over the very buffers of `ours`: same engine, same traffic.
+    A loop of the same engine over the buffers of `ours` that moves the same bytes and computes next to nothing.
 
-    It subtracts gradients and changes the sign of every state; a call makes two steps, and leaves states as they were.
+    It subtracts gradients from parameters and changes the sign of every state. A call makes two steps, which leaves
+    states as they were. Its time is what the memory allows.
     """
 
     name = "limit"
@@ -203,10 +209,11 @@ class Limit(Contestant):
 
     def __init__(self, ours: Fusedstep) -> None:
         ours.step()  # makes the states
-        states = {key: dict(zip("abc", each.values(), strict=False)) for key, each in ours.optimizer.state.items()}
-        count = len(next(iter(states.values()), ()))
+        found = ours.optimizer.state
+        rule = f"limit{len(next(iter(found.values()), ()))}"
+        states = {key: dict(zip(_cpu.rules[rule][1], each.values(), strict=True)) for key, each in found.items()}
         dtype = ours.optimizer.state_dtype
-        yardstick = type("Limit", (optimizers.SGD,), {"rule": f"limit{count}"})(lr=0.0, state_dtype=dtype)
+        yardstick = type("Limit", (optimizers.SGD,), {"rule": rule})(lr=0.0, state_dtype=dtype)
         yardstick._progress.state |= states
         self._step = partial(yardstick.step, *ours.args)
 
@@ -217,7 +224,7 @@ class Limit(Contestant):
 
 
 class Copy(Contestant):
-    """What a copy within a GPU takes that reads and writes as many bytes as a step must."""
+    """A copy within a GPU that reads and writes as many bytes as a step must."""
 
     name = "copy"
 
@@ -239,13 +246,14 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float |
     job : Job
         What they were made from.
     contestants : list of Contestant
-        Those that have made no step yet; the first is ours.
+        New ones, which have made no step yet; the first is ours.
 
     Returns
     -------
     list of tuple
-        The largest difference of a sampled parameter in units in the last place, of where it began or ended, and as a
-        share of the largest change. Where the reference cannot tell, ours stands in, and has None itself.
+        For each contestant the largest difference of a sampled parameter: in units in the last place, and as a share
+        of the largest change. A unit is that of the parameter before or after the steps, whichever is larger. Where
+        the reference cannot tell from a sample, others are compared with ours, which has None.
     """
     expected, before = job.expected(), job.sample(job.params())
     for factor in FACTORS:
@@ -255,7 +263,7 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float |
             one.step()
     samples = [job.sample(one.params()) for one in contestants]
     right = samples[0] if expected is None else expected
-    ulp = np.maximum(_ulp(right), _ulp(before))  # a step may cancel what a parameter began with
+    ulp = np.maximum(_ulp(right), _ulp(before))  # where a step cancels most of a parameter, the one before counts
     change = float(np.abs(right.astype(np.float64) - before.astype(np.float64)).max()) or 1.0
     found: list[tuple[float | None, float | None]] = []
     for sample in samples:

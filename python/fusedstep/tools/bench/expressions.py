@@ -1,13 +1,14 @@
 """
-Every rule as one writes it with NumPy: statements about whole arrays, on one thread; or with CuPy, in the same words.
+Rules as one writes them in NumPy: statements about whole arrays, on one thread, or in CuPy on a GPU.
 
-In the default dialects. `o` holds the hyperparameters, `t` is the number of the update, and the arrays change in place.
-The functions have the names of the rules.
+A function has the name of its rule, and computes it in the default dialect, in place. `o` holds the hyperparameters of
+one parameter, and may keep numbers for the next update; `t` is the number of the update, from 1. A rule without a
+function here is measured without this peer.
 """
 
 from typing import Any
 
-import numpy as np  # whose functions give arrays of CuPy to CuPy
+import numpy as np  # its functions pass arrays of CuPy on to CuPy
 
 __all__ = [
     "adadelta",
@@ -126,9 +127,9 @@ def adamax(o: Any, t: int, p: Any, g: Any, m: Any, w: Any) -> None:
 
 
 def nadam(o: Any, t: int, p: Any, g: Any, m: Any, v: Any) -> None:
-    """Update p, m and v; `o.product` is that of all mu so far."""
+    """Update p, m and v; `o.product` is the product of all mu so far."""
     mu, after = (o.beta1 * (1 - 0.5 * 0.96 ** (i * o.schedule_decay)) for i in (t, t + 1))
-    o.product *= mu
+    o.product = mu if t == 1 else o.product * mu
     m *= o.beta1
     m += (1 - o.beta1) * g
     v *= o.beta2

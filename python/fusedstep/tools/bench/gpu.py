@@ -1,4 +1,4 @@
-"""The clock of a GPU, and what it says of itself."""
+"""How time is taken on a GPU, and what a record tells about the GPU."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from .harness import host_time
 
 __all__ = ["about", "call_time", "cupy", "free_bytes", "gpu_time", "loop_time"]
 
-QUEUE = 200  # calls that wait for the GPU at most: it has room for about 1000 launches
+QUEUE = 200  # at most so many calls wait for the GPU, whose queue has room for about 1000 launches
 WAIT = r"""
 extern "C" __global__ void wait(long long nanoseconds) {
     long long start, now;
@@ -25,7 +25,7 @@ extern "C" __global__ void wait(long long nanoseconds) {
 
 
 def cupy() -> Any:
-    """Return the module, loaded when it is first needed."""
+    """Return CuPy, which is loaded when it is first needed."""
     return import_module("cupy")
 
 
@@ -37,9 +37,10 @@ def _wait() -> Callable[..., None]:
 
 def _events(step: Callable[[], object], calls: int, wait: float = 0.0) -> tuple[float, float, bool]:
     """
-    Return the seconds between events before and after these calls, the seconds of the host, and whether it came first.
+    Return the seconds between events around these calls, the seconds of the host, and whether the host came first.
 
-    The GPU begins after `wait` seconds; the host came first if it had queued all of it by then.
+    The GPU begins after `wait` seconds. The host came first if it had queued all calls by then, so that the seconds
+    between the events are those of the GPU alone.
     """
     cuda = cupy().cuda
     stream = cuda.get_current_stream()
@@ -55,15 +56,15 @@ def _events(step: Callable[[], object], calls: int, wait: float = 0.0) -> tuple[
 
 
 def loop_time(step: Callable[[], object], calls: int) -> float:
-    """Return the seconds of a loop in the stream: the slower of host and GPU decides."""
+    """Return the seconds of a loop of calls: the slower of host and GPU decides."""
     return _events(step, calls)[0]
 
 
 def gpu_time(step: Callable[[], object], calls: int) -> float:
     """
-    Return the seconds of the GPU alone: it waits until the host has queued what is timed.
+    Return the seconds of the GPU alone, which waits until the host has queued the calls.
 
-    Where a single call does not fit into the queue, the host counts too.
+    Where a single call has more launches than the queue has room for, the time of the host counts too.
     """
     seconds, most = 0.0, QUEUE
     while calls:
@@ -71,7 +72,7 @@ def gpu_time(step: Callable[[], object], calls: int) -> float:
         elapsed, host, first = _events(step, now, 1e-4 + 2e-5 * now)
         if not first:
             elapsed, _, first = _events(step, now, 2 * host)
-        if not first and now > 1:  # the queue was full
+        if not first and now > 1:  # the host had to wait for room in the queue: fewer calls at once
             most = now // 2
             continue
         seconds += elapsed
@@ -80,7 +81,7 @@ def gpu_time(step: Callable[[], object], calls: int) -> float:
 
 
 def call_time(step: Callable[[], object], calls: int) -> float:
-    """Return the seconds until the calls return, with room in the queue."""
+    """Return the seconds of the host: until the calls return, which find room in the queue."""
     seconds = 0.0
     some = QUEUE // 4
     for begin in range(0, calls, some):
@@ -91,7 +92,7 @@ def call_time(step: Callable[[], object], calls: int) -> float:
 
 
 def free_bytes() -> int:
-    """Return the bytes that are free on the current GPU, once CuPy and torch have given back what nobody holds."""
+    """Return the free bytes of the current GPU, after CuPy and torch have given back memory that no array holds."""
     if torch := sys.modules.get("torch"):
         torch.cuda.empty_cache()
     cupy().get_default_memory_pool().free_all_blocks()
@@ -99,7 +100,7 @@ def free_bytes() -> int:
 
 
 def about() -> dict[str, Any]:
-    """Return what numbers of the current GPU depend on."""
+    """Return the properties of the current GPU that timings depend on."""
     device, runtime = cupy().cuda.Device(), cupy().cuda.runtime
     properties = runtime.getDeviceProperties(device.id)
     return {
@@ -115,7 +116,7 @@ def about() -> dict[str, Any]:
 
 
 def _smi(bus: str, *names: str) -> dict[str, str]:
-    """Return what nvidia-smi says of the GPU, if it says anything."""
+    """Return what nvidia-smi says about the GPU; nothing, where there is no such program."""
     command = ["nvidia-smi", "-i", bus, f"--query-gpu={','.join(names)}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)  # noqa: S603

@@ -1,8 +1,9 @@
 """
-Time contestants against each other, in interleaved rounds: what disturbs one of them disturbs all.
+Time contestants in interleaved rounds: what disturbs one of them disturbs all.
 
-A round gives every contestant one turn: calls to warm up, unless a single one takes long, then as many timed ones as
-fill the inner loop. Odd rounds go backwards, so that nobody always follows the same neighbour.
+A round gives every contestant one turn: some calls to warm up, then as many timed calls as fill the inner loop. A
+contestant whose single call fills it is not warmed up. Odd rounds go backwards, so that no contestant always follows
+the same neighbour.
 """
 
 import gc
@@ -19,7 +20,7 @@ Clock = Callable[[Callable[[], object], int], float]  # takes a step and how oft
 
 @dataclass
 class Entry:
-    """A contestant in a race: `step` makes `steps` steps, and `prepare` is called before each turn, untimed."""
+    """A contestant in a race: a call of `step` makes `steps` steps; `prepare` is called before each turn, untimed."""
 
     step: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
@@ -46,7 +47,7 @@ class Timing:
 
 @dataclass
 class Ratio:
-    """How two timings compare: the median and the quartiles of the rounds' ratios."""
+    """How two timings of a race compare: the median and the quartiles of the ratios, one for each round."""
 
     median: float
     low: float
@@ -59,7 +60,7 @@ class Ratio:
 
 
 def ratio(a: Timing, b: Timing) -> Ratio:
-    """Return how many times longer `a` took than `b`; both from one race."""
+    """Return how many times longer `a` took than `b`; both are from one race."""
     each = [x / y for x, y in zip(a.seconds, b.seconds, strict=True)]
     return Ratio(median(each), *_quartiles(each))
 
@@ -70,7 +71,7 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def host_time(step: Callable[[], object], calls: int) -> float:
-    """Return the seconds that the host is in these calls."""
+    """Return the seconds until these calls have returned."""
     start = time.perf_counter()
     for _ in repeat(None, calls):
         step()
@@ -95,13 +96,13 @@ def race(
     rounds : int
         Number of rounds.
     inner : float
-        Seconds that an inner loop takes at least.
+        Least number of seconds that the timed calls of a turn take together.
     rest : float
-        Seconds of sleep before each turn, and at least as many of warming up. Threads of other pools keep spinning
-        after their last work, for some milliseconds (libgomp), and would take a core away from the next contestant;
-        and the system may wake two threads on one core, and needs some milliseconds to part them.
+        Seconds of sleep before each turn, followed by at least as many of warming up. Sleep lets the threads of other
+        pools stop: those of libgomp spin for some milliseconds after their last work, on a core that the next
+        contestant needs. Warming up gives the system time to move threads apart that it has woken on one core.
     clock : function
-        How time is taken.
+        How time is taken: a function of a step and of how often to call it, which returns seconds.
     after_turn : function
         Called without arguments after each of the ``rounds * len(entries)`` turns.
 

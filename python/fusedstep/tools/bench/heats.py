@@ -1,4 +1,4 @@
-"""Run a heat: build the contestants of each case, compare what they do, and race all of them."""
+"""Run a heat: make the contestants of each case, compare their results, and time all of them in a race."""
 
 import gc
 from collections.abc import Callable, Iterable
@@ -31,20 +31,20 @@ def run(
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[Measured]:
     """
-    Race everybody who can take part, in all cases of a heat.
+    Time everybody who can take part, in all cases of a heat.
 
     Parameters
     ----------
     heat : tuple of Case
         All on the same device.
     peers : iterable of Contestant classes
-        Whom to race against, where they are installed and can do the job.
+        Who else is to take part, where they are installed and can do the job.
     rounds, inner, rest, after_turn
         As for `harness.race`.
     number : int
-        Of the heat, for the record.
+        Number of the heat, for the record.
     clock : function, optional
-        That of the host, or of the GPU, by default.
+        How time is taken: by default with the clock of the host, or of the GPU.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def run(
         wanted = [_invited(case, peers) for case in heat]
         jobs = [Job(case) for case in heat]
         built = [_build(job, some) for job, some in zip(jobs, wanted, strict=True)]
-        pools = ThreadpoolController()  # of all who have been loaded by now
+        pools = ThreadpoolController()  # made here: it controls the thread pools of libraries that are loaded by now
         try:
             with pools.limit(limits=threads):
                 for job, (ours, others, absent) in zip(jobs, built, strict=True):
@@ -86,13 +86,13 @@ def run(
 
 
 def _invited(case: Case, peers: Iterable[type[Contestant]]) -> list[type[Contestant]]:
-    """Return whom this case concerns: other people's code does not depend on the instruction set that ours uses."""
+    """Return who is to take part: peers run beside the widest instruction set only, as they do not depend on ours."""
     kind = case.device.partition(":")[0]
     return [cls for cls in peers if kind in cls.kinds] if case.isa in ("", _cpu.isas[-1]) else []
 
 
 def _build(job: Job, wanted: list[type[Contestant]]) -> tuple[Fusedstep, list[Contestant], dict[str, str]]:
-    """Return ours, who else can do the job, and why the others cannot."""
+    """Return the contestant of fusedstep, the peers that can do the job, and why the others cannot."""
     present: list[Contestant] = []
     absent: dict[str, str] = {}
     few = Job(replace(job.case, size=64, count=1, odd=False))
@@ -100,17 +100,17 @@ def _build(job: Job, wanted: list[type[Contestant]]) -> tuple[Fusedstep, list[Co
         try:
             if job.case.states and cls.set_states is Contestant.set_states:
                 raise AbsentError("its states cannot be set")
-            cls(few).step()  # some lack a kernel, and say so when they need it
+            cls(few).step()  # a peer that lacks a kernel may say so only when it needs it
             present.append(cls(job))
         except AbsentError as reason:
             absent[cls.name] = str(reason)
-        except Exception as error:  # other people's: whatever it is, the others go on
+        except Exception as error:  # whatever goes wrong in other people's code, the heat goes on
             absent[cls.name] = f"fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
     return Fusedstep(job), present, absent
 
 
 def _prepare(case: Case, pools: Any) -> None:
-    """Set threads, everybody's, and our instruction set."""
+    """Set the number of threads of everybody, and the instruction set of fusedstep."""
     if case.device == "cpu":
         pools.limit(limits=case.threads)
         set_num_threads(case.threads)
@@ -129,14 +129,14 @@ def _enter(
             Entry(_refilled(one, job.case.states), prepare) for one in everyone
         ]
     rows = [Row(one.name, [], *apart) for one, apart in zip(everyone, disagreements(job, everyone), strict=True)]
-    limits: list[Contestant] = [Limit(ours)] if job.case.bare else []  # which moves no more
+    limits: list[Contestant] = [Limit(ours)] if job.case.limit else []
     limits += [Copy(job)] if job.case.device != "cpu" else []
     rows[1:1] = [Row(one.name, []) for one in limits]
     return rows, [Entry(one.step, prepare, one.steps) for one in (ours, *limits, *others)]
 
 
 def _refilled(contestant: Contestant, value: float) -> Callable[[], None]:
-    """Return a step that fills the states first: a step that flushes them would leave none to the next."""
+    """Return a step that sets all states first: a step that flushes subnormal states would leave none to the next."""
 
     def step() -> None:
         contestant.set_states(value)
@@ -146,18 +146,18 @@ def _refilled(contestant: Contestant, value: float) -> Callable[[], None]:
 
 
 def entries(heat: Heat, peers: list[type[Contestant]]) -> int:
-    """Return how many may take part, at most."""
+    """Return how many contestants a heat has at most."""
     return sum(2 + (case.device != "cpu") + len(_invited(case, peers)) for case in heat)
 
 
 def estimate(heat: Heat, peers: list[type[Contestant]], rounds: int) -> float:
-    """Return about how many seconds a heat takes; only its proportion to that of other heats matters."""
+    """Return roughly how many seconds a heat takes; the progress bar needs only how heats compare."""
     each = [(2 + len(_invited(case, peers)), case.moved / 4e9) for case in heat]
     return sum(turns * (rounds * (0.05 + 2 * seconds) + 4 * seconds) for turns, seconds in each)
 
 
 def fits(heat: Heat, peers: list[type[Contestant]]) -> bool:
-    """Return whether all arrays of a heat fit into the memory that is free, and what expressions and copies take."""
+    """Return whether the arrays of a heat, with what expressions and copies take, fit into the memory that is free."""
     gc.collect()
     device = heat[0].device
     needed = sum((0.6 * (1 + len(_invited(case, peers))) + (device != "cpu")) * case.moved for case in heat)

@@ -1,4 +1,4 @@
-"""What the numbers depend on: the machine, its state, and what was built how."""
+"""What timings depend on: the machine, its state, and the builds of all packages that take part."""
 
 import datetime
 import os
@@ -22,13 +22,13 @@ VARIABLES = ("FUSEDSTEP_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "XLA_",
 
 
 def about(devices: list[str]) -> dict[str, Any]:
-    """Return the machine, for a record."""
+    """Return what a record tells about this machine."""
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     gpus, flops = {}, {}
     for device in devices:
         with on_device(device):
-            with suppress(ImportError):  # CuPy may lack cuBLAS
+            with suppress(ImportError):  # CuPy may have been installed without cuBLAS
                 flops[device] = flop_per_s(device)
             if device != "cpu":
                 gpus[device] = gpu.about()
@@ -63,7 +63,7 @@ def _read(path: str | Path) -> str:
 
 
 def _cpu_name() -> str:
-    """Return the name of the processor, and its family and model, as some names tell little."""
+    """Return the name of the processor with its family and model, because some names tell little."""
     lines = [line.partition(":") for line in _read("/proc/cpuinfo").splitlines()]
     about = {key.strip(): value.strip() for key, _, value in reversed(lines)}
     name = about.get("model name", platform.processor())
@@ -101,7 +101,7 @@ def processors() -> int:
 
 
 def busy() -> tuple[float, float, float]:
-    """Return seconds so far: of the clock, of all processors at work, and of those the ones that worked for us."""
+    """Return seconds so far: of the clock, of work of all processors, and of their work for this process."""
     times = os.times()
     ours = times.user + times.system + times.children_user + times.children_system
     if not (stat := _read("/proc/stat")):

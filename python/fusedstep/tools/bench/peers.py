@@ -1,4 +1,8 @@
-"""What others made: plain statements about arrays, PyTorch, DeepSpeed, optax, thinc, Apex. Each is optional."""
+"""
+Other people's optimizers: statements about arrays in NumPy or CuPy, PyTorch, DeepSpeed, optax, thinc, Apex.
+
+Each is optional: it takes part where it is installed and has the rule, the dtype and the options of the case.
+"""
 
 import importlib
 import os
@@ -19,11 +23,40 @@ from .cases import Case, dtype_of
 from .contestants import AbsentError, Array, Contestant, Job, set_all
 from .machine import processors
 
-__all__ = ["PEERS", "load"]
+__all__ = ["IN_TORCH", "PEERS", "load"]
+
+Arguments = dict[str, Any]
+
+
+def _rmsprop(o: Any) -> Arguments:
+    return {"alpha": o.rho, "eps": o.eps, "centered": o.centered, "momentum": o.momentum}
+
+
+def _adam(o: Any) -> Arguments:
+    return {"betas": (o.beta1, o.beta2), "eps": o.eps, "amsgrad": o.amsgrad}
+
+
+# By rule: the class of torch.optim, and a function from the optimizer of fusedstep to the arguments of the class beside
+# lr and weight_decay. A rule without an entry is measured without torch.
+IN_TORCH: dict[str, tuple[str, Callable[[Any], Arguments]]] = {
+    "sgd": ("SGD", lambda _: {}),
+    "momentum": ("SGD", lambda o: {"momentum": o.momentum}),
+    "nag": ("SGD", lambda o: {"momentum": o.momentum, "nesterov": True}),
+    "adagrad": ("Adagrad", lambda o: {"eps": o.eps}),
+    "rmsprop": ("RMSprop", _rmsprop),
+    "rmsprop_centered": ("RMSprop", _rmsprop),
+    "rmsprop_momentum": ("RMSprop", _rmsprop),
+    "rmsprop_centered_momentum": ("RMSprop", _rmsprop),
+    "adadelta": ("Adadelta", lambda o: {"rho": o.rho, "eps": o.eps}),
+    "adam": ("Adam", _adam),
+    "amsgrad": ("Adam", _adam),
+    "adamax": ("Adamax", lambda o: {"betas": (o.beta1, o.beta2), "eps": o.eps}),
+    "nadam": ("NAdam", lambda o: {"betas": (o.beta1, o.beta2), "eps": o.eps, "momentum_decay": o.schedule_decay}),
+}
 
 
 def load(module: str) -> Any:
-    """Import what may be missing."""
+    """Import a package that may not be installed."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -31,7 +64,7 @@ def load(module: str) -> Any:
 
 
 class Expression(Contestant):
-    """Statements about whole arrays of NumPy or, on a GPU, of CuPy."""
+    """The function of `expressions` with the name of the rule, over arrays of NumPy or, on a GPU, of CuPy."""
 
     name = "numpy"
 
@@ -47,7 +80,7 @@ class Expression(Contestant):
         known = {name: getattr(o, name) for name in declared(type(o))}
         self.t, self.update = 0, update
         self._params = job.params()
-        each = [SimpleNamespace(product=1.0, **known) for _ in self._params]
+        each = [SimpleNamespace(**known) for _ in self._params]
         states = [[np.zeros_like(p) for p in self._params] for _ in _cpu.rules[case.rule][1]]
         self.rows = list(zip(each, self._params, job.grads, *states, strict=True))
 
@@ -69,7 +102,7 @@ class Expression(Contestant):
 
 
 class Torch(Contestant):
-    """PyTorch's optimizer, in its fused form; p and g are the job's memory, states are its own."""
+    """The optimizer of PyTorch in its fused form, over the memory of the job; states are its own."""
 
     name = "torch fused"
     switches: ClassVar[dict[str, bool]] = {"fused": True}
@@ -79,7 +112,7 @@ class Torch(Contestant):
         self._arrays = job.params()
         self._params = [torch.nn.Parameter(_tensor(torch, p)) for p in self._arrays]
         clip = dict(job.case.options).get("clip_global_norm")
-        # torch's foreach form of NAG leaves other gradients behind: it has its own, which each step begins by copying.
+        # The foreach form of NAG in torch writes to the gradients. It gets a copy, which is made anew before each step.
         spoils = (self.name, job.case.rule) == ("torch foreach", "nag")
         self.copies = bool(clip) or spoils
         for p, g in zip(self._params, job.grads, strict=True):
@@ -103,75 +136,59 @@ class Torch(Contestant):
             raise AbsentError(f"no {name}") from error
 
     def params(self) -> list[Array]:
-        """Return the parameters as they are now: arrays over the memory of torch's."""
+        """Return the parameters as they are now: arrays over the memory of the tensors."""
         return self._arrays
 
     def set_states(self, value: float) -> None:
         """Set all states, made by an earlier step, to `value`."""
         for p, states in self.optimizer.state.items():
             for state in states.values():
-                if getattr(state, "shape", None) == p.shape:  # else it is a number of steps, or a product
+                if getattr(state, "shape", None) == p.shape:  # other entries are numbers, such as the step count
                     state.fill_(value)
 
     def look(self, job: Job) -> None:
-        """Copy the gradients, if they are not the job's own."""
+        """Copy the gradients, unless the tensors share their memory."""
         if self.copies:
             for p, g in zip(self._params, job.grads, strict=True):
                 p.grad.copy_(_tensor(load("torch"), g))
 
 
 class TorchForeach(Torch):
-    """PyTorch's multi-tensor form."""
+    """The optimizer of PyTorch in its multi-tensor form."""
 
     name = "torch foreach"
     switches: ClassVar[dict[str, bool]] = {"foreach": True}
 
 
 class TorchSingle(Torch):
-    """PyTorch's loop over tensors, its default on a CPU."""
+    """The optimizer of PyTorch as a loop over tensors, which is its default on a CPU."""
 
     name = "torch single"
     switches: ClassVar[dict[str, bool]] = {"foreach": False}
 
 
 def _tensor(torch: Any, array: Array) -> Any:
-    """Return a tensor of torch over the memory of an array."""
-    if array.dtype.name == "bfloat16":  # which torch knows, but not of others
+    """Return a tensor over the memory of an array."""
+    if array.dtype.name == "bfloat16":  # torch has the dtype, but takes no array of it from others
         return torch.from_dlpack(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_dlpack(array)
 
 
 def _in_torch(case: Case) -> tuple[str, dict[str, Any]]:
-    """Return the name of torch's class and its arguments, in the words of torch."""
+    """Return the name of the class of torch.optim and its arguments."""
     o = case.optimizer()
-    wanted = {"lr": o.lr, "weight_decay": o.weight_decay}
     if unknown := dict(case.options).keys() - {"clip_global_norm", "weight_decay", "decoupled", "state_dtype"}:
         raise AbsentError(f"has no {', '.join(sorted(unknown))}")
-    if o.decoupled and case.rule not in ("adam", "amsgrad"):
+    if case.rule not in IN_TORCH:
+        raise AbsentError(f"has no {case.rule}")
+    name, arguments = IN_TORCH[case.rule]
+    if o.decoupled and name != "Adam":
         raise AbsentError("has no decoupled decay here")
-    betas = {"betas": (o.beta1, o.beta2)} if hasattr(o, "beta1") else {}
-    match case.rule:
-        case "sgd":
-            return "SGD", wanted
-        case "momentum" | "nag":
-            return "SGD", wanted | {"momentum": o.momentum, "nesterov": case.rule == "nag"}
-        case "adagrad":
-            return "Adagrad", wanted | {"eps": o.eps}
-        case "rmsprop" | "rmsprop_centered" | "rmsprop_momentum" | "rmsprop_centered_momentum":
-            return "RMSprop", wanted | {"alpha": o.rho, "eps": o.eps, "centered": o.centered, "momentum": o.momentum}
-        case "adadelta":
-            return "Adadelta", wanted | {"rho": o.rho, "eps": o.eps}
-        case "adam" | "amsgrad":
-            return "AdamW" if o.decoupled else "Adam", wanted | betas | {"eps": o.eps, "amsgrad": o.amsgrad}
-        case "adamax":
-            return "Adamax", wanted | betas | {"eps": o.eps}
-        case "nadam":
-            return "NAdam", wanted | betas | {"eps": o.eps, "momentum_decay": o.schedule_decay}
-    raise AbsentError(f"has no {case.rule}")
+    return "AdamW" if o.decoupled else name, {"lr": o.lr, "weight_decay": o.weight_decay} | arguments(o)
 
 
 def _plain_adam(case: Case, most_tensors: int = 1) -> Any:
-    """Return our optimizer, if it is Adam in float32 without anything else."""
+    """Return the optimizer of fusedstep, if the case is Adam in float32 without options."""
     if (case.rule, case.dtype, case.options) != ("adam", "float32", ()):
         raise AbsentError("takes part in Adam, float32")
     if case.odd and most_tensors == 1:
@@ -182,7 +199,7 @@ def _plain_adam(case: Case, most_tensors: int = 1) -> Any:
 
 
 class DeepSpeed(Torch):
-    """DeepSpeedCPUAdam, compiled for this processor at its first use: that takes a minute, ninja and a compiler."""
+    """DeepSpeedCPUAdam. Its first use compiles it for this processor, for a minute, with ninja and a compiler."""
 
     name = "deepspeed"
     kinds = ("cpu",)
@@ -193,7 +210,7 @@ class DeepSpeed(Torch):
         o = _plain_adam(case, 1000)
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         os.environ.setdefault("DS_IGNORE_CUDA_DETECTION", "1")
-        programs = str(Path(sys.executable).parent)  # ninja may be beside this Python
+        programs = str(Path(sys.executable).parent)  # ninja may have been installed beside this Python
         if programs not in os.environ["PATH"].split(os.pathsep):
             os.environ["PATH"] += os.pathsep + programs
         adam = load("deepspeed.ops.adam").DeepSpeedCPUAdam
@@ -211,7 +228,7 @@ class Apex(Torch):
 
     def _make(self, torch: Any, case: Case) -> Any:
         del torch
-        if case.rule != "adam" or dtype_of(case.dtype).itemsize == 2:  # its states are float32
+        if case.rule != "adam" or dtype_of(case.dtype).itemsize == 2:  # FusedAdam has float32 states
             raise AbsentError("takes part in Adam, float32 or float64")
         _in_torch(case)
         adam = load("apex.optimizers").FusedAdam
@@ -221,7 +238,7 @@ class Apex(Torch):
 
 
 class Optax(Contestant):
-    """optax.adam under jax.jit, with parameters and states donated, so that XLA may work in place."""
+    """optax.adam under jax.jit, with parameters and states donated, so that XLA may update them in place."""
 
     name = "optax"
     kinds = ("cpu",)
@@ -259,7 +276,7 @@ class Optax(Contestant):
 
 
 class Thinc(Contestant):
-    """thinc's Adam. It zeroes the gradient that it is given, so each step begins by copying it."""
+    """Adam of thinc. It sets the gradient to zero, so each step begins by copying the gradient of the job."""
 
     name = "thinc"
     kinds = ("cpu",)
@@ -285,7 +302,7 @@ class Thinc(Contestant):
 
 
 class Kernel(Contestant):
-    """Adam as one kernel that CuPy compiles."""
+    """Adam as one `cupy.ElementwiseKernel`, which gets its scalars from the host."""
 
     name = "cupy kernel"
     kinds = ("cuda",)

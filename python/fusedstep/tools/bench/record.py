@@ -1,4 +1,4 @@
-"""What a run found out, and the JSON that keeps it."""
+"""What a run of the benchmark found out, and the JSON file that keeps it."""
 
 import json
 from collections.abc import Mapping
@@ -17,18 +17,18 @@ FORMAT = 1
 @dataclass
 class Row:
     """
-    How a contestant fared.
+    The timings of a contestant, and how close its parameters came to the reference.
 
     Parameters
     ----------
     name : str
         "fusedstep", "limit", or a peer.
     seconds : list of float
-        Of a step, one number per round. All rows of a heat have been interleaved, so round i of one goes with round i
-        of another.
+        Seconds of a step, one number per round. All rows of a heat were timed in the same rounds, so that round i of
+        one can be compared with round i of another.
     ulp, change : float or None
         How far its parameters were from the reference after some steps: in units in the last place, and as a share of
-        the largest change; None if it was not compared.
+        the largest change; None if they were not compared.
     """
 
     name: str
@@ -43,27 +43,27 @@ class Row:
 
     @property
     def agrees(self) -> bool:
-        """Whether it did the same work. Peers round differently, and in half precision more often."""
+        """Whether it did the same work, but for rounding: peers round in another order and, in 16 bits, more often."""
         return self.ulp is None or self.change is None or self.ulp <= 4 or self.change <= 1e-3
 
 
 @dataclass
 class Measured:
     """
-    A case, with everybody who took part.
+    A case, with all contestants that took part.
 
     Parameters
     ----------
     case : Case
         What was measured.
     heat : int
-        Cases of one heat have been interleaved.
+        Number of the heat: cases of one heat were timed in the same rounds.
     rows : list of Row
         The contestants.
     absent : dict
-        Why others did not take part, by name.
+        Why other contestants did not take part, by name.
     disturbed : float
-        How many processors other processes kept busy meanwhile.
+        How many processors were kept busy by other processes meanwhile.
     """
 
     case: Case
@@ -83,17 +83,17 @@ class Measured:
 
     @property
     def ns_per_parameter(self) -> float:
-        """The time of our step, in nanoseconds."""
+        """The nanoseconds that a step of fusedstep takes per parameter."""
         return 1e9 * self.ours.timing.median / self.case.parameters
 
     @property
     def gb_per_s(self) -> float:
-        """What our step reads and writes."""
+        """The bytes that a step of fusedstep must move, over its time, in units of 10^9 bytes per second."""
         return self.case.moved / self.ours.timing.median / 1e9
 
     @property
     def share(self) -> Ratio | None:
-        """The limit's time over ours."""
+        """The share of the limit: its time over ours, or None if it was not measured."""
         limit = self.row("limit")
         return ratio(limit.timing, self.ours.timing) if limit else None
 
@@ -107,18 +107,18 @@ class Measured:
 @dataclass
 class Record:
     """
-    A run.
+    A run of the benchmark.
 
     Parameters
     ----------
     machine : dict
-        What the numbers depend on.
+        What timings depend on: `machine.about`.
     settings : dict
-        How it was run.
+        Rounds and the like.
     cases : list of Measured
         What was measured.
     notes : list of str
-        What is to be known besides.
+        Sentences about the run: what was left out and why, for example.
     """
 
     machine: dict[str, Any]
@@ -128,7 +128,7 @@ class Record:
 
 
 def write(record: Record, path: Path) -> None:
-    """Write a record, a line for each contestant."""
+    """Write a record as JSON, with a line for each contestant of each case."""
     head = {"format": FORMAT, "machine": record.machine, "settings": record.settings, "notes": record.notes}
     cases = []
     for each in record.cases:
@@ -151,7 +151,7 @@ def read(path: Path) -> Record:
     Raises
     ------
     ValueError
-        If the file is no such record; the message names what was found, and where.
+        If the file is no record; the message says where in the file, what was found and what was expected.
     """
     try:
         found = json.loads(path.read_text())
@@ -206,7 +206,7 @@ def _row(found: Any, where: str) -> Row:
 
 
 def _keys(found: Any, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
-    """Check that something is a dict with these keys, and values of these types."""
+    """Return the values of these keys of a JSON object, after checking that all are there and have these types."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is {type(found).__name__}, expected an object")
     for name, wanted in types.items():

@@ -1,8 +1,9 @@
-"""What a roofline needs besides bytes: the operations of a rule, and what a machine can compute at most."""
+"""What a roofline needs besides bytes: how much a rule computes, and how much a machine can compute at most."""
 
+from collections import Counter
 from functools import cache
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,31 +13,45 @@ from .cases import Case
 from .gpu import cupy, gpu_time
 from .harness import Entry, host_time, race
 
-__all__ = ["flop_per_s", "operations"]
+__all__ = ["flop_per_s", "functions", "operations"]
 
-COUNTED = (np.add, np.subtract, np.multiply, np.divide, np.sqrt, np.negative, np.absolute)
+OPERATIONS = ("add", "subtract", "multiply", "divide", "sqrt", "negative", "absolute")  # selections cost nothing here
 
 
 class _Counted(np.ndarray):
-    """An array that counts what is computed with it."""
+    """An array that counts, by name, the functions of NumPy that compute with it."""
 
-    count = 0
+    counts: ClassVar[Counter[str]] = Counter()
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        _Counted.count += ufunc in COUNTED
-        plain = (x.view(np.ndarray) if isinstance(x, _Counted) else x for x in inputs)
-        return np.asarray(getattr(ufunc, method)(*plain, **kwargs)).view(_Counted)
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        _Counted.counts[ufunc.__name__] += 1
+        if "out" in options:
+            options["out"] = tuple(map(_plain, options["out"]))
+        return np.asarray(getattr(ufunc, method)(*map(_plain, inputs), **options)).view(_Counted)
+
+    def __array_function__(self, function: Any, *arguments: Any) -> Any:
+        found = super().__array_function__(function, *arguments)
+        return found.view(_Counted) if isinstance(found, np.ndarray) else found  # what follows a selection counts too
+
+
+def _plain(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, _Counted) else x
 
 
 @cache
-def operations(rule: str) -> int:
-    """Return how often a rule adds, multiplies, divides or takes a root per parameter, as the reference does it."""
+def functions(rule: str) -> Counter[str]:
+    """Return how often the reference calls each function of NumPy in an update of one parameter."""
     optimizer = Case(rule).optimizer(reference)
     scalars = {name: np.float32(value) for name, value in optimizer.host(optimizer.lr, 1, {}).items()}
     g, *states = (np.ones(1, np.float32).view(_Counted) for _ in ("g", *optimizer.states()))
-    _Counted.count = 1  # p - u
+    _Counted.counts = Counter(subtract=1)  # p - u
     optimizer.elem(SimpleNamespace(**scalars), g, **dict(zip(optimizer.states(), states, strict=True)))
-    return _Counted.count
+    return _Counted.counts
+
+
+def operations(rule: str) -> int:
+    """Return how often a rule adds, subtracts, multiplies, divides, takes a root or a sign per parameter."""
+    return sum(functions(rule)[name] for name in OPERATIONS)
 
 
 def flop_per_s(device: str) -> float:

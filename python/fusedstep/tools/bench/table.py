@@ -1,4 +1,4 @@
-"""The table, a line for each case, printed as it grows."""
+"""The table that the command prints: a line for each case, as soon as it has been measured."""
 
 from .harness import Ratio
 from .record import Measured, Record
@@ -6,17 +6,18 @@ from .record import Measured, Record
 __all__ = ["LEGEND", "OURS", "head", "line", "remarks", "titles"]
 
 OURS = ("fusedstep", "limit")
-CASE, WHERE, PEER = 36, 11, 11  # widths
+CASE, WHERE, PEER = 36, 11, 11  # widths of columns
 LEGEND = """\
-where: threads and instruction set, or the GPU. B: bytes that a step must read and write per parameter. limit: the time
-of the loop without arithmetic over the same buffers, over ours; in the cache, dividing takes longer than moving. Under
-a peer: its time over ours, the median and the spread (interquartile range) of the rounds; "!" says that it did not do
-the same work. ulp: the largest difference of a parameter after three steps, ours from the NumPy reference, and theirs.
+where: threads and instruction set, or the GPU. B: bytes per parameter that a step must read and write. limit: the time
+of a loop that moves the same bytes and computes next to nothing, over ours; in the cache, dividing takes longer than
+moving. Under a peer: its time over ours, the median and the spread (interquartile range) of the rounds; "!" marks a
+peer that did not do the same work. ulp, theirs: the largest difference of a parameter from the NumPy reference after
+three steps, in units in the last place, of ours and of the peers.
 """
 
 
 def head(peers: list[str]) -> str:
-    """Return the titles, two lines; a peer of two words has them below each other."""
+    """Return the titles of the columns, in two lines: the words of a peer stand below each other."""
     words = [name.rpartition(" ")[::2] for name in peers]
     first = " " * (CASE + WHERE + 29) + "".join(f"{upper:>{PEER}}" for upper, _ in words)
     second = f"{'case':{CASE}}{'where':{WHERE}}{'ns/param':>8}{'GB/s':>7}{'B':>4}{'limit':>10}"
@@ -26,7 +27,7 @@ def head(peers: list[str]) -> str:
 
 
 def line(measured: Measured, peers: list[str]) -> str:
-    """Return a case as a line; `peers` are the columns."""
+    """Return the line of a case, with a column for each of `peers`."""
     case, ratios = measured.case, measured.ratios
     where = f"{case.threads} {case.isa}" if case.device == "cpu" else case.device
     text = f"{case!s:{CASE}}{where:{WHERE}}{measured.ns_per_parameter:>8.3g}{measured.gb_per_s:>7.1f}"
@@ -49,7 +50,7 @@ def _short(x: float) -> str:
 
 
 def titles(record: Record) -> str:
-    """Return what is to be known of the machine, in two lines."""
+    """Return the machine and the versions of all packages, in two lines."""
     about = record.machine
     ours, affinity = about["fusedstep"], about["affinity"]
     cores = f"{len(affinity)} of {about['cores']}" if affinity else about["cores"]
@@ -62,7 +63,7 @@ def titles(record: Record) -> str:
 
 
 def remarks(record: Record) -> list[str]:
-    """Return what is to be said below the table: who was absent and why, what was disturbed, what was left out."""
+    """Return sentences to print below the table: who was absent and why, what was disturbed, what was left out."""
     reasons: dict[str, set[str]] = {}
     present = {row.name for each in record.cases for row in each.rows}
     for each in record.cases:

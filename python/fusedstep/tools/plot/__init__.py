@@ -31,7 +31,7 @@ PACKAGES = {"plot": {"matplotlib": "matplotlib"}, "demo": {"matplotlib": "matplo
 
 
 class Picture(NamedTuple):
-    """What is seen, what draws it into files, the extra that has what it needs, and whether it is of a record."""
+    """A picture: a summary, the function that draws it, the extra with its packages, and whether it shows a record."""
 
     summary: str
     draw: Callable[..., object]
@@ -48,7 +48,7 @@ PICTURES = {
     "small": Picture("the cost of a tensor in a step of many", draw_small, of_record=True),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
-    "trajectories": Picture("the way of every optimizer over functions of two variables", draw_trajectories),
+    "trajectories": Picture("the paths of all optimizers over functions of two variables", draw_trajectories),
 }
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 2 if a package is missing, or the record cannot be read or has not what is to be drawn.
+        0, or 2 if a package is missing, or the record cannot be read or lacks the cases that the picture shows.
     """
     parser = argparse.ArgumentParser(prog="python -m fusedstep plot", description="Draw a picture.")
     pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")

@@ -1,11 +1,11 @@
-"""The optimizers in pictures: which of them share a panel, and their lines, the same everywhere."""
+"""Optimizers in pictures: which of them share a panel, and how the line of each looks in every picture."""
 
 from typing import Any
 
 import numpy as np
 
 from fusedstep import optimizers
-from fusedstep.tools.verify import classes
+from fusedstep.optimizers import classes
 
 from .picture import style
 
@@ -19,27 +19,32 @@ FAMILIES = (
 
 
 def family(name: str) -> str:
-    """Return along what an optimizer steps, by its states: a mean of gradients, or what scales them, or both."""
+    """
+    Return along what an optimizer steps: a mean of gradients, a gradient that is scaled per coordinate, or both.
+
+    The states of one step along a negative gradient tell. A negative state is a mean of gradients; any other one, such
+    as a mean of squares, scales.
+    """
     optimizer = getattr(optimizers, name)()
-    optimizer.step(np.ones(1), np.ones(1))
-    states = set(optimizer.state.get(0, {}))
-    means = states & {"b", "m"}
-    return FAMILIES[0 if states == means else 2 if means else 1]
+    optimizer.step(np.ones(1), -np.ones(1))
+    states = list(optimizer.state.get(0, {}).values())
+    means = [state for state in states if state[0] < 0]
+    return FAMILIES[0 if len(means) == len(states) else 2 if means else 1]
 
 
 def line(axes: Any, name: str, rate: float, points: int) -> dict[str, Any]:
-    """Return how the line of an optimizer looks, the next in a panel, and its label."""
+    """Return label and look of the line of an optimizer, which is about to be drawn in a panel."""
     every = max(1, points // 10)
     drawn = len(axes.get_legend_handles_labels()[1])
     return {
         **style([cls.__name__ for cls in classes()].index(name)),
         "label": f"{name} {rate:g}",
-        "markevery": (drawn * every // 4, every),  # markers do not hide each other where lines do
+        "markevery": (drawn * every // 4, every),  # so that lines on top of each other show all their markers
     }
 
 
 def legend(axes: Any) -> None:
-    """Put a legend under a panel, unless nothing in it has a name."""
+    """Put a legend under a panel that has lines with labels."""
     where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.08), "ncols": 2}
     if axes.get_legend_handles_labels()[1]:
         axes.legend(**where, fontsize=8, frameon=False, handlelength=3.2, columnspacing=1.2)

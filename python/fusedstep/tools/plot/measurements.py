@@ -1,4 +1,4 @@
-"""Pictures of what `python -m fusedstep bench --json FILE` has measured."""
+"""Pictures of a record, which `python -m fusedstep bench --json FILE` writes."""
 
 import re
 from collections import defaultdict
@@ -18,13 +18,13 @@ from .picture import blank, style, write
 __all__ = ["draw_ratios", "draw_roofline", "draw_small", "draw_throughput"]
 
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo", "**", "||||")
-MARKERS = "osDv^<>PXhd*p8"  # one for each rule
+MARKERS = "osDv^<>PXhd*p8"  # of rules in the roofline; each has one of 12 colours, too
 INTENSITIES = (0.1, 12)  # operations per byte
 BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def _look(name: str) -> dict[str, Any]:
-    """Return how the line of a contestant looks, the same in every picture."""
+    """Return the look of the line of a contestant, which is the same in every picture."""
     if name == "fusedstep":
         return style(0) | {"linewidth": 2.2, "zorder": 4}
     if name in ("limit", "copy"):
@@ -33,12 +33,13 @@ def _look(name: str) -> dict[str, Any]:
 
 
 def _place(name: str) -> int:
-    """Return the place of a peer among all that there are; the expressions of NumPy and CuPy have one."""
+    """Return the place of a peer in the list of all peers; "cupy", which is "numpy" on a GPU, has place 0 as well."""
     names = [cls.name for cls in PEERS]
     return names.index(name) if name in names else 0
 
 
 def _caption(record: Record) -> str:
+    """Return machine, versions and date, with the packages that took part."""
     about = record.machine
     ours, gpus = about["fusedstep"], [gpu["name"] for gpu in about["gpus"].values()]
     present = " ".join(row.name for each in record.cases for row in each.rows)
@@ -49,7 +50,11 @@ def _caption(record: Record) -> str:
 
 
 def _plain(record: Record) -> list[Measured]:
-    """Return what was measured without options, odd arrays, or states that are set, by all who did the same work."""
+    """
+    Return the cases without options, odd arrays, gradients of another dtype, or states that are set.
+
+    Contestants that did not do the same work are left out.
+    """
     return [
         replace(m, rows=[row for row in m.rows if row.agrees])
         for m in record.cases
@@ -58,7 +63,7 @@ def _plain(record: Record) -> list[Measured]:
 
 
 def _groups(found: Iterable[Measured], **free: Any) -> list[list[Measured]]:
-    """Return lists of what differs in certain fields of the case only, the longest first."""
+    """Return lists of cases that differ in the fields `free` only, the longest list first."""
     groups: dict[Case, dict[Case, Measured]] = defaultdict(dict)
     for each in found:
         groups[replace(each.case, **free)].setdefault(each.case, each)
@@ -66,7 +71,11 @@ def _groups(found: Iterable[Measured], **free: Any) -> list[list[Measured]]:
 
 
 def _longest(found: list[Measured], what: str, **free: Any) -> list[list[Measured]]:
-    """Return the longest such list of each device; what has no second value is nothing to draw."""
+    """
+    Return the longest list of cases of each device that differ in the fields `free` only, sorted by size.
+
+    A list of one case is no line, and is left out; if there is no other list, `what` is missing in the record.
+    """
     best: dict[str, list[Measured]] = {}
     for group in _groups(found, **free):
         best.setdefault(group[0].case.device, group)
@@ -108,9 +117,9 @@ def _over_size(figure: Any, groups: list[list[Measured]], value: Callable[[Case,
 
 def draw_throughput(record: Record, *paths: Path) -> dict[str, Any]:
     """
-    Draw GB/s over the number of elements: ours, the limit, and the peers.
+    Draw GB/s over the number of elements: of fusedstep, the limit, and the peers.
 
-    Of all rules and dtypes, the one that was measured with most sizes.
+    On each device the rule and dtype are drawn that were measured with most sizes.
 
     Parameters
     ----------
@@ -149,7 +158,7 @@ def draw_throughput(record: Record, *paths: Path) -> dict[str, Any]:
 
 
 def _cache_bytes(record: Record, case: Case) -> list[tuple[str, int]]:
-    """Return the caches that the threads of a case have together: the last one is shared, as far as anybody says."""
+    """Return names and bytes of the caches that the threads of a case use together; a third level is shared by all."""
     gpu = record.machine["gpus"].get(case.device)
     if gpu:
         return [("L2", gpu["l2_bytes"])]
@@ -164,7 +173,7 @@ def _cache_bytes(record: Record, case: Case) -> list[tuple[str, int]]:
 
 def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
     """
-    Draw the nanoseconds that a tensor costs in a step of many, over the size of the tensors.
+    Draw the nanoseconds that each tensor takes in a step of many tensors, over their size.
 
     Parameters
     ----------
@@ -181,7 +190,7 @@ def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If only one size was measured in lists.
+        If steps of many tensors were measured with fewer than two sizes.
     """
     lists = [m for m in _plain(record) if m.case.count > 1]
     groups = _longest(lists, "sizes in a list of tensors", size=0)
@@ -197,7 +206,7 @@ def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
 
 def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
     """
-    Draw how many times longer the peers take than ours, a bar for each rule and peer; whiskers end at the quartiles.
+    Draw how many times longer peers take than fusedstep: a bar for each rule and peer, with whiskers to the quartiles.
 
     Parameters
     ----------
@@ -224,25 +233,7 @@ def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
     panels = figure.subplots(1, len(groups), squeeze=False, sharey=True)[0]
     found = {}
     for axes, group in zip(panels, groups, strict=True):
-        names = sorted({name for m in group for name in m.ratios if name != "copy"}, key=_place)
-        for measured in group:
-            row, present = rows.index(measured.case.rule), [name for name in names if name in measured.ratios]
-            height = 0.84 / max(len(present), 3)
-            for i, name in enumerate(present):
-                ratio, look = measured.ratios[name], style(1 + _place(name))
-                axes.barh(
-                    row + (i + 0.5 - len(present) / 2) * height,
-                    ratio.median - 1,
-                    height,
-                    left=1,
-                    xerr=[[ratio.median - ratio.low], [ratio.high - ratio.median]],
-                    color=look["color"],
-                    hatch=HATCHES[_place(name) % len(HATCHES)],
-                    edgecolor="white",
-                    linewidth=0.3,
-                    error_kw={"linewidth": 0.8, "ecolor": "0.3"},
-                    label=name,
-                )
+        _draw_bars(axes, group, rows)
         title = f"{short(group[0].case.size)} elements, {group[0].case.where}"
         axes.axvline(1, color="black", linewidth=1)
         axes.set(xscale="log", yticks=range(len(rows)), yticklabels=rows)
@@ -262,8 +253,31 @@ def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:
     return found
 
 
+def _draw_bars(axes: Any, group: list[Measured], rows: list[str]) -> None:
+    """Draw the bars of a panel of `draw_ratios`: in the row of each rule, one for each peer that took part."""
+    names = sorted({name for m in group for name in m.ratios if name != "copy"}, key=_place)
+    for measured in group:
+        row, present = rows.index(measured.case.rule), [name for name in names if name in measured.ratios]
+        height = 0.84 / max(len(present), 3)
+        for i, name in enumerate(present):
+            ratio, look = measured.ratios[name], style(1 + _place(name))
+            axes.barh(
+                row + (i + 0.5 - len(present) / 2) * height,
+                ratio.median - 1,
+                height,
+                left=1,
+                xerr=[[ratio.median - ratio.low], [ratio.high - ratio.median]],
+                color=look["color"],
+                hatch=HATCHES[_place(name) % len(HATCHES)],
+                edgecolor="white",
+                linewidth=0.3,
+                error_kw={"linewidth": 0.8, "ecolor": "0.3"},
+                label=name,
+            )
+
+
 def _over_rules(record: Record) -> list[list[Measured]]:
-    """Return, by size, what was measured of several rules in float32, the smallest size first."""
+    """Return lists of cases of different rules, in float32, at one size and place each; the smallest size first."""
     single = [m for m in _plain(record) if m.case.count == 1 and m.case.dtype == "float32"]
     groups = _groups(single, rule="")
     most = len(groups[0]) if groups else 0
@@ -275,10 +289,10 @@ def _over_rules(record: Record) -> list[list[Measured]]:
 
 def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
     """
-    Draw operations per second over operations per byte, for every rule, under what memory and arithmetic allow.
+    Draw operations per second over operations per byte, for every rule, below what memory and arithmetic allow.
 
-    Operations are those of the reference; bytes are those that must be moved. The roofs are the loop without
-    arithmetic, and a product of matrices.
+    Operations are counted in the reference; bytes are those that a step must move. One roof is the limit, a loop that
+    moves the same bytes; the other one is the speed of a product of matrices.
 
     Parameters
     ----------
@@ -301,22 +315,13 @@ def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
     devices = list(dict.fromkeys(group[0].case.device for group in groups))
     figure = blank(5)
     panels = dict(zip(devices, figure.subplots(1, len(devices), squeeze=False)[0], strict=True))
-    order = list(rules())
     for device, axes in panels.items():
         own = [group for group in groups if group[0].case.device == device]
         _draw_roofs(axes, own, record.machine["flop_per_s"].get(device))
-        for i, group in enumerate(own):
-            for m in sorted(group, key=lambda m: order.index(m.case.rule)):
-                place, count = order.index(m.case.rule), operations(m.case.rule)
-                look = style(place) | {"linestyle": "", "markersize": 7, "zorder": 3}
-                look["marker"] = MARKERS[place % len(MARKERS)]
-                if i < len(own) - 1:
-                    look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
-                speed = count * m.case.parameters / m.ours.timing.median / 1e9
-                label = m.case.rule if group is own[-1] else None
-                axes.plot(count / m.case.bytes_per_parameter, speed, label=label, **look)
+        for group in own:
+            _draw_rules(axes, group, is_last=group is own[-1])
         axes.set(xscale="log", yscale="log", xlim=INTENSITIES)
-        where = dict.fromkeys((device, "float32", own[0][0].case.where))  # of a GPU, the same as the device
+        where = dict.fromkeys((device, "float32", own[0][0].case.where))  # on a GPU, device and place are the same word
         axes.set_title(", ".join(where), fontsize=9, loc="left")
         axes.set_xlabel("operations per byte", fontsize=8)
         axes.set_ylabel("10\N{SUPERSCRIPT NINE} operations per second", fontsize=8)
@@ -330,8 +335,22 @@ def draw_roofline(record: Record, *paths: Path) -> dict[str, Any]:
     return panels
 
 
+def _draw_rules(axes: Any, group: list[Measured], is_last: bool) -> None:
+    """Draw a point for each rule; those of a list that is not the last one of its panel are hollow, without a label."""
+    order = list(rules())
+    for m in sorted(group, key=lambda m: order.index(m.case.rule)):
+        place, count = order.index(m.case.rule), operations(m.case.rule)
+        look = style(place) | {"linestyle": "", "markersize": 7, "zorder": 3}
+        look["marker"] = MARKERS[place % len(MARKERS)]
+        if not is_last:
+            look |= {"markerfacecolor": "white", "markeredgecolor": look["color"], "markeredgewidth": 1.2}
+        speed = count * m.case.parameters / m.ours.timing.median / 1e9
+        label = m.case.rule if is_last else None
+        axes.plot(count / m.case.bytes_per_parameter, speed, label=label, **look)
+
+
 def _draw_roofs(axes: Any, groups: list[list[Measured]], flop_per_s: float | None) -> None:
-    """Draw what memory allows at each size, up to what a product of matrices reaches, if that is known."""
+    """Draw the speed that memory allows at each size, up to that of a product of matrices, where it was measured."""
     look: dict[str, Any] = {"color": "0.5", "linewidth": 2.2}
     note: dict[str, Any] = {"textcoords": "offset points", "color": "0.3", "fontsize": 8}
     low, high = INTENSITIES

@@ -1,4 +1,4 @@
-"""What the pictures share: an empty one, how lines look, and the files that are written."""
+"""The common ground of all pictures: an empty figure, the look of lines, and writing files."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["blank", "style", "write"]
 
-# Lists of different lengths: in black and white, too, no two of the first 77 lines look alike.
+# 7 dashes and 11 markers: no two of the first 77 lines look alike, in black and white either.
 COLOURS = (
     *("black", "#0072b2", "#d55e00", "#009e73", "#a01c48", "#4aa3df"),
     *("#332288", "#e07b00", "#117733", "#aa4499", "#d6459a", "#8c6d1f"),
@@ -19,18 +19,14 @@ MARKERS = "osDv^P<X>hd"
 
 
 def blank(height: float) -> Any:
-    """
-    Return an empty figure, 9 inches wide.
-
-    Letters of 8 points can still be read where that is as wide as a page of text.
-    """
+    """Return an empty figure, 9 inches wide: letters of 8 points can be read where it is as wide as a page of text."""
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     return Figure(figsize=(9, height), layout="constrained")
 
 
 def style(i: int) -> dict[str, Any]:
-    """Return how the i-th of many lines looks: with dashes and a marker that tell it from its neighbours."""
+    """Return the look of line number `i`: colour, dashes and marker differ from those of its neighbours."""
     return {
         "color": COLOURS[i % len(COLOURS)],
         "linestyle": DASHES[i % len(DASHES)],
@@ -39,20 +35,20 @@ def style(i: int) -> dict[str, Any]:
         "markersize": 6,
         "markeredgecolor": "white",
         "markeredgewidth": 0.5,
-        "zorder": 2.1 if i % len(DASHES) else 2,  # what is drawn without gaps lies below
+        "zorder": 2.1 if i % len(DASHES) else 2,  # a line without gaps lies below the dashed ones
     }
 
 
 def write(figure: Any, paths: Iterable[Path]) -> None:
     """
-    Write a figure to PNG and SVG files, as their names end.
+    Write a figure to files, PNG or SVG by their suffix.
 
-    The same picture makes the same SVG, and its text is drawn as shapes: it needs no fonts where it is shown.
+    Equal figures make equal SVG files, byte for byte. Their text is drawn as shapes, so that no fonts are needed.
     """
     from matplotlib import rc_context
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # a second layout, for a second file, would be a little different
+    figure.set_layout_engine("none")  # all files have one layout: a second one would differ a little
     with rc_context({"svg.hashsalt": "fusedstep", "svg.fonttype": "path"}):
         for path in paths:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

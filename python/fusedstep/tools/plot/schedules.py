@@ -1,4 +1,4 @@
-"""Every schedule, over the updates that are finished."""
+"""The picture of all schedules: the value of each over the finished updates."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,11 @@ from .picture import blank, write
 __all__ = ["Panel", "draw_schedules", "panels", "values"]
 
 STYLES = ({"color": "black", "linewidth": 1.4}, {"color": "C0", "linewidth": 1.8, "linestyle": (0, (4, 2))})
-METRIC = [max(0.97**done, 0.3) for done in range(240)]  # what plateau observes: nothing better after 40 updates
+METRIC = [max(0.97**done, 0.3) for done in range(240)]  # observed by plateau; it gets no better after 40 updates
 
 
 class Panel(NamedTuple):
-    """The picture of a schedule: its arguments in short, the updates on the axis, and a line for each convention."""
+    """A schedule in the picture: its arguments in short, the updates on the axis, and a line for each variant."""
 
     arguments: str
     updates: int
@@ -22,7 +22,7 @@ class Panel(NamedTuple):
 
 
 def panels() -> dict[str, Panel]:
-    """Return what is drawn of each schedule; lr is 1."""
+    """Return the panel of each schedule by its name, with a learning rate of 1."""
     return {
         "constant": Panel("lr", 240, {"": s.constant(1)}),
         "exponential": Panel(
@@ -79,7 +79,7 @@ def panels() -> dict[str, Panel]:
 
 
 def values(schedule: s.Schedule, updates: int) -> list[float]:
-    """Return the values of the first updates; a plateau observes `METRIC`, one number after each."""
+    """Return the values for the first updates. After each, a plateau observes the next number of `METRIC`."""
     found = []
     for done in range(updates):
         found.append(schedule(done))

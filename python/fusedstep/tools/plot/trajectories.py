@@ -1,4 +1,4 @@
-"""The way of every optimizer over three functions of two variables, from the same start."""
+"""The paths of all optimizers over three functions of two variables, from the same start."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import optimizers
-from fusedstep.tools.verify import classes
+from fusedstep.optimizers import classes
 
 from .families import FAMILIES, family, legend, line
 from .picture import blank, write
@@ -29,7 +29,7 @@ class Surface(NamedTuple):
     value: Callable[[Any, Any], Any]
     slopes: Callable[[float, float], tuple[float, float]]
     start: tuple[float, float]
-    rest: tuple[float, float]  # where the gradient is zero
+    rest: tuple[float, float]  # the minimum or saddle point, where the gradient is zero
     mark: str
     updates: int
     xlim: tuple[float, float]
@@ -87,7 +87,8 @@ SURFACES = {
         levels=[0.02 * 3**k for k in range(5)],
     ),
 }
-RATES = {  # on each surface, in their order
+# Learning rates, on each surface in the order of SURFACES. An optimizer without an entry takes those of its family.
+RATES = {
     "SGD": (0.01, 0.001, 0.05),
     "Momentum": (0.001, 0.0003, 0.02),
     "NAG": (0.001, 0.0005, 0.02),
@@ -100,21 +101,25 @@ RATES = {  # on each surface, in their order
     "Nadam": (0.1, 0.1, 0.05),
     "Lion": (0.05, 0.005, 0.02),
 }
-OTHER_RATES = (0.001, 0.0003, 0.02)
+OTHER_RATES = dict(zip(FAMILIES, ((0.001, 0.0003, 0.02), (0.02, 0.02, 0.02), (0.1, 0.1, 0.05)), strict=True))
+FAR = 1e6  # far beyond the edge of every picture, but near enough for the powers in the gradients
 
 
 def rate(name: str, title: str) -> float:
     """Return the learning rate of an optimizer on a surface."""
-    return RATES.get(name, OTHER_RATES)[list(SURFACES).index(title)]
+    rates = RATES.get(name) or OTHER_RATES[family(name)]
+    return rates[list(SURFACES).index(title)]
 
 
 def trajectory(optimizer: Any, surface: Surface) -> Point:
-    """Return the points before and after each update, a row for each, in float64."""
+    """Return the points before and after each update, in float64; an optimizer that diverges ends early."""
     p = np.array(surface.start)
     points = [p.copy()]
     for _ in range(surface.updates):
         optimizer.step(p, surface.gradient(p))
         points.append(p.copy())
+        if not (np.abs(p) < FAR).all():
+            break
     return np.array(points)
 
 

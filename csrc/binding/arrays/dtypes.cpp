@@ -1,0 +1,71 @@
+#include "binding/arrays/dtypes.h"
+
+namespace fusedstep {
+
+std::atomic<PyObject*> native_dtypes[kTypes + 1];
+
+namespace {
+
+#define FUSEDSTEP_NAME(Storage, name, Word) name,
+constexpr const char* kNames[] = {FUSEDSTEP_TYPES(FUSEDSTEP_NAME)};
+#undef FUSEDSTEP_NAME
+
+constexpr int kFirstForeign = 256;  // where the type numbers of libraries other than NumPy begin
+
+// Look for the types of ml_dtypes, if somebody has imported it. A dtype is compared by its type number, since its name
+// could be that of any dtype with as many bytes.
+void find_foreign_dtypes() {
+    auto name = py::str("ml_dtypes");
+    auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
+    if (!module) return;
+    for (int type = 0; type < kTypes; ++type) {
+        if (native_dtypes[type]) continue;
+        try {
+            auto found = py::dtype::from_args(module.attr(kNames[type]));
+            if (found.num() < kFirstForeign || found.itemsize() != kItemSize[type]) continue;
+            native_dtypes[type] = found.release().ptr();
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_Exception)) throw;
+        }
+    }
+}
+
+}  // namespace
+
+void find_dtypes() {
+    for (int type = 0; type < kTypes; ++type) {
+        try {
+            auto found = py::dtype(kNames[type]);
+            if (found.num() < kFirstForeign) native_dtypes[type] = found.release().ptr();
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_TypeError)) throw;  // a dtype that NumPy lacks
+        }
+    }
+}
+
+Type type_of(PyObject* descr) {
+    for (int type = 0; type < kTypes; ++type)
+        if (descr == native_dtypes[type]) return static_cast<Type>(type);
+    auto dtype = py::reinterpret_borrow<py::dtype>(descr);
+    if (dtype.byteorder() != '=') return kTypes;
+    if (dtype.num() >= kFirstForeign) find_foreign_dtypes();
+    for (int type = 0; type < kTypes; ++type) {
+        PyObject* native = native_dtypes[type];
+        if (native && dtype.num() == py::reinterpret_borrow<py::dtype>(native).num()) return static_cast<Type>(type);
+    }
+    return kTypes;
+}
+
+py::object dtype_of(Type type) {
+    if (!native_dtypes[type]) {
+        py::module_::import("ml_dtypes");
+        find_foreign_dtypes();
+    }
+    return py::reinterpret_borrow<py::object>(native_dtypes[type].load());
+}
+
+const char* name_of(Type type) {
+    return kNames[type];
+}
+
+}  // namespace fusedstep

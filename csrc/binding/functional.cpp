@@ -1,0 +1,142 @@
+#include "binding/functional.h"
+
+#include <algorithm>
+#include <array>
+
+#include "binding/arrays/gpu.h"
+#include "binding/arrays/overlap.h"
+#include "binding/gil.h"
+#include "element/around.h"
+#include "element/float_mode.h"
+#include "engine.h"
+
+namespace fusedstep {
+namespace {
+
+constexpr int64_t kMostUpdates = int64_t(1) << 62;
+
+bool is_list(py::handle object) {
+    return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr());
+}
+
+int64_t checked_t(const py::object& t) {
+    const char* expected = ", expected the number of this update, an integer from 1 to 2**62";
+    if (!PyIndex_Check(t.ptr()) || PyBool_Check(t.ptr()))
+        throw py::type_error("t is " + std::string(py::repr(t)) + expected);
+    const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped where it is too large
+    if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
+    if (number < 1 || number > kMostUpdates) throw py::value_error("t is " + std::string(py::repr(t)) + expected);
+    return number;
+}
+
+void run(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, double grad_scale,
+         int device, Foreigners foreign) {
+    Request request;
+    request.grad_scale.value = grad_scale;
+    if (device != kHost) {
+        const Engine& engine = gpu_engine({"p"});
+        const Stream stream = current_stream(device);
+        request.streams = {&stream, 1};
+        StreamOrder order(engine.streams, {&device, 1}, request.streams, std::move(foreign));
+        order.begin();
+        engine.run_once(rule, slots, hypers, request, device);
+        order.end();
+        return;
+    }
+    int64_t bytes = 0;
+    for (const Slot& slot : slots) bytes += slot.size * kItemSize[slot.types.param] * (3 + 2 * rule.state_count);
+    without_gil(bytes, [&] { host_engine().run_once(rule, slots, hypers, request, device); });
+}
+
+}  // namespace
+
+py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::object t, py::tuple memory) {
+    const size_t roles = kStates + rule.state_count;
+    const std::string_view packed = hypers;
+    const size_t memory_count = py::len(memory);
+    if (arrays.size() != roles || packed.size() != (rule.hyper_count + 1) * sizeof(double) || memory_count > kMaxMemory)
+        throw py::type_error("update: wrong number of arrays, hyperparameters or numbers in memory");
+    std::array<double, kMaxHypers + 1> values;
+    std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values.data()));
+    const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule.own_hyper_count);
+    Clock clock{checked_t(t) - 1, 0, {}};
+    for (size_t i = 0; i < memory_count; ++i) clock.memory[i] = py::cast<double>(memory[i]);
+
+    const bool many = is_list(arrays[0]);
+    const size_t count = many ? py::len(arrays[0]) : 1;
+    auto role_name = [&](size_t role) { return role == 0 ? "p" : role == 1 ? "g" : word(rule.states, role - 2); };
+    // Lists are copied before anything is looked at, so that nobody can change them meanwhile.
+    std::vector<py::object> held(count * roles), keys(many ? count : 0);
+    for (size_t role = 0; role < roles; ++role) {
+        if (!many) {
+            held[role] = arrays[role];
+            continue;
+        }
+        if (!is_list(arrays[role]))
+            throw py::type_error(std::string(role_name(role)) + " is no list, expected a list of arrays like p");
+        py::tuple column(arrays[role]);
+        if (column.size() != count)
+            throw py::value_error(std::string(role_name(role)) + " has " + std::to_string(column.size()) +
+                                  " arrays, expected " + std::to_string(count) + " like p");
+        for (size_t i = 0; i < count; ++i) held[i * roles + role] = column[i];
+    }
+    for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
+    auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
+    for (size_t id = 0; id < held.size(); ++id) held[id] = as_array(std::move(held[id]), name(id));
+
+    std::vector<Span> spans;
+    spans.reserve(held.size());
+    std::vector<Slot> slots(count);
+    std::vector<Clock> clocks(count, clock);
+    Foreigners foreign;
+    int device = kHost;  // of all arrays
+    for (size_t i = 0; i < count; ++i) {
+        Slot& slot = slots[i];
+        const View p = look(held[i * roles], name(i * roles), true, nullptr, &foreign);
+        if (i == 0) device = p.device;
+        if (p.device != device) refuse_device(name(i * roles), p.device, name(0), device);
+        slot.arrays[kParam] = p.data;
+        slot.size = p.size;
+        slot.noise_id = i;
+        slot.clock = &clocks[i];
+        slot.device = p.device;
+        slot.has_grad = true;
+        slot.types = {p.type, p.type, p.type};
+        add_span(spans, p, i * roles);
+        Like like{p.shape, p.type, grads_of(p.type), name(i * roles), device};
+        for (size_t role = kGrad; role < roles; ++role) {
+            const size_t id = i * roles + role;
+            const bool written = role != kGrad || around.zero_grad != 0;
+            const View view = look(held[id], name(id), written, &like, &foreign);
+            slot.arrays[role] = view.data;
+            if (role == kGrad) {
+                slot.types.grad = view.type;
+                like.types = states_of(p.type);
+            } else {
+                slot.types.state = view.type;
+                like = {p.shape, view.type, set_of(view.type), name(id), device};  // further states are of its type
+            }
+            add_span(spans, view, id);
+        }
+    }
+    sort(spans);
+    auto [a, b] = find_overlap(spans, {});
+    if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
+
+    std::array<Number, kMaxHypers> row;
+    for (int j = 0; j < rule.hyper_count; ++j) row[j] = {values[j], nullptr};
+    run(rule, slots, {row.data(), static_cast<size_t>(rule.hyper_count)}, values[rule.hyper_count], device,
+        std::move(foreign));
+
+    if (count == 0) {  // without a tensor, no session has advanced the clock
+        FloatMode mode;
+        mode.ieee();
+        Derived unused;
+        rule.derive(values.data(), clock, unused);
+    }
+    py::tuple after(memory_count);
+    for (size_t i = 0; i < memory_count; ++i) after[i] = (count ? clocks[0] : clock).memory[i];
+    return after;
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,138 @@
+// The steps of a plan: what an engine is told, and what comes of it.
+#include <algorithm>
+
+#include "binding/gil.h"
+#include "binding/plan.h"
+
+namespace fusedstep {
+namespace {
+
+py::tuple told(const Finding& found) {
+    if (found.offender == kNobody) return py::make_tuple(found.norm, py::none());
+    return py::make_tuple(found.norm, found.offender);
+}
+
+}  // namespace
+
+py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream) {
+    Turn turn(*this);
+    if (!fetch(params, grads)) return py::bool_(false);
+    if (!check_arrays()) return py::bool_(false);
+    return on_gpu() ? run_on_gpu(grad_scale, stream) : run_on_host(grad_scale, stream);
+}
+
+py::object Plan::run_on_host(py::handle grad_scale, py::handle stream) {
+    if (!live_.empty() || (!PyFloat_CheckExact(grad_scale.ptr()) && is_on_gpu(grad_scale)))
+        throw py::type_error(
+            "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
+    if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
+    if (tensors_changed_) devices_.clear();
+    Request request;
+    request.grad_scale.value = py::cast<double>(grad_scale);
+    return run(host_engine(), request);
+}
+
+py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
+    const Engine& engine = gpu_engine(param_name(0));
+    int device = hypers_device_;  // of all numbers on a GPU
+    Request request;
+    request.grad_scale = number_of(grad_scale, {"grad_scale"}, &device, &foreign_);
+    for (const py::object& number : live_)
+        if (!is_cupy(number)) see_on_gpu(number, {"a hyperparameter"}, &foreign_);
+    if (tensors_changed_) find_devices();
+    if (device != kHost && (devices_.size() > 1 || device != devices_[0]))
+        throw py::value_error("a hyperparameter or grad_scale is " + device_text(device) +
+                              ", expected a number, or all of params there");
+    const std::vector<Stream> streams = streams_of(stream);
+    // CuPy's current stream too: memory of CuPy comes from there, and returns to it.
+    if (!stream.is_none()) foreign_.push_back({{}, devices_[0], current_stream(devices_[0])});
+    StreamOrder order(engine.streams, devices_, streams, std::move(foreign_));
+    order.begin();
+    request.captured = order.is_captured();
+    request.streams = streams;
+    if (request.captured && (tensors_changed_ || !session_))
+        throw std::runtime_error("the stream is being captured, expected a step with these params before that");
+    py::object result = run(engine, request);
+    order.end();
+    return result;
+}
+
+// Tell the engine what has changed since the last step, and let it make this one.
+py::object Plan::run(const Engine& engine, const Request& asked) {
+    if (tensors_changed_ || !session_) {
+        close_session();
+        session_ = engine.open(rule_, devices_);
+        session_->set_tensors(slots_);
+        hypers_changed_ = true;
+        grads_changed_ = false;
+    }
+    tensors_changed_ = true;  // until all has been told: after an error, the next step begins anew
+    if (hypers_changed_) session_->set_hypers(hypers_);
+    hypers_changed_ = false;
+    if (grads_changed_) session_->set_gradients();
+    grads_changed_ = false;
+
+    Request request = asked;
+    request.skips_nonfinite = skip_nonfinite_;
+    const Outcome outcome = without_gil(session_->traffic(), [&] { return session_->run(request); });
+    tensors_changed_ = false;
+    if (auto* found = std::get_if<Finding>(&outcome)) return told(*found);
+    if (auto* ticket = std::get_if<Ticket>(&outcome)) return py::cast(PendingFinding(session_, *ticket));
+    return py::bool_(true);
+}
+
+// The clocks come back to the host, and the next session is told everything.
+void Plan::close_session() {
+    refresh();
+    if (session_ && session_->was_captured()) captured_.push_back(session_);
+    session_.reset();
+}
+
+void Plan::find_devices() {
+    devices_.clear();
+    for (const Slot& slot : slots_)
+        if (std::ranges::find(devices_, slot.device) == devices_.end()) devices_.push_back(slot.device);
+}
+
+// The stream to use on each device.
+std::vector<Stream> Plan::streams_of(py::handle stream) const {
+    if (stream.is_none()) {
+        std::vector<Stream> streams;
+        for (int device : devices_) streams.push_back(current_stream(device));
+        return streams;
+    }
+    if (devices_.size() > 1)
+        throw py::value_error("stream is given, expected None with params on " + std::to_string(devices_.size()) +
+                              " GPUs, each of which has its own current stream");
+    return {stream_of(stream)};
+}
+
+py::tuple PendingFinding::read() const {
+    Finding found;
+    {
+        py::gil_scoped_release release;
+        found = session_->read(ticket_);
+    }
+    return told(found);
+}
+
+void Plan::wait() {
+    const std::shared_ptr<Session> session = session_;
+    py::gil_scoped_release release;
+    if (session) session->wait();
+}
+
+void Plan::refresh() {
+    const std::shared_ptr<Session> session = session_;
+    if (!session || !session->has_stale_clocks()) return;
+    const Engine& engine = gpu_engine({"params"});
+    for (int device : devices_)
+        if (engine.streams.is_capturing(device, current_stream(device)))
+            throw std::runtime_error(
+                "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
+                "it, as a schedule does, must be on the GPU too");
+    py::gil_scoped_release release;
+    session->refresh_clocks();
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,100 @@
+// The contract between plans and engines. An engine updates the tensors of a list on one kind of device; a plan asks
+// for nothing but what stands here, and no engine knows another.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <variant>
+
+#include "rules/info.h"
+#include "step.h"
+
+namespace fusedstep {
+
+using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its default streams
+
+// What a plan asks for, in one step.
+struct Request {
+    Number grad_scale{1, nullptr};         // factor on all gradients
+    bool skips_nonfinite = false;          // leave everything as it is if a gradient is not finite
+    bool captured = false;                 // the step goes into a graph
+    std::span<const Stream> streams = {};  // one for each device of the session
+};
+
+// What comes of a step: nothing to tell, a finding, or the ticket under which the session tells its finding later.
+struct Done {};
+using Ticket = int64_t;
+using Outcome = std::variant<Done, Finding, Ticket>;
+constexpr Ticket kTickets = 256;  // a finding can be read until so many further steps have been made
+
+// The side of an engine on which a list of tensors lies. Between calls it keeps the slots that it was given, so their
+// owner leaves them where they are and tells what has changed in them.
+class Session {
+public:
+    virtual ~Session() = default;
+
+    // All about the tensors may have changed, also how many they are.
+    virtual void set_tensors(std::span<const Slot> slots) = 0;
+    // Gradients of the slots have changed, or rows, or which slots have a gradient.
+    virtual void set_gradients() = 0;
+    // Rows of hyperparameters, one after the other; each slot names its row.
+    virtual void set_hypers(std::span<const Number> table) = 0;
+
+    // Make a step. Once it has begun to write, it does not fail.
+    virtual Outcome run(const Request& request) = 0;
+    // Bytes that a step reads and writes, or a bound of them: what a caller must know who could do something else
+    // meanwhile.
+    virtual int64_t traffic() const = 0;
+
+    // What an engine offers whose work goes on after `run` has returned. Others need none of it.
+
+    // Wait for the steps so far, from any thread.
+    virtual void wait() {}
+    // Wait for a step, and return what it found.
+    virtual Finding read(Ticket) { return {}; }
+    // Whether a ticket is that of a step in a graph, whose finding may change with each replay.
+    virtual bool is_captured(Ticket) const { return false; }
+    // Whether a graph may use what the session has.
+    virtual bool was_captured() const { return false; }
+    // Whether only the device knows how far the tensors are.
+    virtual bool has_stale_clocks() const { return false; }
+    // Wait, and bring the clocks of the slots up to date.
+    virtual void refresh_clocks() {}
+};
+
+// A point in the work of a stream.
+class Mark {
+public:
+    virtual ~Mark() = default;
+    virtual bool is_reached() = 0;
+};
+
+// What an engine on GPUs says of streams and addresses.
+struct Streams {
+    int (*device_of)(const void* pointer);  // or kHost
+    // Make `later` wait for all that `earlier` has been asked to do so far.
+    void (*order)(int device, Stream earlier, Stream later);
+    std::unique_ptr<Mark> (*mark)(int device, Stream stream);
+    bool (*is_capturing)(int device, Stream stream);
+};
+
+struct Engine {
+    int64_t layout;  // kLayout
+    std::unique_ptr<Session> (*open)(const RuleInfo& rule, std::span<const int> devices);
+    // Make one step of a caller who owns all state, with one row of hyperparameters, on one device.
+    void (*run_once)(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
+                     const Request& request, int device);
+    Streams streams;  // of an engine on GPUs
+};
+
+// Differs between builds that would not understand each other.
+constexpr int64_t kLayout = sizeof(Slot) + 1000 * (sizeof(RuleInfo) + 1000 * (sizeof(Request) + 1000 * sizeof(Engine)));
+// The name of the capsule in which a module offers its engine.
+constexpr const char* kEngineCapsule = "fusedstep.Engine";
+
+// The engine for host memory, and its piece of the norm that needs the elements of a gradient: the sum of squares of
+// each of its blocks.
+const Engine& host_engine();
+void sum_blocks(const Slot& slot, double* sums);
+
+}  // namespace fusedstep

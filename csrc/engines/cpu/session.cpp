@@ -1,0 +1,161 @@
+// The engine for host memory: a step measures the gradients where that is asked for, derives the scalars, and runs the
+// kernels on all tensors.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "element/float_mode.h"
+#include "element/norm.h"
+#include "element/philox.h"
+#include "engine.h"
+#include "engines/cpu/dispatch.h"
+#include "rules/rows.h"
+
+namespace fusedstep {
+namespace {
+
+class HostSession final : public Session {
+public:
+    explicit HostSession(const RuleInfo& rule) : rule_(&rule), rows_(rule) {}
+
+    // Make one step by another rule, with the memory that is there.
+    void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
+                  const Request& request) {
+        rule_ = &rule;
+        rows_.become(rule);
+        set_hypers(hypers);
+        set_tensors(slots);
+        run(request);
+    }
+
+    void set_tensors(std::span<const Slot> slots) override {
+        slots_ = slots;
+        set_gradients();
+    }
+
+    void set_gradients() override {
+        tasks_.clear();
+        tasks_.reserve(slots_.size());
+        rows_.reserve(slots_.size());
+        bytes_ = 0;
+        for (const Slot& slot : slots_) {
+            if (!slot.has_grad) continue;
+            const Types& types = slot.types;
+            const auto traffic =
+                static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
+                                     2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+            tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
+            bytes_ += slot.size * traffic;
+        }
+    }
+
+    void set_hypers(std::span<const Number> table) override { rows_.set(table); }
+
+    Outcome run(const Request& request) override {
+        const double grad_scale = request.grad_scale.value;
+        const bool measures = rows_.measures() || request.skips_nonfinite;
+        Finding found{};
+        if (measures) {
+            found = measure(grad_scale, request.skips_nonfinite);
+            if (found.offender != kNobody) {
+                for (const Task& task : tasks_)
+                    if (rows_.around(*task.slot).zero_grad != 0) zero_grad(*task.slot, 0, task.slot->size);
+                return found;
+            }
+        }
+        // From here on nothing fails.
+        derive(grad_scale, measures);
+        run_tasks(rule_->number, tasks_, bytes_);
+        if (measures) return found;
+        return Done();
+    }
+
+    int64_t traffic() const override { return bytes_; }
+
+private:
+    // Read the gradients before the step, and set the factors that clip.
+    Finding measure(double grad_scale, bool skips_nonfinite) {
+        std::vector<const Slot*> slots;
+        int64_t blocks = 0;
+        for (const Task& task : tasks_) {
+            slots.push_back(task.slot);
+            blocks += blocks_of(task.slot->size);
+        }
+        std::vector<double> block_sums(blocks), sums, shares;
+        sum_blocks(slots, block_sums.data());
+
+        FloatMode mode;
+        mode.ieee();
+        double* next = block_sums.data();
+        double largest = 0;
+        for (const Task& task : tasks_) {
+            const int64_t count = blocks_of(task.slot->size);
+            sums.push_back(total(next, count));
+            next += count;
+            largest = larger(largest, magnitude(rows_.around(*task.slot).grad_scale));
+        }
+        for (size_t i = 0; i < tasks_.size(); ++i)
+            shares.push_back(Around::share(rows_.around(*slots[i]).grad_scale, largest, sums[i]));
+        const double sum = total(shares.data(), static_cast<int64_t>(shares.size()));
+        Finding found{Around::norm(sum, largest * grad_scale), kNobody};
+        for (size_t i = 0; i < tasks_.size(); ++i) {
+            if (skips_nonfinite && found.offender == kNobody && !is_finite(*slots[i], sums[i]))
+                found.offender = slots[i] - slots_.data();
+            tasks_[i].scale = Around::scale(rows_.around(*slots[i]), grad_scale, sums[i], found.norm);
+        }
+        return found;
+    }
+
+    // Whether a gradient has no infinity and no NaN. Squares of float64 may overflow, so these are looked at one by
+    // one.
+    static bool is_finite(const Slot& slot, double sum_of_squares) {
+        if (std::isfinite(sum_of_squares)) return true;
+        if (slot.types.grad != kFloat64) return false;
+        auto* g = static_cast<const double*>(slot.arrays[kGrad]);
+        return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
+    }
+
+    // Advance the clocks, and derive the scalars of each tensor.
+    void derive(double grad_scale, bool measured) {
+        FloatMode mode;
+        mode.ieee();
+        rows_.begin();
+        for (Task& task : tasks_) {
+            const Slot& slot = *task.slot;
+            const Derived& derived = rows_.advance(slot);
+            task.derived = &derived;
+            if (derived.stochastic) task.noise = noise_key(derived.seed, slot.clock->t, slot.noise_id);
+            if (!measured) task.scale = Around::scale(rows_.around(slot), grad_scale);
+        }
+    }
+
+    const RuleInfo* rule_;
+    std::span<const Slot> slots_;
+    std::vector<Task> tasks_;  // one for each slot with a gradient
+    Rows rows_;
+    int64_t bytes_ = 0;
+};
+
+std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {
+    return std::make_unique<HostSession>(rule);
+}
+
+void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, const Request& request,
+              int) {
+    thread_local HostSession session(rule);  // kept, since a small step takes no longer than a few allocations
+    session.run_once(rule, slots, hypers, request);
+}
+
+}  // namespace
+
+const Engine& host_engine() {
+    static constexpr Engine engine = {kLayout, open, run_once, {}};
+    return engine;
+}
+
+void sum_blocks(const Slot& slot, double* sums) {
+    const Slot* const slots[] = {&slot};
+    sum_blocks(slots, sums);
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,43 @@
+// What kernels say to the compiler and the processor: on a GPU, and on a CPU, for which tests compile the kernels.
+#pragma once
+
+#include "rules/rule.h"
+
+namespace fusedstep::cuda {
+
+// Make the compiler read memory again after this point. Values kept from before would use up the registers.
+INLINE_HOST_DEVICE void read_anew() {
+    asm volatile("" ::: "memory");
+}
+
+}  // namespace fusedstep::cuda
+
+// An object during whose life arithmetic in T treats subnormals as it should: float flushes them, double keeps them. On
+// a GPU that is decided by flags of the compiler (-ftz=true concerns float alone), on a CPU by the mode of the thread.
+
+#ifdef __CUDACC__
+
+namespace fusedstep::cuda {
+
+template <class T>
+struct Flush {
+    __device__ Flush() {}
+};
+
+}  // namespace fusedstep::cuda
+
+#else
+
+#include "element/float_mode.h"
+
+namespace fusedstep::cuda {
+
+template <class T>
+class Flush : FloatMode {
+public:
+    Flush() { sizeof(T) == sizeof(float) ? flush() : ieee(); }
+};
+
+}  // namespace fusedstep::cuda
+
+#endif

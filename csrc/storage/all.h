@@ -1,0 +1,57 @@
+// How the narrow types are converted to and from float: each type is a trait, chosen by `with_narrow`.
+//
+// A trait converts tiles. A tile is the run of neighbouring elements that an engine holds in registers at once: one
+// number on a GPU, a vector on a CPU. With B for the words of a tile, zero-extended to 32 bits, and F for its floats,
+// it has
+//   widen(B) -> F             what the words stand for, exactly
+//   narrow(F) -> B            rounded to nearest, ties to even; what is too large becomes infinite, NaN stays NaN
+//   narrow(F, B noise) -> B   rounded up or down by 16 random bits, so that the mean stays where it was
+// A type whose elements share a scale has a tile that is the block of that scale, and takes the scale beside the words.
+#pragma once
+
+#include "storage/bfloat16.h"
+#include "storage/float16.h"
+#include "storage/split.h"
+#include "storage/types.h"
+
+namespace {
+
+// A function object that GCC and Clang inline wherever it is called, as the loops need it; nvcc inlines by itself.
+#ifdef __CUDACC__
+#define INLINE_LAMBDA
+#else
+#define INLINE_LAMBDA __attribute__((always_inline))
+#endif
+
+// A trait with the type that its words have in memory.
+template <class Trait, class WordInMemory, fusedstep::Type kWhich>
+struct Stored : Trait {
+    using Word = WordInMemory;
+    static constexpr fusedstep::Type type = kWhich;
+};
+
+template <class First, class... Rest>
+struct Choice {
+    template <class F>
+    INLINE_HOST_DEVICE static auto with(fusedstep::Type type, F f) {
+        if constexpr (sizeof...(Rest) == 0)
+            return f(First());
+        else
+            return type == First::type ? f(First()) : Choice<Rest...>::with(type, f);
+    }
+};
+
+// `void` stands for the type before the first comma.
+template <class, class... Narrow>
+using ChoiceAfter = Choice<Narrow...>;
+#define FUSEDSTEP_STORED(Storage, name, Word) , Stored<Storage, Word, fusedstep::k##Storage>
+using NarrowChoice = ChoiceAfter<void FUSEDSTEP_NARROW(FUSEDSTEP_STORED)>;
+#undef FUSEDSTEP_STORED
+
+// Call f(trait) with the trait of a narrow type, and return what f returns.
+template <class F>
+INLINE_HOST_DEVICE auto with_narrow(fusedstep::Type type, F f) {
+    return NarrowChoice::with(type, f);
+}
+
+}  // namespace

@@ -1,0 +1,56 @@
+"""The site of the documentation: `python -m sphinx -W docs build/docs`. No page needs a network to be built."""
+
+import dataclasses
+import inspect
+from typing import Any
+
+import fusedstep
+
+project = "fusedstep"
+author = "the authors of fusedstep"
+version = release = fusedstep.__version__
+
+extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+default_role = "literal"  # numpydoc writes names of arguments in single backquotes
+nitpicky = False
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings name all types
+maximum_signature_line_length = 88
+numpydoc_show_class_members = False
+
+html_theme = "pydata_sphinx_theme"
+html_title = "fusedstep"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_sidebars = {page: [] for page in ("index", "formulas", "changelog")}
+html_theme_options = {
+    "navigation_with_keys": False,
+    "show_toc_level": 2,
+    "secondary_sidebar_items": {"index": [], "**": ["page-toc"]},
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+copyright = "the authors of fusedstep; Apache License 2.0"  # noqa: A001 (Sphinx asks for this name)
+
+
+def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """Show what is special to an optimizer; what all of them share stands as ``**options``, as in the docstrings."""
+    del app, what, name, options, signature, returns
+    base = fusedstep.optimizers.Optimizer
+    if not (inspect.isclass(obj) and issubclass(obj, base) and obj is not base):
+        return None
+    parameters = inspect.signature(obj).parameters.values()
+    shared = {each.name: each.default for each in dataclasses.fields(base)}
+    own = [each for each in parameters if each.name not in shared or each.default != shared[each.name]]
+    own = [each.replace(annotation=each.empty) for each in own if each.name != "overrides"]
+    return f"({', '.join(map(str, own))}, **options)", None
+
+
+def setup(app: Any) -> None:
+    """Tell Sphinx of the function above."""
+    app.connect("autodoc-process-signature", short_signature)

@@ -1,0 +1,265 @@
+"""
+Tables of timings in Markdown pages, made from records: `python -m fusedstep bench tables PAGE.md ...`.
+
+A page says where a table stands, what it shows, and the record that its numbers come from, as a path from the page::
+
+    <!-- table: axis ../benchmarks/results/2026-11-26-10a446d-bench.json rule size=1e7 peers=numpy,torch_fused -->
+    whatever stands here is replaced
+    <!-- end -->
+
+Four kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
+benchmarks --benchmark-json``.
+
+machine
+    One sentence about the machine and the packages, of either kind of record.
+axis FIELD [FIELD=VALUE ...] [peers=NAME,...]
+    Of `bench`: a row for each value of a field of `Case`, all other fields as they are in the usual case, or as given.
+tests NAME ...
+    Of `cases`: a row for each test of these names.
+grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
+    Of `cases`: one number of one test, over two of its parameters, and another that is the same in a row.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .cases import Case
+from .record import Measured, Record, read
+
+__all__ = ["main", "rewritten"]
+
+_REGION = re.compile(r"(<!-- table: (?P<words>[^\n]*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+_ABOUT = {"gb_per_s", "seconds", "by_bytes", "launches", "threads_started"}  # numbers of a test that are no ratios
+_WHERE = {"device", "threads", "isa"}  # fields of a case that tell where it runs
+
+
+def rewritten(text: str, folder: Path) -> str:
+    """
+    Return a page with all its tables made anew.
+
+    Parameters
+    ----------
+    text : str
+        The page.
+    folder : Path
+        Where the page is: the paths of its records begin there.
+
+    Raises
+    ------
+    ValueError
+        If a kind of table is unknown, a record cannot be read, or it has nothing to show.
+    """
+
+    def made(region: re.Match[str]) -> str:
+        kind, record, *words = region["words"].split()
+        if kind not in _KINDS:
+            raise ValueError(f"table is {kind!r}, expected one of {', '.join(_KINDS)}")
+        return f"{region[1]}\n" + "\n".join(_KINDS[kind](folder / record, words)) + "\n\n"
+
+    return _REGION.sub(made, text)
+
+
+def _machine(path: Path, words: Sequence[str]) -> list[str]:
+    if words:
+        raise ValueError(f"table machine has the words {' '.join(words)!r}, expected none after the record")
+    found = _loaded(path)
+    about = found.get("machine", found.get("machine_info", {}))
+    ours, packages = about["fusedstep"], about["packages"]
+    named = ", ".join(f"{name} {version}" for name, version in packages.items() if name != "threadpoolctl")
+    gpus = "".join(f"{gpu['name']}, " for gpu in about["gpus"].values())
+    where = f"{gpus}{about['cpu']}, {about['cores']} cores, {ours['isa']}"
+    return [
+        f"Measured on {about['date'][:10]} at commit {ours['commit']}: {where}; {ours['compiler']}; {named}.",
+        f"Record: `{path.name}`.",
+    ]
+
+
+def _axis(path: Path, words: Sequence[str]) -> list[str]:
+    record = read(path)
+    field, *more = words
+    fixed, peers = _given(more)
+    usual = _usual(record, {name: type(getattr(Case, name))(_plain(value)) for name, value in fixed.items()})
+    found: dict[Any, Measured] = {}
+    for each in record.cases:
+        value = getattr(each.case, field)
+        if replace(each.case, **{field: getattr(usual, field)}) == usual:
+            found.setdefault(value, each)
+    if not found:
+        raise ValueError(f"{path} has no case like {usual}, expected some with another {field}")
+    present = dict.fromkeys(row.name for each in found.values() for row in each.rows)
+    others = [name for name in present if name not in ("fusedstep", "limit") and (not peers or name in peers)]
+    head = [field, "time", "GB/s", "limit", *others]
+    return _table(head, [[_text(value), *_timed(each), *_times(each, others)] for value, each in found.items()])
+
+
+def _usual(record: Record, fixed: Mapping[str, Any]) -> Case:
+    """Return the case that a record varies: of all that have the fixed fields, as near as can be to Adam in float32."""
+    first = next((each.case for each in record.cases if _is(each.case, fixed)), Case())
+    where = {name: getattr(first, name) for name in _WHERE if name not in fixed}
+    most = max((each.case.threads for each in record.cases), default=1)
+    if "threads" in where:
+        where["threads"] = most
+    if "isa" in where and first.device == "cpu":
+        where["isa"] = record.machine["fusedstep"]["isa"]
+    return replace(Case(), **where, **fixed)
+
+
+def _is(case: Case, fixed: Mapping[str, Any]) -> bool:
+    return all(getattr(case, name) == value for name, value in fixed.items())
+
+
+def _timed(each: Measured) -> list[str]:
+    share = each.share
+    return [_time(each.ours.timing.median), _rate(each.gb_per_s), f"{share.median:.2f}" if share else ""]
+
+
+def _times(each: Measured, names: Sequence[str]) -> list[str]:
+    ratios, rows = each.ratios, {row.name: row for row in each.rows}
+    return [_ratio(ratios[name].median) + "!" * (not rows[name].agrees) if name in ratios else "" for name in names]
+
+
+def _tests(path: Path, words: Sequence[str]) -> list[str]:
+    found = [each for name in words for each in _benchmarks(path, name)]
+    columns = list(dict.fromkeys(name for each in found for name in _ratios(each)))
+    rates = any("gb_per_s" in each["extra_info"] for each in found)
+    rows = []
+    for each in found:
+        info, ratios = each["extra_info"], _ratios(each)
+        rate = [_rate(info["gb_per_s"]) if "gb_per_s" in info else ""] if rates else []
+        numbers = [_ratio(ratios[name]) if name in ratios else "" for name in columns]
+        rows.append([_named(each), _time(info["seconds"]), *rate, *numbers])
+    return _table(["test", "time", *["GB/s"] * rates, *columns], rows)
+
+
+def _grid(path: Path, words: Sequence[str]) -> list[str]:
+    test, row, column, number, *more = words
+    fixed, _ = _given(more)
+    also = fixed.pop("also", "")
+    found: dict[Any, dict[Any, str]] = {}
+    for each in _benchmarks(path, test):
+        params, info = each["params"], each["extra_info"]
+        if all(str(params[name]) == value for name, value in fixed.items()) and number in info:
+            cells = found.setdefault(params[row], {})
+            cells[params[column]] = _ratio(info[number])
+            if also:
+                cells[also] = _ratio(info[also])
+    columns = list(dict.fromkeys(value for cells in found.values() for value in cells if value != also))
+    columns += [also] * bool(also)
+    if not found:
+        raise ValueError(f"{path} has no {number} of {test}, expected a test with it")
+    rows = [[_text(value), *(cells.get(each, "") for each in columns)] for value, cells in found.items()]
+    return _table([row, *map(_text, columns)], rows)
+
+
+_KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid}
+
+
+# Records, and words of the marks.
+
+
+def _loaded(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _benchmarks(path: Path, test: str) -> list[Any]:
+    found = [each for each in _loaded(path).get("benchmarks", []) if each["name"].partition("[")[0] == test]
+    if not found:
+        raise ValueError(f"{path} has no {test}, expected the name of a test in it")
+    return found
+
+
+def _ratios(benchmark: Any) -> dict[str, float]:
+    """Return the numbers of a test that compare: theirs over ours, or ours over what it is relative to."""
+    info = benchmark["extra_info"]
+    return {name: value for name, value in info.items() if isinstance(value, float) and name not in _ABOUT}
+
+
+def _given(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the fixed fields and the peers that a mark names; an underscore stands for a space."""
+    fields = dict(word.split("=", 1) for word in words)
+    peers = fields.pop("peers", "")
+    return fields, [name.replace("_", " ") for name in peers.split(",") if name]
+
+
+def _plain(value: str) -> Any:
+    return float(value) if re.fullmatch(r"[\d.]+(e\d+)?", value) else value
+
+
+# Cells.
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _time(seconds: float) -> str:
+    """Return 0.0144 as 14.4 ms."""
+    units = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+    unit = next((unit for unit, factor in units.items() if seconds < 999.5 * factor), "s")
+    number = seconds / units[unit]
+    return f"{number:.{max(0, 3 - len(str(int(number))))}f} {unit}"
+
+
+def _rate(gb_per_s: float) -> str:
+    return f"{gb_per_s:,.0f}" if gb_per_s >= 1000 else f"{gb_per_s:.3g}"
+
+
+def _ratio(x: float) -> str:
+    return f"{x:.0f}" if x >= 10 else f"{x:.1f}" if x >= 2 else f"{x:.2f}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
+def _named(benchmark: Any) -> str:
+    """Return test_host[same arrays-10000] as "host: same arrays, 10,000"."""
+    name, _, values = benchmark["name"].partition("[")
+    parts = [_text(int(part)) if part.isdecimal() else part for part in values.removesuffix("]").split("-") if part]
+    return ": ".join(filter(None, [name.removeprefix("test_").replace("_", " "), ", ".join(parts)]))
+
+
+def main(argv: list[str]) -> int:
+    """
+    Make the tables of some pages anew.
+
+    Parameters
+    ----------
+    argv : list of str
+        The arguments of ``python -m fusedstep bench tables``: Markdown files.
+
+    Returns
+    -------
+    int
+        0, or 2 if a page or a record cannot be read or has not what a table asks for; pages before it are written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m fusedstep bench tables",
+        description="Write the tables of timings in Markdown pages anew, from the records that the pages name.",
+    )
+    parser.add_argument("pages", nargs="+", type=Path, metavar="PAGE.md")
+    for page in parser.parse_args(argv).pages:
+        try:
+            before = page.read_text()
+            after = rewritten(before, page.parent)
+        except (OSError, ValueError) as error:
+            print(f"{page}: {error}", file=sys.stderr)
+            return 2
+        if after != before:
+            page.write_text(after)
+        print(f"{page}: {'written' if after != before else 'up to date'}")
+    return 0

@@ -1,0 +1,246 @@
+"""What nvcc made of the rules, and when the engine for GPUs is built."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pybind11
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CUDA = ROOT / "csrc" / "engines" / "cuda"
+NVCC = shutil.which("nvcc")
+PACKAGED = [str(folder) for folder in Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin")]
+NVDISASM = shutil.which("nvdisasm", path=os.pathsep.join([os.environ["PATH"], *PACKAGED]))
+OLDEST, NEWER = "75", ("80", "90", "100", "120")  # architectures of GPUs
+SOURCES = {"prepare": ["prepare.cu"]} | {
+    loop: ["update.cu", f"-DFUSEDSTEP_LOOP={loop}"] for loop in ("float32", "float64", "generic")
+}
+
+needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
+
+# Each of these is one rounded operation, or none at all; those on float32 flush.
+ARITHMETIC = re.compile(r"(add|sub|mul|div|sqrt)\.rn(\.ftz\.f32|\.f64)")
+EXACT = re.compile(
+    r"(setp|set)\.\w+(\.\w+)?(\.ftz\.f32|\.f64)|selp\.f(32|64)|(neg|abs)(\.ftz\.f32|\.f64)|mov\.f(32|64)"
+    r"|(ld|st)\.\w+(\.v[24])?\.f(32|64)|(ld|st)(\.v[24])?\.f(32|64)"
+    r"|cvt\.rn\.f32\.s32|cvt\.rzi\.ftz\.s32\.f32|cvt\.rzi\.u64\.f64|cvt\.ftz\.f64\.f32|cvt\.rn\.ftz\.f32\.f64"
+)
+
+
+def flags():
+    """Return the flags that fix the bits, as the build gives them to nvcc."""
+    return re.search(r"set\(CUDA_IEEE_FLAGS (.+)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+
+
+def rules():
+    """Return the C++ names of all rules."""
+    return re.findall(r"X\((\w+)\)", (ROOT / "csrc" / "rules" / "all.h").read_text())
+
+
+def nvcc(name, target, *options):
+    source, *definitions = SOURCES[name]
+    command = [NVCC, "-std=c++20", f"-I{ROOT / 'csrc'}", *options, *definitions, CUDA / source, "-o", target]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def check_arithmetic(text):
+    """Fail if there is an instruction on floating-point numbers that is not correctly rounded; return the others."""
+    found = Counter(re.findall(r"^\s*(?:@!?%p\d+ )?([a-z]\w*\.[\w.]*f(?:16|32|64)[\w.]*)\s", text, re.MULTILINE))
+    wrong = [code for code in found if not (ARITHMETIC.fullmatch(code) or EXACT.fullmatch(code))]
+    assert not wrong
+    assert not re.search(r"\bfma|\bmad\.\w+\.f|\.approx|\.full|\brcp|\brsqrt", text)
+    return found
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_operation_is_rounded_once(name, tmp_path):
+    nvcc(name, tmp_path / "a.ptx", "-ptx", "-arch=compute_75", *flags())
+    found = check_arithmetic((tmp_path / "a.ptx").read_text())
+    own = {"float32": "ftz.f32", "generic": "ftz.f32", "float64": "f64", "prepare": "f64"}[name]
+    assert {f"{word}.rn.{own}" for word in ("add", "sub", "mul", "div", "sqrt")} <= found.keys()
+    if name in ("float32", "generic"):
+        assert not [code for code in found if ARITHMETIC.fullmatch(code) and code.endswith("f64")]
+
+
+@needs_nvcc
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("wrong", ["-fmad=true", "-prec-div=false", "-prec-sqrt=false", "-ftz=false"])
+def test_the_check_sees_what_it_looks_for(wrong, tmp_path):
+    nvcc(
+        "float32",
+        tmp_path / "a.ptx",
+        "-ptx",
+        "-arch=compute_75",
+        *(flag for flag in flags() if flag[:6] != wrong[:6]),
+        wrong,
+    )
+    with pytest.raises(AssertionError):
+        check_arithmetic((tmp_path / "a.ptx").read_text())
+
+
+@pytest.fixture(scope="module")
+def cubins(tmp_path_factory):
+    return tmp_path_factory.mktemp("cubins")
+
+
+@pytest.fixture(scope="module", params=[OLDEST, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in NEWER)])
+def arch(request):
+    if not NVCC:
+        pytest.skip("needs nvcc")
+    listed = subprocess.run([NVCC, "--list-gpu-arch"], check=True, capture_output=True, text=True).stdout.split()
+    if f"compute_{request.param}" not in listed:
+        assert request.param not in (OLDEST, "80", "90")
+        pytest.skip("unknown to this nvcc")
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def reports(arch, cubins):
+    """What ptxas says of each kernel of each source: its registers, and the bytes that it spills."""
+
+    def report(name):
+        text = nvcc(name, cubins / f"{name}_{arch}.cubin", "-cubin", f"-arch=sm_{arch}", "-Xptxas=-v", *flags())
+        kernels = re.findall(
+            r"Compiling entry function '(\w+)'.*\n.*\n\s+\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes "
+            r"spill loads\n.*Used (\d+) registers",
+            text,
+        )
+        return {kernel: tuple(map(int, numbers)) for kernel, *numbers in kernels}
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(SOURCES, pool.map(report, SOURCES), strict=True))
+
+
+def test_kernels_fit_into_64_registers_on_every_architecture(reports):
+    for name, kernels in reports.items():
+        for kernel, (stored, loaded, registers) in kernels.items():
+            assert (stored, loaded) == (0, 0), f"{kernel} of {name} spills"
+            assert registers <= 64, f"{kernel} of {name}"
+
+
+def test_every_rule_has_its_kernels(reports):
+    bodies = {"float32": 2, "float64": 2, "generic": 1, "prepare": 1}  # the generic loop does everything
+    for name, kernels in reports.items():
+        for rule in rules():
+            own = [kernel for kernel in kernels if re.search(rf"\d{rule}[EN]", kernel)]
+            assert len(own) == bodies[name], (name, rule)
+        common = 5 if name == "prepare" else 0
+        assert len(kernels) == bodies[name] * len(rules()) + common
+
+
+def keeping_subnormals(text):
+    """Return the instructions that do not flush subnormals, but for comparisons with a normal number."""
+    found = []
+    for code, operands in re.findall(r"\s(F(?:ADD|MUL|SETP|SET|MNMX)[\w.]*) ([^;]*);", text):
+        numbers = re.findall(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?", operands)
+        exempt = code.startswith("FSETP") and any(float(each) >= 2.0**-126 for each in numbers)
+        if ".FTZ" not in code and not exempt:
+            found.append(f"{code} {operands}")
+    return found
+
+
+@pytest.mark.skipif(not NVDISASM, reason="needs nvdisasm")
+@pytest.mark.parametrize("name", ["float32", "generic"])
+def test_ptxas_leaves_the_flush_in_every_instruction(reports, arch, cubins, name):
+    """It takes it from comparisons with 0 that a branch guards."""
+    command = [NVDISASM, "-c", cubins / f"{name}_{arch}.cubin"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+    assert text.count("FADD.FTZ") > 1000
+    assert keeping_subnormals(text) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        (" FADD.FTZ R36, RZ, R20 ; FSETP.GEU.FTZ.OR P5, PT, R20.reuse, RZ, !P1 ;", 0),
+        (" FSETP.GTU.OR P5, PT, R12, -1.175494350822287508e-38, !P2 ;", 0),
+        (" FADD.FTZ R36, RZ, R20 ; FSETP.GEU.OR P5, PT, R36, RZ, !P1 ;", 1),
+        (" FSETP.GTU.OR P5, PT, R12, 1.1e-38, !P2 ; @P1 FMUL R1, R2, R3 ;", 2),
+    ],
+)
+def test_the_check_of_instructions_sees_what_it_looks_for(text, count):
+    assert len(keeping_subnormals(text)) == count
+
+
+# The build.
+
+
+@pytest.fixture
+def configure(tmp_path):
+    """Return a function that configures the build, with a list of folders to look for programs in."""
+    cmake, compiler = shutil.which("cmake"), shutil.which("c++")
+    if not cmake or not compiler:
+        pytest.skip("needs CMake and a compiler")
+
+    def run(option, folders=os.environ["PATH"]):
+        command = [
+            cmake,
+            "-S",
+            ROOT,
+            "-B",
+            tmp_path / option,
+            f"-DFUSEDSTEP_CUDA={option}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]
+        command += [
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DCMAKE_CXX_COMPILER={compiler}",
+            "-DPYBIND11_FINDPYTHON=ON",
+        ]
+        environment = {name: value for name, value in os.environ.items() if name != "CUDACXX"} | {"PATH": folders}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        return done.returncode, re.sub(r"\s+", " ", done.stdout + done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def without_nvcc(tmp_path):
+    """A folder of all programs that a build needs, but for nvcc."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    for name in ("c++", "cc", "gcc", "g++", "ld", "as", "ar", "ranlib", "nm", "ninja", "make", "git", "uname", "sh"):
+        if found := shutil.which(name):
+            (folder / name).symlink_to(found)
+    return str(folder)
+
+
+def test_a_build_without_nvcc_says_so(configure, without_nvcc):
+    code, said = configure("AUTO", without_nvcc)
+    assert code == 0, said
+    assert "fusedstep: without the engine for GPUs (FUSEDSTEP_CUDA=AUTO, no nvcc found or wanted)" in said
+    code, said = configure("ON", without_nvcc)
+    assert code != 0
+    assert "FUSEDSTEP_CUDA is ON, but nvcc was not found: put it in PATH or name it in CUDACXX" in said
+
+
+def test_a_build_may_leave_it_out(configure):
+    code, said = configure("OFF")
+    assert code == 0, said
+    assert "fusedstep: without the engine for GPUs (FUSEDSTEP_CUDA=OFF" in said
+
+
+@needs_nvcc
+def test_a_build_with_nvcc_has_it(configure):
+    code, said = configure("ON")
+    assert code == 0, said
+    assert "fusedstep: with the engine for GPUs, architectures" in said
+
+
+def test_the_engine_is_not_loaded_before_it_is_needed():
+    code = """
+import sys, numpy, fusedstep
+fusedstep.Adam().step(numpy.ones(3), numpy.ones(3))
+assert not {"cupy", "fusedstep._cuda"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,137 @@
+"""Calls of the CUDA runtime that fail."""
+
+import gc
+
+import pytest
+
+import fusedstep as fs
+from tests.gpu.arrays import Foreign, pairs, same
+
+
+def test_a_launch_that_fails_leaves_the_module_usable(cupy, emulator):
+    for skip in range(2):
+        host, gpu = fs.Adam(), fs.Adam()
+        (p, g), (q, h) = pairs(cupy, 2000, 2000)
+        host.step(p, g)
+        gpu.step(q, h)
+        emulator.emulator_fail(b"cudaLaunchKernel", skip, 719)
+        with pytest.raises(RuntimeError, match="failed with cudaErrorLaunchFailure: "):
+            gpu.step(q, h)
+        assert gpu.t == {0: 1}
+        host.step(p, g)
+        gpu.step(q, h)
+        assert gpu.t == {0: 2}
+        if skip == 0:
+            assert same(q, p)
+
+
+def test_a_failure_before_a_capture_does_not_get_into_the_graph(cupy, emulator, recorder):
+    optimizer = fs.Momentum()
+    _, (q, h) = pairs(cupy, 200, 200)
+
+    def failing_step():
+        emulator.emulator_fail(b"cudaLaunchKernel", 2, 719)
+        with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+            optimizer.step(q, h)
+
+    with recorder:
+        optimizer.step(q, h)
+        emulator.emulator_fail(b"cudaLaunchKernel", 0, 719)
+        with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+            optimizer.step(q, h)
+        with pytest.raises(RuntimeError, match="is being captured, expected a step with these params before"):
+            recorder.capture(lambda: optimizer.step(q, h))
+        optimizer.step(q, h)
+        graph, _ = recorder.capture(failing_step)
+        emulator.emulator_reset_calls()
+        optimizer.step(q, h)
+        assert emulator.emulator_calls(b"cudaFree") == 0  # of memory that the graph still uses
+        del graph
+    assert optimizer.t == {0: 3}
+
+
+def test_waiting_afterwards_may_fail_and_the_step_counts(cupy, emulator):
+    host, gpu = fs.Nadam(), fs.Nadam()
+    (p, g), (q, h) = pairs(cupy, 200, 200)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.get_current_stream().synchronize()
+    for i in range(4):
+        host.step(p, g)
+        if i == 2:
+            emulator.emulator_fail(b"cudaEventRecord", 2, 719)  # before, the end of the step, after
+            with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
+                gpu.step(q, h, stream=stream)
+        else:
+            gpu.step(q, h, stream=stream)
+    stream.synchronize()
+    gpu.ema = 0.5
+    host.ema = 0.5
+    host.step(p, g)
+    gpu.step(q, h)
+    assert gpu.t == host.t == {0: 5}
+    assert same(q, p)
+
+
+def test_memory_is_given_back_while_somebody_captures(cupy, emulator):
+    """In the mode that forbids it to every thread."""
+    optimizer = fs.SGD()
+    _, (q, h) = pairs(cupy, 200, 200)
+    optimizer.step(q, Foreign(h))
+    cupy.cuda.get_current_stream().synchronize()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    assert emulator.emulator_begin_capture(stream.ptr, 0) == 0
+    del optimizer
+    gc.collect()
+    graph = emulator.emulator_end_capture(stream.ptr)
+    assert graph
+    emulator.emulator_graph_destroy(graph)
+
+
+def test_no_memory_for_states(cupy, emulator):
+    _, (q, h) = pairs(cupy, 2000, 2000)
+    before = q.get()
+    optimizer = fs.Adam()
+    cupy.set_limit(1)
+    with pytest.raises(MemoryError, match="states need 8,000 bytes more than GPU 0 has left: free some"):
+        optimizer.step(q, h)
+    cupy.set_limit()
+    assert not optimizer.state
+    assert not optimizer.t
+    assert same(q, before)
+    emulator.emulator_fail(b"cudaMalloc", 0, 2)
+    with pytest.raises(MemoryError, match="the GPU has no memory left for the tables of a step; free some"):
+        optimizer.step(q, h)
+    assert not optimizer.state
+    optimizer.step(q, h)
+    assert optimizer.t == {0: 1}
+
+
+def test_no_gpu_and_no_driver(cupy, emulator):
+    emulator.emulator_set_device_count(0)
+    assert fs.info()["cuda"]["devices"] == []
+    assert fs.info()["cuda"]["why_none"] == "cudaErrorNoDevice: no CUDA-capable device is detected"
+    emulator.emulator_set_device_count(1)
+    emulator.emulator_fail(b"cudaGetDeviceCount", 0, 35)
+    assert "cudaErrorInsufficientDriver" in fs.info()["cuda"]["why_none"]
+    info = fs.info()["cuda"]
+    assert info["devices"] == ["Emulated GPU, sm_90"]
+    assert info["why_none"] is None
+
+
+def test_an_address_in_host_memory(cupy, emulator):
+    _, (q, h) = pairs(cupy, 8, 8)
+    emulator.emulator_place(h.data.ptr, 32, 0, 1)
+    with pytest.raises(ValueError, match="grad is said to be on a GPU, but its address is in host memory"):
+        fs.SGD().step(q, h)
+    emulator.emulator_place(h.data.ptr, 32, 0, -1)
+
+
+@pytest.fixture
+def devices(cupy):
+    if hasattr(cupy, "emulator"):
+        cupy.emulator.emulator_set_device_count(2)
+    elif cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("needs two GPUs")
+    yield [cupy.cuda.Device(i) for i in range(2)]
+    if hasattr(cupy, "emulator"):
+        cupy.emulator.emulator_set_device_count(1)
