@@ -1,0 +1,227 @@
+"""A checkpoint file is the old one or the new one at any moment."""
+
+import errno
+import itertools
+import os
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fusedstep.core import archive
+from tests.api.archives import assert_same, save
+
+
+def test_paths_that_are_no_regular_files(path):
+    path.mkdir()
+    for call in (archive.read, save):
+        with pytest.raises(ValueError, match=r"checkpoint\.\w+ is no regular file"):
+            call(path)
+    path.rmdir()
+    os.mkfifo(path)
+    for call in (archive.read, save):
+        with pytest.raises(ValueError, match=r"checkpoint\.\w+ is no regular file"):
+            call(path)
+    assert stat.S_ISFIFO(path.stat().st_mode)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=path.name):
+        archive.read(path)
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*nowhere'$"):
+        save(path.parent / "nowhere" / path.name)
+    assert not os.listdir(path.parent)
+
+
+def test_symbolic_links_stay(path):
+    link, folder = path.with_name(f"latest{path.suffix}"), path.parent / "elsewhere"
+    folder.mkdir()
+    link.symlink_to(os.path.join("elsewhere", f"target{path.suffix}"))  # dangling at first
+    for k in (1, 2):
+        expected = save(link, k)
+        assert link.is_symlink()
+        assert_same(archive.read(link)[0], expected)
+        assert os.listdir(folder) == [f"target{path.suffix}"]
+
+
+def test_modes(path):
+    old = os.umask(0o027)
+    try:
+        save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        for mode in (0o600, 0o444, 0o666):
+            path.chmod(mode)
+            save(path)
+            assert stat.S_IMODE(path.stat().st_mode) == mode
+    finally:
+        os.umask(old)
+
+
+def test_path_relative_to_the_working_directory(path, monkeypatch):
+    monkeypatch.chdir(path.parent)
+    expected = save(path.name)
+    assert_same(archive.read(path.name)[0], expected)
+
+
+def test_the_order_of_events(path, monkeypatch):
+    save(path, 1)
+    events, seen, fsync, replace = [], [], os.fsync, os.replace
+
+    def spy_fsync(descriptor):
+        status = os.fstat(descriptor)
+        events.append(("fsync", status.st_ino))
+        if stat.S_ISREG(status.st_mode):
+            seen.append(os.pread(descriptor, 1 << 20, 0))
+        fsync(descriptor)
+
+    def spy_replace(source, target):
+        assert not seen or seen[-1] != path.read_bytes()
+        events.append(("replace", os.stat(source).st_ino, target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    save(path, 2)
+    file, folder = path.stat().st_ino, path.parent.stat().st_ino
+    assert events == [("fsync", file), ("replace", file, os.path.realpath(path)), ("fsync", folder)]
+    assert seen == [path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt(), MemoryError()], ids=repr
+)
+@pytest.mark.parametrize("where", ["write", "_seals", "fsync", "replace", "chmod"])
+def test_a_write_that_fails(path, monkeypatch, where, error):
+    owner = {"write": type(archive._locate(path)[1]), "_seals": archive}.get(where, os)
+    written = getattr(owner, where)
+
+    def fail(*args):
+        if where == "write":
+            written(*args)
+        raise error
+
+    for before in ([], [path.name]):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, where, fail)
+            with pytest.raises(type(error)):
+                save(path, 2)
+        assert os.listdir(path.parent) == before
+        if before:
+            assert archive.read(path)[1] == {"t": 1}
+        save(path, 1)
+
+
+def run(code, *arguments):
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the fewer threads, the better is fork defined
+    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
+    assert not result.returncode, result.stderr.decode()
+
+
+DISK_FULL = """
+import os, resource, sys
+import numpy as np
+from fusedstep.core import archive
+
+path = sys.argv[1]
+archive.write(path, {"w": np.ones(100)}, {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for n in (12_000, 12_499, 50_000):
+    try:
+        archive.write(path, {"w": np.zeros(n)}, {})
+    except OSError as error:
+        assert n > 12_000 and "File too large" in str(error), error
+    else:
+        assert n == 12_000
+assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+assert len(archive.read(path)[0]["w"]) == 12_000
+"""
+
+
+def test_a_disk_that_is_full(path):
+    """As good as: the system lets no file grow above 100 kB."""
+    run(DISK_FULL, path)
+
+
+KILL = """
+import os, random, shutil, signal, sys, time
+import numpy as np
+from fusedstep.core import archive
+
+path = sys.argv[1]
+folder, name = os.path.split(path)
+versions = [{"w": np.full((200, 100), k, np.float32), "m": np.full(15_000, -k)} for k in (0.0, 1.0)]
+rng = random.Random(0)
+
+def child():
+    try:
+        k = rng.randrange(2)
+        while True:
+            archive.write(path, versions[k], {"k": k})
+            k = 1 - k
+    finally:
+        os._exit(1)
+
+begin = time.perf_counter()
+for k in (0, 1, 0, 1):
+    archive.write(path, versions[k], {"k": k})
+once = (time.perf_counter() - begin) / 4
+rounds = max(20, min(300, int(8 / (2.5 * once))))  # hundreds, where the disk is not slow
+seen, hits = set(), 0
+for _ in range(rounds):
+    rng.random()
+    pid = os.fork()
+    if not pid:
+        child()
+    time.sleep(rng.uniform(0, 5 * once))
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    arrays, meta = archive.read(path)
+    assert all((arrays[key] == array).all() for key, array in versions[meta["k"]].items())
+    seen.add(meta["k"])
+    left = [other for other in os.listdir(folder) if other != name]
+    assert all(other.startswith(f".{name}.") and other.endswith(".tmp") for other in left)
+    hits += len(left)
+    for other in left:
+        shutil.rmtree(os.path.join(folder, other))
+assert seen == {0, 1}
+assert rounds / 10 < hits <= rounds, hits
+"""
+
+
+def test_kill_9(path):
+    """Whenever a process is killed while it saves, the file is one of the two that it saves in turn."""
+    run(KILL, path)
+
+
+def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors")
+    path, opened = tmp_path / "x.safetensors", safetensors.safe_open
+    save(path, 1)
+    calls = itertools.count()
+
+    def late(*args, **options):
+        if next(calls) == 0:
+            save(path, 2)
+        return opened(*args, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", late)
+    arrays, meta = archive.read(path)
+    assert meta == {"t": 2}
+    assert (arrays["params/w"] == 2).all()
+    assert next(calls) == 2
+
+
+def test_a_reader_beside_a_writer(path):
+    code = f"""
+import sys, numpy as np
+from fusedstep.core import archive
+for k in range(100):
+    archive.write({str(path)!r}, {{"w": np.full(10_000, k)}}, {{"k": k}})
+"""
+    archive.write(path, {"w": np.zeros(10_000)}, {"k": 0})
+    with subprocess.Popen([sys.executable, "-c", code]) as writer:
+        while writer.poll() is None:
+            arrays, meta = archive.read(path)
+            assert (arrays["w"] == meta["k"]).all()
+    assert writer.returncode == 0
+    assert meta["k"] > 0
