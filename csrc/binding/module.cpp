@@ -1,6 +1,5 @@
 // The module fusedstep._cpu: rules, plans and the engine for host memory, as Python sees them.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "binding/functional.h"
 #include "binding/plan.h"
