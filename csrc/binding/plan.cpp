@@ -354,6 +354,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
             throw py::index_error("set_hypers: no such row");
     std::vector<Number> hypers;
+    hypers.reserve(rows.size() * rule_.hyper_count);
     std::vector<py::object> live;
     int device = kHost;
     for (py::handle row : rows)
