@@ -9,7 +9,6 @@ import numpy as np
 import fusedstep as fs
 from fusedstep import schedules
 from fusedstep.schedules.description import describe
-from fusedstep.tools import verify
 from tests.api.formats import BFLOAT16
 
 SHAPES = {"w": (5,), "layer/b": (2, 3), ("c", 0): (), None: (3, 0)}
@@ -77,7 +76,7 @@ def half_adam():
     return fs.Adam(schedules.cosine(0.1, 150), ema=0.9, seed=7, overrides=overrides)
 
 
-RUNS = {f"{i}-{cls.__name__}": (cls, 60, DTYPES) for i, cls in enumerate(verify.classes())}
+RUNS = {f"{i}-{cls.__name__}": (cls, 60, DTYPES) for i, cls in enumerate(fs.optimizers.classes())}
 RUNS |= {"adam": (rich_adam, 1000, DTYPES), "nadam": (rich_nadam, 1000, DTYPES), "rmsprop": (rich_rmsprop, 200, DTYPES)}
 if BFLOAT16:
     RUNS["half"] = (half_adam, 200, {"w": BFLOAT16, "layer/b": np.float16, ("c", 0): BFLOAT16, None: np.float16})

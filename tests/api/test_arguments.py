@@ -350,7 +350,7 @@ def test_bad_hyperparameters_at_construction_and_later(name, value, error, messa
     optimizer.step(ones(), ones())
 
 
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_an_option_that_is_not_there_is_never_ignored(cls):
     for option in ("nesterov", "learning_rate", "betas", "clip"):
         with pytest.raises(TypeError, match=option):

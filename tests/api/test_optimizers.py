@@ -148,7 +148,7 @@ def test_no_two_optimizers_share_anything():
 
 
 @pytest.mark.parametrize("through", [copy.copy, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_copies_continue_with_the_same_bits_and_live_arrays(cls, through):
     options = {"weight_decay": 0.1, "overrides": {"w": {"lr": 0.05}}}
     one, p = trained(cls, **options)
@@ -294,7 +294,7 @@ def test_rates_of_zero_and_betas_of_zero():
             assert (p == 1).all() == (options == {"lr": 0.0})
 
 
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_every_option_has_an_effect(cls):
     def result(**options):
         p = {"w": np.linspace(0.5, 2, 64).astype(np.float32)}

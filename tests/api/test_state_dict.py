@@ -14,7 +14,7 @@ from tests.api.runs import frozen, rich_adam, rich_nadam, rich_rmsprop, snapshot
 from tests.api.wrongs import JUNK, M, Unfit, not_refused, within
 
 
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_state_dicts_of_every_dialect_continue_with_the_same_bits(cls):
     for options in verify.dialects(cls):
         one, (params, batches) = cls(**options), start()

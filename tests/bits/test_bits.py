@@ -12,7 +12,7 @@ from fusedstep import _cpu, functional, reference
 from fusedstep.tools import verify
 from tests.rules import BY_RULE
 
-CLASSES = verify.classes()
+CLASSES = fs.optimizers.classes()
 GRID = [(cls, tuple(options.items())) for cls in CLASSES for options in verify.dialects(cls)]
 IDS = [f"{cls.__name__}-{'-'.join(f'{name}={value}' for name, value in options)}" for cls, options in GRID]
 

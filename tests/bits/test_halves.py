@@ -293,7 +293,7 @@ def test_large_step_numbers_and_far_elements_have_noise():
 
 def test_eps_never_vanishes():
     """1e-8 is 0 in float16; scalars are float32, so a gradient of 0 divides nothing by 0."""
-    for cls in verify.classes():
+    for cls in fs.optimizers.classes():
         for half in (F16, BF16):
             p = np.ones(20, half)
             opt = cls(state_dtype="same")

@@ -47,7 +47,7 @@ def test_small_updates_are_lost_to_nearest_and_kept_by_chance_or_a_master():
 
 
 @HALVES
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_a_master_is_the_float32_run(cls, half):
     rng = np.random.default_rng(0)
     start = rng.standard_normal(700).astype(half)
@@ -61,7 +61,7 @@ def test_a_master_is_the_float32_run(cls, half):
         same(p, wide.astype(half))
 
 
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_parameter_and_remainder_are_the_float32_run(cls):
     rng = np.random.default_rng(0)
     start = rng.standard_normal(700).astype(BF16)
@@ -192,7 +192,7 @@ def test_only_half_precision_has_masters():
 
 
 @HALVES
-@pytest.mark.parametrize("cls", verify.classes())
+@pytest.mark.parametrize("cls", fs.optimizers.classes())
 def test_state_dtypes(cls, half):
     for choice, expected in (("float32", F32), ("same", half)):
         opt = cls(state_dtype=choice, ema=0.9)

@@ -9,11 +9,10 @@ import fusedstep as fs
 from fusedstep import functional, reference
 from fusedstep.core import overrides
 from fusedstep.core.hyperparameters import declared
-from fusedstep.tools import verify
 from tests.formulas.arrays import CLIPS, F64, INF, NAN, bits, copies, normal, same
 from tests.rules import FILES
 
-CLASSES = verify.classes()
+CLASSES = fs.optimizers.classes()
 
 # The order of the operations: what is right, and a neighbouring order that gives other bits. d is the dtype.
 

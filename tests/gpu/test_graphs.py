@@ -5,10 +5,9 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _cpu, functional
-from fusedstep.tools import verify
 from tests.gpu.arrays import pairs, same
 
-CLASSES = verify.classes()
+CLASSES = fs.optimizers.classes()
 
 
 @pytest.mark.parametrize("cls", CLASSES)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .optimizer import Optimizer, Scalars, Scheduled, State, larger, power
+from .optimizer import Memory, Optimizer, Scalars, Scheduled, larger
 
 
 @dataclass(eq=False)
@@ -15,16 +15,35 @@ class Drift(Optimizer):
     lr: Scheduled = 1e-3
     beta1: Scheduled = 0.9
     beta2: Scheduled = 0.99
+    rho: Scheduled = 0.95
+    momentum: Scheduled = 0.5
     eps: Scheduled = 1e-8
+    eps_mode: str = "outside"
+    share: Scheduled = 0.25
+    floor: Scheduled = 0.0
 
     def states(self) -> str:
-        return "mv"
+        return "mvwx"
 
-    def host(self, lr: float, t: int, s: State) -> Scalars:
-        step = lr / (1 - power(self.beta1, t))
-        return {"beta1": self.beta1, "o1": 1 - self.beta1, "beta2": self.beta2, "step": step, "eps": self.eps}
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
+        product = memory["product"] = self.beta1 if t == 1 else memory["product"] * self.beta1
+        weight = memory["weight"] = 1.0 if t == 1 else self.momentum * memory["weight"] + 1
+        return {
+            "beta1": self.beta1,
+            "o1": 1 - self.beta1,
+            "beta2": self.beta2,
+            "o2": 1 - self.beta2,
+            "rho": self.rho,
+            "mu": self.momentum,
+            "cm": lr * (1 - self.share) / (1 - product),
+            "cx": lr * self.share / weight,
+            "ei": self.eps if self.eps_mode == "inside" else 0.0,
+            "floor": self.floor + (self.eps if self.eps_mode == "outside" else 0.0),
+        }
 
-    def elem(self, k: Any, g: Any, m: Any, v: Any) -> Any:
+    def elem(self, k: Any, g: Any, m: Any, v: Any, w: Any, x: Any) -> Any:
         m[...] = k.beta1 * m + k.o1 * g
-        v[...] = larger(k.beta2 * v, np.abs(g))
-        return k.step * m / (v + k.eps)
+        v[...] = k.beta2 * v + k.o2 * (g * g)
+        w[...] = larger(k.rho * w, np.abs(g) + k.floor)
+        x[...] = k.mu * x + m
+        return (k.cm * m + k.cx * x) / larger(np.sqrt(v + k.ei), w)

@@ -13,7 +13,14 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-TREE = ("csrc", "python", "tests", "benchmarks", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")
+TREE = ("csrc", "python", "tests", "benchmarks", "docs", "CMakeLists.txt", "pyproject.toml", "LICENSE")
+TREE += ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+
+# Tests that look at the whole package.
+GENERAL = [
+    f"tests/{name}.py"
+    for name in ("formulas/test_reference", "api/test_walls", "api/test_functions", "docs/test_pages")
+]
 
 pytestmark = pytest.mark.exhaustive
 
@@ -43,7 +50,7 @@ def environment(tmp_path_factory):
     """The folder of a source tree with one more optimizer, and the variables of a process that finds its build."""
     tree, target = tmp_path_factory.mktemp("newcomer") / "tree", tmp_path_factory.mktemp("built")
     tree.mkdir()
-    ignored = shutil.ignore_patterns("*.so", "__pycache__", "results", "pictures")
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
     for name in TREE:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tree / name, **({"ignore": ignored} if copy is shutil.copytree else {}))
@@ -72,10 +79,10 @@ def run(environment):
 
 def test_all_tests_find_the_newcomer(run):
     """Those of the promises, of the tools, and of the loop of GPUs, which runs as C++."""
-    run("-m", "pytest", "-p", "no:cacheprovider", "tests/rules", "tests/formulas/test_reference.py")
+    run("-m", "pytest", "-p", "no:cacheprovider", "tests/rules", *GENERAL)
     printed = run("-m", "pytest", "-p", "no:cacheprovider", "-rA", "-k", "drift", "tests")
     assert set(re.findall(r"^PASSED (tests/\w+/\w+)\.py::", printed, re.MULTILINE)) >= {
-        "tests/api/test_checkpoint",
+        "tests/api/test_state_dict",
         "tests/api/test_optimizers",
         "tests/bits/test_bits",
         "tests/gpu/test_bits",

@@ -19,7 +19,8 @@ Where there is something to say, also:
 * ROUNDED: (arguments, state, its value after an update with gradient 1): scalars that are rounded to float32 once.
 * LOOPS: (a loop as another document or library writes it, the arguments that make the same updates).
 * PARABOLA: (arguments, where 10 updates with the gradient 2x lead from x = 10).
-* SCALARS: (arguments, a function that returns an update in the right order of operations on scalars, and in another).
+* SCALARS: (arguments, a function that returns an update in the right order of operations on scalars, and in another,
+  from lr, t, m, v, g and the memory of the rule).
 * VALUES: what a hyperparameter may be in four updates in a row, if it is not a number between 0 and 1.
 
 Functions whose names begin with `test_` test what is special to the optimizer. `test_rules.py` tests all the rest.
@@ -28,9 +29,9 @@ Functions whose names begin with `test_` test what is special to the optimizer. 
 from importlib import import_module
 from importlib.util import find_spec
 
-from fusedstep.tools import verify
+from fusedstep.optimizers import classes
 
-NAMES = [cls.__name__ for cls in verify.classes()]
+NAMES = [cls.__name__ for cls in classes()]
 FILES = {name: import_module(f"{__name__}.{name.lower()}") for name in NAMES if find_spec(f"{__name__}.{name.lower()}")}
 # The class whose steps are those of a rule, and its arguments: of several classes, the first one.
 BY_RULE = {rule: (name, arguments) for name, file in reversed(FILES.items()) for rule, arguments in file.RULES.items()}

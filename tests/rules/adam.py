@@ -68,12 +68,12 @@ ORDER = [
 ROUNDED = [({"beta1": 0.99}, "m", 1 - 0.99), ({}, "v", 1 - 0.999)]
 
 
-def eps_outside(lr, t, m, v, g, p):
+def eps_outside(lr, t, m, v, g, memory):
     c1, c2 = 1 - base.power(0.9, t), math.sqrt(1 - base.power(0.999, t))
     return (lr * c2 / c1 * m) / (math.sqrt(v) + 0.01 * c2), lr / c1 * m / (math.sqrt(v) / c2 + 0.01)
 
 
-def eps_inside(lr, t, m, v, g, p):
+def eps_inside(lr, t, m, v, g, memory):
     c1, c2 = 1 - base.power(0.9, t), math.sqrt(1 - base.power(0.999, t))
     return (lr * c2 / c1 * m) / math.sqrt(v + 0.01 * c2 * c2), (lr * c2 / c1 * m) / math.sqrt(v + 0.01 * (c2 * c2))
 

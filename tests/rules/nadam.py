@@ -50,8 +50,8 @@ ORDER = [
 ROUNDED = [({"beta1": 0.99}, "m", 1 - 0.99), ({}, "v", 1 - 0.999)]
 
 
-def gains(lr, t, m, v, g, p):
-    r, c2 = base.rational_power(0.96, 0.5), math.sqrt(1 - base.power(0.999, t))
+def gains(lr, t, m, v, g, memory):
+    p, r, c2 = memory["product"], base.rational_power(0.96, 0.5), math.sqrt(1 - base.power(0.999, t))
     mu, mu1 = 0.9 * (1 - 0.5 * base.power(r, t)), 0.9 * (1 - 0.5 * base.power(r, t + 1))
     cm, cg = lr * mu1 / (1 - p * mu1) * c2, lr * (1 - mu) / (1 - p) * c2
     other = lr * c2 * (mu1 / (1 - p * mu1) * m + (1 - mu) / (1 - p) * g)

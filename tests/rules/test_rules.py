@@ -208,7 +208,7 @@ def test_order_of_scalars(name, hyper, updates):
         p = np.zeros(1)
         opt.step(p, np.array([g]))
         state = opt.state[0]
-        right, wrong = updates(0.3, t, state["m"].item(), state["v"].item(), g, opt.memory[0].get("product"))
+        right, wrong = updates(0.3, t, state["m"].item(), state["v"].item(), g, opt.memory[0])
         assert p.item() == -right
         differ += right != wrong
     assert differ
