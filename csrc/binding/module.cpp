@@ -1,6 +1,5 @@
 // The module fusedstep._cpu: rules, plans and the engine for host memory, as Python sees them.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include "binding/functional.h"
 #include "binding/plan.h"
@@ -33,6 +32,14 @@ const RuleInfo& rule_of(int number) {
     const auto rules = rule_infos();
     if (number < 0 || static_cast<size_t>(number) >= rules.size()) throw py::index_error("no rule has this number");
     return rules[number];
+}
+
+// The dtypes whose numbers are computed in float32 and rounded when they are stored.
+py::tuple list_narrow() {
+    py::list names;
+    for (int type = 0; type < kTypes; ++type)
+        if (contains(kNarrow, static_cast<Type>(type))) names.append(name_of(static_cast<Type>(type)));
+    return py::tuple(names);
 }
 
 py::tuple list_isas() {
@@ -86,6 +93,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.attr("compiler") = FUSEDSTEP_COMPILER;
     m.attr("flags") = FUSEDSTEP_FLAGS;
     m.attr("commit") = FUSEDSTEP_COMMIT;
+    m.attr("narrow") = list_narrow();
     m.attr("tickets") = kTickets;
     m.attr("max_memory") = kMaxMemory;
     m.def("isa", [] { return current_kernels().isa; });

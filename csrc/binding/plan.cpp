@@ -281,9 +281,12 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         throw py::value_error("bind: expected arrays, a clock and a noise id for each tensor");
     for (const Tensor& tensor : tensors_)
         if (!tensor.has(kParam)) throw py::value_error("bind: expected a check first");
-    const auto first_elements = origins.is_none() ? std::vector<int64_t>() : py::cast<std::vector<int64_t>>(origins);
-    if (!first_elements.empty() && first_elements.size() != n)
-        throw py::value_error("bind: expected an origin for each tensor");
+    std::vector<int64_t> first_elements(n);
+    if (!origins.is_none()) {
+        const auto given = py::cast<py::array_t<int64_t, py::array::c_style>>(origins);
+        if (static_cast<size_t>(given.size()) != n) throw py::value_error("bind: expected an origin for each tensor");
+        std::copy_n(given.data(), n, first_elements.begin());
+    }
     for (int64_t origin : first_elements)
         if (origin < 0 || origin % kBlock != 0)
             throw py::value_error("bind: an origin is " + std::to_string(origin) + ", expected a multiple of " +
@@ -299,7 +302,7 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         if (at < 0 || at >= clocks.size()) throw py::index_error("bind: no such clock");
         slots_[i].clock = clock + at;
         slots_[i].noise_id = noise_ids.at(i);
-        slots_[i].origin = first_elements.empty() ? 0 : first_elements[i];
+        slots_[i].origin = first_elements[i];
         tensor.bound = !kept[i].is_none();
         if (!tensor.bound) continue;
         py::tuple arrays = kept[i];
@@ -351,6 +354,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
             throw py::index_error("set_hypers: no such row");
     std::vector<Number> hypers;
+    hypers.reserve(rows.size() * rule_.hyper_count);
     std::vector<py::object> live;
     int device = kHost;
     for (py::handle row : rows)

@@ -17,6 +17,7 @@ built_isas: list[str]
 compiler: str
 flags: str
 commit: str
+narrow: tuple[str, ...]
 tickets: int
 max_memory: int
 

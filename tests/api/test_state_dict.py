@@ -164,6 +164,7 @@ def test_wrong_memory_changes_nothing():
     saved = trained(fs.Nadam)[0].state_dict()
     numbers = (-0.1, 1.1, math.nan, math.inf, "0.5", None, [0.5], True, 2, 10**400, np.ones(2))
     wrongs = [(x, within(saved, "memory", "w", "product", value=x)) for x in numbers]
+    wrongs += [("state", within(saved, "state", "w", "product", value=x)) for x in (0.5, np.ones(5))]
     wrongs += [(junk, within(saved, "memory", "w", value=junk)) for junk in [*JUNK, {"product": 0.5, "x": 0.5}]]
     assert not_refused(lambda: trained(fs.Nadam)[0], wrongs) == []
     assert not_refused(fs.Nadam, wrongs) == []

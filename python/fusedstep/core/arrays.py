@@ -7,6 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from fusedstep import _cpu
+
 __all__ = [
     "MASTERS",
     "MASTER_DTYPES",
@@ -19,7 +21,7 @@ __all__ = [
     "fill",
     "fits",
     "is_bfloat16",
-    "is_half",
+    "is_narrow",
     "is_on_gpu",
     "new_array",
     "to_host",
@@ -33,15 +35,19 @@ MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
 
 
-def is_half(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is float16, or the bfloat16 of `ml_dtypes`."""
-    return dtype == np.float16 or is_bfloat16(dtype)
+def is_narrow(dtype: np.dtype[Any]) -> bool:
+    """Return whether a dtype is one whose numbers are computed in float32: float16, or the bfloat16 of `ml_dtypes`."""
+    return dtype.name in _cpu.narrow and (dtype.isbuiltin == 1 or _is_of_ml_dtypes(dtype))
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
-    """Return whether a dtype is the bfloat16 of `ml_dtypes` in native byte order, without importing that package."""
-    registered = dtype.isbuiltin == 2 and dtype.isnative  # a structured dtype of two bytes may have the same name
-    return registered and dtype.name == "bfloat16" and dtype.type.__module__ == "ml_dtypes"
+    """Return whether a dtype is the bfloat16 of `ml_dtypes`, which need not be installed, in native byte order."""
+    return dtype.name == "bfloat16" and _is_of_ml_dtypes(dtype)
+
+
+def _is_of_ml_dtypes(dtype: np.dtype[Any]) -> bool:
+    registered = dtype.isbuiltin == 2 and dtype.isnative  # a structured dtype may have the same name
+    return registered and dtype.type.__module__ == "ml_dtypes"
 
 
 def is_on_gpu(value: Any) -> bool:
@@ -91,8 +97,8 @@ def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None =
 def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
     """Return whether a state called `name`, or an average, may belong to a parameter of a dtype."""
     if name in MASTER_DTYPES:
-        return is_half(param) and state == MASTER_DTYPES[name] and (name == "master" or is_bfloat16(param))
-    return param == state or (is_half(param) and state == np.float32)
+        return is_narrow(param) and state == MASTER_DTYPES[name] and (name == "master" or is_bfloat16(param))
+    return param == state or (is_narrow(param) and state == np.float32)
 
 
 def to_host(array: Array) -> Array:

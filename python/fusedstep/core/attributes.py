@@ -127,8 +127,11 @@ class Attributes:
         return _cpu.rules[self._settings_with().rule]
 
     @classmethod
-    def _names(cls) -> dict[str, str]:
-        """Return the states and memory of all rules of this class: name -> what PyTorch calls it, or the same name."""
+    def _rules(cls) -> list[_cpu.Rule]:
+        return [_cpu.rules[name] for name in (cls.rule, *cls.other_rules)]
+
+    @classmethod
+    def _torch_names(cls) -> dict[str, str]:
+        """Return what PyTorch calls the states and memory of all rules; a name that is not there stays the same."""
         theirs = dict(cls.torch_states)
-        rules = [_cpu.rules[name] for name in (cls.rule, *cls.other_rules)]
-        return {name: theirs.get(name, name) for rule in rules for name in rule.states + rule.memory}
+        return {name: theirs.get(name, name) for rule in cls._rules() for name in rule.states + rule.memory}

@@ -106,23 +106,11 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
         If the value is out of range, or not one of the choices.
     """
     label = label or name
-    if hint is bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"{label} is {value!r}, expected True or False")
-        return value
-    if hint is int:
-        if integer(label, value, 0) >= 2**53:
-            raise ValueError(f"{label} is {value!r}, expected an integer below 2**53")
-        return int(value)
-    if choices := _choices(hint):
-        if not isinstance(value, tuple({type(choice) for choice in choices})):
-            raise TypeError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-        if value not in choices:
-            raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
-        return value
+    if hint is not float:
+        return _check_choice(label, value, hint)
     if value is None and name in _OPTIONAL:
         return None
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (float, Real)):  # float first, to be fast
         raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
     try:
         x = float(value) + 0.0  # so that -0.0 is 0.0
@@ -132,6 +120,23 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
     if x not in allowed:
         raise ValueError(f"{label} is {value!r}, expected {allowed.text(name)}")
     return x
+
+
+def _check_choice(label: str, value: Any, hint: Any) -> Any:
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise TypeError(f"{label} is {value!r}, expected True or False")
+        return value
+    if hint is int:
+        if integer(label, value, 0) >= 2**53:
+            raise ValueError(f"{label} is {value!r}, expected an integer below 2**53")
+        return int(value)
+    choices = _choices(hint)
+    if not isinstance(value, tuple({type(choice) for choice in choices})):
+        raise TypeError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+    if value not in choices:
+        raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+    return value
 
 
 def range_of(name: str, ranges: Mapping[str, Range]) -> Range:

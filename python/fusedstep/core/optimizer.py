@@ -352,7 +352,7 @@ class Optimizer(Attributes):
         """
         snapshot.check_names(names)
         known = snapshot.described(type(self).__name__, self.__getstate__())
-        return known if names == "fusedstep" else snapshot.to_torch(known, self._names())
+        return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
 
     def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
         """
@@ -411,9 +411,10 @@ class Optimizer(Attributes):
         snapshot.check_parts(saved, type(self).__name__)
         values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
         candidate = type(self)(**values)
-        rule, possible = candidate._present_rule(), self._names()
+        rule = candidate._present_rule()
         if names == "torch":
-            saved = snapshot.from_torch(saved, possible, rule.memory)
+            saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
+        possible = {name for some in self._rules() for name in some.states}
         progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
         return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fusedstep import _cpu
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, is_half, new_array
+from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, is_narrow, new_array
 from .hyperparameters import Scheduled
 
 __all__ = ["Averages", "Progress", "listed", "noise_id"]
@@ -145,11 +145,11 @@ class Progress:
             self.ema[key] = _moved(self.ema[key], device)
         if own == "remainder" and dtype == np.float16:
             raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
-        if own in states and not is_half(dtype):
+        if own in states and not is_narrow(dtype):
             raise TypeError(f"params[{key!r}] is {dtype}, expected half precision like it had when its {own} was made")
         made = [array for name, array in states.items() if name not in MASTER_DTYPES] + [self.ema.get(key)]
         like = next((array for array in made if array is not None), None)
-        wanted: np.dtype[Any] = np.dtype(np.float32) if is_half(dtype) and state_dtype == "float32" else dtype
+        wanted: np.dtype[Any] = np.dtype(np.float32) if is_narrow(dtype) and state_dtype == "float32" else dtype
         if like is not None:
             wanted = like.dtype
         for name, start in starts.items():
@@ -160,7 +160,7 @@ class Progress:
                         fill(states[name], start if wanted == np.float64 else np.float32(start))
         if averaged and key not in self.ema:
             self.ema[key] = new_array(shape, wanted, device)
-        if own and own not in states and is_half(dtype):
+        if own and own not in states and is_narrow(dtype):
             # A new master is zeros. The kernel takes the parameter wherever it is not the rounded master, so training
             # starts from the parameter.
             states[own] = new_array(shape, MASTER_DTYPES[own], device)

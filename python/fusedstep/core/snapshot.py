@@ -16,7 +16,7 @@ from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus, describe, rebuild
 from fusedstep.schedules.plateau import plateau
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_half, new_array, to_host
+from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
 from .hyperparameters import Range, check, on_host
 from .progress import Progress, listed
 
@@ -299,7 +299,7 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array
     for label, (name, target, source) in arrays.items():
         source = to_host(as_array(source, label))
         wanted = MASTER_DTYPES.get(name, dtype)
-        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_half(source.dtype):
+        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_narrow(source.dtype):
             raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
         if wanted is not None and source.dtype != wanted:
             like = "" if name in MASTER_DTYPES else " like the rest of its parameter"

@@ -274,8 +274,8 @@ class Optimizer:
             if decays and h.decoupled:
                 u = u + dec * x
             x = x - u
-            for i, name in enumerate(h.names):
-                s[name][...] = stored(wide[name], s[name].dtype, noise, 2 + i)
+            for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # 5 is the average
+                s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
                 average = d * widened(self.ema[key]) + d1 * x if key in self.ema else x

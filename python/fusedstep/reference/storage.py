@@ -49,7 +49,7 @@ class Noise:
         self.key = philox(np.array(words).reshape(4, 1), [seed % 2**32, seed >> 32])[:2, 0]
 
     def bits(self, array: int, shape: tuple[int, ...]) -> Any:
-        """Return 16 random bits for each element of array number 0 (parameter), 2 to 4 (states) or 5 (average)."""
+        """Return 16 random bits for each element of array number 0 (parameter), 2, 3, 4, 6 (states) or 5 (average)."""
         size = int(np.prod(shape))
         counters = np.arange(-(-size // 256) * 32)
         zeros = np.zeros_like(counters)
