@@ -145,10 +145,8 @@ def test_wrong_states_of_torch_change_nothing():
     wrongs += [{0: NADAM | {"step": step}} for step in (-1, 0.5, "3", None, True, math.inf)]
     wrongs += [{0: NADAM | {"mu_product": x}} for x in (2.0, -1, "0.5", None, [1], 10**400, math.nan, True, np.ones(2))]
     wrongs += [{0: {n: value for n, value in NADAM.items() if n != dropped}} for dropped in NADAM]
-    wrongs += [
-        {0: NADAM | {"m": np.zeros(3)}},
-        {0: NADAM | {"square_avg": np.zeros(3)}},
-    ]  # a state given twice, and a state of another class
+    # A state that is given twice, and a state of another class.
+    wrongs += [{0: NADAM | {"m": np.zeros(3)}}, {0: NADAM | {"square_avg": np.zeros(3)}}]
     wrongs = [(repr(wrong), {"state": wrong}) for wrong in wrongs] + [(junk, junk) for junk in JUNK]
     assert not_refused(fs.Nadam, wrongs, names="torch") == []
 

@@ -58,9 +58,8 @@ def test_waiting_afterwards_may_fail_and_the_step_counts(cupy, emulator):
     for i in range(4):
         host.step(p, g)
         if i == 2:
-            emulator.emulator_fail(
-                b"cudaEventRecord", 2, 719
-            )  # the third record: after the one before the step and the one at its end
+            # The third record fails: the first comes before the step, the second marks its end.
+            emulator.emulator_fail(b"cudaEventRecord", 2, 719)
             with pytest.raises(RuntimeError, match="cudaErrorLaunchFailure"):
                 gpu.step(q, h, stream=stream)
         else:

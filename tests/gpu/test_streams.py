@@ -46,9 +46,7 @@ def test_new_gradients_are_told_to_the_gpu(cupy):
     kept = []
     for i in range(5):
         g, h = pairs(cupy, 500, 3, seed=i)
-        kept.append(
-            h[i % 2]
-        )  # one gradient is kept, so that its address is not used again, while the other address may be
+        kept.append(h[i % 2])  # the address of the other gradient may be used again
         host.step(p, g)
         gpu.step(q, h)
     assert all(map(same, p, q))

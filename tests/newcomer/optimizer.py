@@ -1,4 +1,4 @@
-"""The class of Drift, as it is added to `fusedstep/optimizers.py`."""
+"""Drift, an optimizer of the tests alone: a file of `fusedstep/optimizers`."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -18,31 +18,33 @@ TREE += ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 
 # Tests that look at the whole package.
 GENERAL = [
-    f"tests/{name}.py"
-    for name in ("formulas/test_reference", "api/test_walls", "api/test_functions", "docs/test_pages")
+    "tests/api/test_functions.py",
+    "tests/api/test_walls.py",
+    "tests/docs/test_pages.py",
+    "tests/formulas/test_reference.py",
 ]
 
 pytestmark = pytest.mark.exhaustive
 
 
-def listed(path, before, name, after):
+def listed(path, before, name):
     """Write a name into a list, behind another one."""
     text = path.read_text()
     assert text.count(before) == 1
-    path.write_text(text.replace(before, f"{before}{name}{after}"))
+    path.write_text(text.replace(before, before + name))
 
 
 def add_drift(tree):
     shutil.copy(HERE / "drift.h", tree / "csrc/rules/drift.h")
     shutil.copy(HERE / "rules.py", tree / "tests/rules/drift.py")
-    package = tree / "python/fusedstep"
-    for piece, target in (("reference.py", "reference/optimizers.py"), ("optimizer.py", "optimizers.py")):
-        with (package / target).open("a") as file:
-            file.write("\n\n" + (HERE / piece).read_text().partition('"""\n')[2])
-        listed(package / target, '    "Adamax",\n', '    "Drift",\n', "")
-    rules = tree / "csrc/rules/all.h"
-    listed(rules, '#include "rules/amsgrad.h"\n', '#include "rules/drift.h"\n', "")
-    rules.write_text(re.sub(r"X\(SGD\)", "X(SGD) X(Drift)", rules.read_text()))
+    shutil.copy(HERE / "optimizer.py", tree / "python/fusedstep/optimizers/drift.py")
+    listed(tree / "python/fusedstep/optimizers/__init__.py", "from .adamw import AdamW\n", "from .drift import Drift\n")
+    listed(tree / "python/fusedstep/optimizers/__init__.py", '    "Adamax",\n', '    "Drift",\n')
+    reference = tree / "python/fusedstep/reference/optimizers.py"
+    reference.write_text(reference.read_text() + (HERE / "reference.py").read_text().partition('"""\n')[2])
+    listed(reference, '    "Adamax",\n', '    "Drift",\n')
+    listed(tree / "csrc/rules/all.h", '#include "rules/amsgrad.h"\n', '#include "rules/drift.h"\n')
+    listed(tree / "csrc/rules/all.h", "X(SGD)", " X(Drift)")
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,7 @@ def optimizer():
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings(
-    "ignore:.*epoch parameter:UserWarning"
-)  # SequentialLR passes the epoch that PyTorch warns of
+@pytest.mark.filterwarnings("ignore:.*epoch parameter:UserWarning")  # SequentialLR itself passes an epoch
 def test_values(optimizer, name):
     ours, make = CASES[name]
     theirs = make(optimizer)
