@@ -59,6 +59,17 @@ def own_state():
     return make
 
 
+@pytest.fixture
+def own_memory():
+    """Return a function that gives what a function of `functional` returned: the memory of its rule, by name."""
+
+    def named(function, returned):
+        names = _cpu.rules[function.__name__].memory
+        return dict(zip(names, returned if len(names) > 1 else [returned], strict=False))
+
+    return named
+
+
 # CuPy, on a GPU, or on an emulation of its runtime in which the same kernels run as C++.
 
 ROOT = Path(__file__).parents[1]

@@ -254,7 +254,6 @@ def test_functional_refuses_by_name(name, own_state):
 
     def call(p, g, changes=(), **more):
         clock = {"t": 1} if "t" in function.__annotations__ else {}
-        clock |= {"product": 1.0} if "product" in function.__annotations__ else {}
         states = own_state(function, 8, F32) | dict(changes)
         function(p, g, *states.values(), **({"lr": 0.1} | clock | more))
         return states
@@ -285,12 +284,6 @@ def test_functional_refuses_by_name(name, own_state):
         p = ones()
         with pytest.raises(ValueError, match=rf"^{state} overlaps p in memory"):
             call(p, ones(), {state: p})
-
-
-@pytest.mark.parametrize("product", [-0.1, 1.5, float("nan"), float("inf")])
-def test_a_product_that_cannot_be(product):
-    with pytest.raises(ValueError, match=r"^product is .*, expected 0 <= product <= 1$"):
-        functional.nadam(ones(), ones(), ones() * 2, ones() * 3, t=1, product=product, lr=0.1)
 
 
 def test_functional_lists():

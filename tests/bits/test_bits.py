@@ -1,6 +1,5 @@
 """The promise of equal bits: reference = every instruction set = every number of threads, layout and grouping."""
 
-import inspect
 import itertools
 from functools import cache
 
@@ -149,7 +148,7 @@ RULES = [name for name in functional.__all__ if name in BY_RULE]
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("dtype", verify.DTYPES)
 @pytest.mark.parametrize("name", RULES)
-def test_functional_has_the_bits_of_the_reference(name, dtype, many, own_state):
+def test_functional_has_the_bits_of_the_reference(name, dtype, many, own_state, own_memory):
     function = getattr(functional, name)
     options = {"weight_decay": 0.3, "maximize": True}
     cls, extra = BY_RULE[name]
@@ -157,20 +156,18 @@ def test_functional_has_the_bits_of_the_reference(name, dtype, many, own_state):
     rng = np.random.default_rng(1)
     found, wanted = np.ones(67, dtype), np.ones(67, dtype)
     states = own_state(function, 67, dtype)
-    parameters = inspect.signature(function).parameters
-    product = 1.0
+    memory = {}
     for t in range(1, 6):
         g = verify.values(rng, 67, dtype)
-        clock = {"t": t} if "t" in parameters else {}
-        clock |= {"product": product} if "product" in parameters else {}
+        clock = memory | ({"t": t} if _cpu.rules[name].counts else {})
         arrays = [found, g, *states.values()]
         returned = function(*([a] for a in arrays) if many else arrays, lr=0.07, **options, **clock)
-        product = returned if "product" in parameters else 1.0
-        assert "product" in parameters or returned is None
+        memory = own_memory(function, returned)
+        assert memory or returned is None
         specification.step(wanted, g)
     state = specification.state[0]
     assert verify.difference([found, *states.values()], [wanted, *(state[n] for n in states)]) == 0
-    assert specification.memory[0] == ({"product": product} if "product" in parameters else {})
+    assert specification.memory[0] == memory
 
 
 @pytest.mark.parametrize("t", [1, 256, 257, 2**24, 2**24 + 1, 10**6])

@@ -1,6 +1,5 @@
 """What surrounds every rule: the order of operations, gradients that are not finite, skipped steps, zeroing."""
 
-import inspect
 import itertools
 import math
 
@@ -284,23 +283,21 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", [name for name in functional.__all__ if name in BY_RULE])
-def test_functions_are_the_classes(name, options, own_state):
+def test_functions_are_the_classes(name, options, own_state, own_memory):
     cls, extra = BY_RULE[name]
     step = {"grad_scale": options["grad_scale"]} if "grad_scale" in options else {}
     optimizer = getattr(fs, cls)(lr=0.1, **extra, **{k: v for k, v in options.items() if k not in step})
     function = getattr(functional, name)
     params, twins = ([normal(40), normal(2100, F64)] for _ in range(2))
     states = [own_state(function, p.size, p.dtype) for p in params]
-    product = 1.0
+    memory = {}
     for t in (1, 2):
         grads = [normal(p.size, p.dtype, t) for p in params]
         others = copies(grads)
         optimizer.step(twins, others, **step)
-        known = inspect.signature(function).parameters
-        clock = {k: v for k, v in (("t", t), ("product", product)) if k in known}
-        product = function(
-            params, grads, *map(list, zip(*(s.values() for s in states), strict=True)), lr=0.1, **clock, **options
-        )
+        clock = memory | ({"t": t} if _cpu.rules[name].counts else {})
+        arrays = map(list, zip(*(s.values() for s in states), strict=True))
+        memory = own_memory(function, function(params, grads, *arrays, lr=0.1, **clock, **options))
         assert same(params + grads, twins + others)
         for i, some in enumerate(states):
             assert same(some.values(), [optimizer.state[i][n] for n in some])

@@ -1,13 +1,12 @@
 """The promise of equal bits on a GPU."""
 
-import inspect
 from functools import cache
 
 import numpy as np
 import pytest
 
 import fusedstep as fs
-from fusedstep import functional, reference
+from fusedstep import _cpu, functional, reference
 from fusedstep.tools import verify
 from tests.gpu.arrays import F32, pairs, same
 
@@ -129,9 +128,7 @@ def test_functions_have_the_bits_of_the_host(cupy, own_state, name):
         states = [own_state(function, n, F32) for n in (3000, 5)]
         names = list(states[0])
         on_gpu = [{key: cupy.asarray(state) for key, state in some.items()} for some in states]
-        counts = {
-            name: n for name, n in {"t": 3, "product": 0.5}.items() if name in inspect.signature(function).parameters
-        }
+        counts = dict.fromkeys(_cpu.rules[name].memory, 0.5) | ({"t": 3} if _cpu.rules[name].counts else {})
         returned = [
             function(a[:2], a[2:], *([some[key] for some in s] for key in names), lr=0.1, **counts, **options)
             for a, s in ((arrays, states), (twins, on_gpu))

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from fusedstep import reference
+from fusedstep import functional, reference
 from fusedstep.reference import optimizer as base
 from tests.rules.notation import GRADIENTS, f32, mean, squares
 
@@ -110,3 +110,9 @@ def test_nadam_multiplies_each_momentum_once():
         opt.step(np.ones(2), np.ones(2))
     mu = [Fraction(3, 4) * (1 - Fraction(96, 100) ** t / 2) for t in (1, 2, 3)]
     assert opt.memory[0]["product"] == pytest.approx(float(math.prod(mu)), rel=1e-14)
+
+
+@pytest.mark.parametrize("product", [-0.1, 1.5, float("nan"), float("inf")])
+def test_a_product_that_cannot_be(product):
+    with pytest.raises(ValueError, match=r"^product is .*, expected 0 <= product <= 1$"):
+        functional.nadam(*np.ones((4, 8)), t=1, product=product, lr=0.1)
