@@ -1,4 +1,4 @@
-"""The class of Drift, as it is added to `fusedstep/optimizers.py`."""
+"""The class of Drift, as it is added to `fusedstep/optimizers/drift.py`."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

@@ -22,6 +22,12 @@ GENERAL = [
     for name in ("formulas/test_reference", "api/test_walls", "api/test_functions", "docs/test_pages")
 ]
 
+# A checkout that is installed to be edited is found before PYTHONPATH, by a finder that this removes.
+SITE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+"""
+
 pytestmark = pytest.mark.exhaustive
 
 
@@ -36,10 +42,12 @@ def add_drift(tree):
     shutil.copy(HERE / "drift.h", tree / "csrc/rules/drift.h")
     shutil.copy(HERE / "rules.py", tree / "tests/rules/drift.py")
     package = tree / "python/fusedstep"
-    for piece, target in (("reference.py", "reference/optimizers.py"), ("optimizer.py", "optimizers.py")):
-        with (package / target).open("a") as file:
-            file.write("\n\n" + (HERE / piece).read_text().partition('"""\n')[2])
-        listed(package / target, '    "Adamax",\n', '    "Drift",\n', "")
+    shutil.copy(HERE / "optimizer.py", package / "optimizers/drift.py")
+    listed(package / "optimizers/__init__.py", "from .adamw import AdamW\n", "from .drift import Drift\n", "")
+    with (package / "reference/optimizers.py").open("a") as file:
+        file.write("\n\n" + (HERE / "reference.py").read_text().partition('"""\n')[2])
+    for names in ("optimizers/__init__.py", "reference/optimizers.py"):
+        listed(package / names, '    "Adamax",\n', '    "Drift",\n', "")
     rules = tree / "csrc/rules/all.h"
     listed(rules, '#include "rules/amsgrad.h"\n', '#include "rules/drift.h"\n', "")
     rules.write_text(re.sub(r"X\(SGD\)", "X(SGD) X(Drift)", rules.read_text()))
@@ -60,6 +68,7 @@ def environment(tmp_path_factory):
     variables = os.environ | {"PYTHONPATH": str(target), "FUSEDSTEP_CUDA": "OFF"}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
+    (target / "sitecustomize.py").write_text(SITE)
     return tree, variables
 
 
