@@ -24,6 +24,12 @@ GENERAL = [
     "tests/formulas/test_reference.py",
 ]
 
+# A checkout that is installed to be edited is found before PYTHONPATH, by a finder that this removes.
+SITE = """
+import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
+"""
+
 pytestmark = pytest.mark.exhaustive
 
 
@@ -62,6 +68,7 @@ def environment(tmp_path_factory):
     variables = os.environ | {"PYTHONPATH": str(target), "FUSEDSTEP_CUDA": "OFF"}
     done = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
+    (target / "sitecustomize.py").write_text(SITE)
     return tree, variables
 
 
