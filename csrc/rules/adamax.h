@@ -1,4 +1,5 @@
-// Adamax (Kingma & Ba 2015, Algorithm 2). w = max(beta2 w, |g| + in_max), u = step m / (w + outside).
+// Adamax (Kingma & Ba 2015, Algorithm 2). m = beta1 m + (1 - beta1) g, w = max(beta2 w, |g| + eps_max),
+// u = step m / (w + eps_outside).
 #pragma once
 #include "rules/rule.h"
 

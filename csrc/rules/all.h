@@ -1,4 +1,4 @@
-// The list of rules: every engine expands it, so a rule that one engine lacks cannot be.
+// The list of rules, from simple to complex. Every engine expands the list, so no engine can lack a rule.
 #pragma once
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"

@@ -1,5 +1,5 @@
 // Momentum (Polyak 1964, in the form of Sutskever et al. 2013). b = mu b + a g, u = s b.
-// velocity_step = 1 puts lr into the velocity (Keras), 0 keeps it out (PyTorch); it is folded into a and s.
+// velocity_step = 1 puts lr into the velocity b (Keras), 0 keeps lr out (PyTorch): lr is part of a, or of s.
 #pragma once
 #include "rules/rule.h"
 

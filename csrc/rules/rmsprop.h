@@ -1,5 +1,5 @@
 // RMSprop (Tieleman & Hinton 2012, lecture 6.5), centered (Graves 2013), and either with momentum.
-// v = rho v + (1 - rho) g^2, d = v or v - m^2, u = lr g / (sqrt(d + inside) + outside); momentum: see each.
+// v = rho v + (1 - rho) g^2, d = v or, centered, v - m^2, u = lr g / (sqrt(d + eps_inside) + eps_outside).
 #pragma once
 #include "rules/rule.h"
 
@@ -57,7 +57,8 @@ struct RMSpropCentered : RMSprop {
     }
 };
 
-// b = mu b + a g / den, u = s b; velocity_step = 1 puts lr into the velocity (Keras), 0 keeps it out (PyTorch).
+// With momentum, b = mu b + a g / (sqrt(d + eps_inside) + eps_outside), u = s b. velocity_step = 1 puts lr into the
+// velocity b (Keras), 0 keeps lr out (PyTorch): lr is a, or s.
 struct RMSpropMomentum {
     static constexpr char name[] = "rmsprop_momentum";
     static constexpr char states[] = "v b";

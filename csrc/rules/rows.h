@@ -36,7 +36,7 @@ public:
     const Around::Hyper& around(const Slot& slot) const { return *rows_[slot.row].around; }
     // Whether a row clips by a norm.
     bool measures() const { return measures_; }
-    // The largest variant of all rows.
+    // The most that any row needs around the rule.
     Variant variant() const { return variant_; }
 
     // Have room for the scalars of so many tensors, so that `advance` cannot fail.

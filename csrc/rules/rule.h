@@ -5,11 +5,10 @@
 //   states        names of its arrays, "m v", at most four
 //   hypers        names of its hyperparameters, "lr beta1 beta2", `lr` first
 //   Hyper         the hyperparameters as doubles, in the order of `hypers`
-//   memory        names of the numbers that it keeps between the steps of a tensor, with `Memory`; most rules have none
+//   memory        names of the numbers that it keeps between steps, with a struct `Memory`; most rules have none
 //   Scalars<T>    what `update` needs besides arrays, at most ten numbers
-//   derive        Hyper -> Scalars<double>, once per step: derive(h), derive(h, t) where the number t = 1, 2, ... of
-//   the
-//                 update matters, or derive(h, t, memory), which begins the memory where t == 1
+//   derive        Hyper -> Scalars<double>, once per step. derive(h); or derive(h, t), where the number t = 1, 2, ...
+//                 of the update matters; or derive(h, t, memory), which begins the memory where t == 1
 //   update        one element: takes scalars, gradient and states, writes the states, returns u of p := p - u
 //
 // Everything is in an unnamed namespace, because each instruction set compiles its own copy.
@@ -26,7 +25,7 @@
 
 namespace {
 
-// x**n by squaring, always these multiplications in this order: libm's pow differs between libraries.
+// x**n by squaring: always the same multiplications in the same order, while the pow of libm differs between libraries.
 INLINE_HOST_DEVICE double power(double x, int64_t n) {
     double r = 1;
     while (n > 0) {
@@ -59,22 +58,23 @@ INLINE_HOST_DEVICE constexpr double least(double) {
     return 0x1p-1074;
 }
 
-// NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose it in their own way. What is selected keeps
-// its bits: compared is a + 0, lest a compiler make a maxss of it, which flushes subnormals.
+// The larger of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN in their own
+// way. The comparison is of a + 0, lest a compiler make an instruction for maxima of it, which would flush a subnormal
+// number that it selects.
 template <class T>
 INLINE_HOST_DEVICE T larger(T a, T b) {
     return a + T(0) > b || a != a ? a : b;
 }
 
-// min(max(x, -limit), limit) for a limit that is not NaN, with the same care.
+// min(max(x, -limit), limit), for a limit that is not NaN. NaN in x passes through.
 template <class T>
 INLINE_HOST_DEVICE T clipped(T x, T limit) {
     T above = x <= -limit ? -limit : x;
     return above >= limit ? limit : above;
 }
 
-// sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN. Not compared with 0: where a branch
-// guards the comparison, ptxas drops its flush.
+// sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN. The comparison is with the smallest
+// normal number and not with 0, because ptxas drops the flush of a comparison that a branch guards.
 template <class T>
 INLINE_HOST_DEVICE T with_sign_of(T x, T y) {
     T s = x + T(0), positive = x >= least(x) ? y : s;
