@@ -37,7 +37,8 @@ MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "rema
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
     """Return whether a dtype is one whose numbers are computed in float32: float16, or the bfloat16 of `ml_dtypes`."""
-    return dtype.name in _cpu.narrow and (dtype.isbuiltin == 1 or _is_of_ml_dtypes(dtype))
+    is_of_numpy = dtype.isnative and dtype.type.__module__ == "numpy"
+    return dtype.name in _cpu.narrow and (is_of_numpy or _is_of_ml_dtypes(dtype))
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
