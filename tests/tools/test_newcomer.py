@@ -24,6 +24,7 @@ def newcomer(request, monkeypatch):
 
     for package in (fs.optimizers, reference):
         monkeypatch.setattr(package, "NewcomerWithALongName", made(package.Adam), raising=False)
+    monkeypatch.setattr(fs.optimizers, "__all__", [*fs.optimizers.__all__, "NewcomerWithALongName"])
     cls = fs.optimizers.NewcomerWithALongName
     assert cls in fs.optimizers.classes()
     for tool in (verify, demo, plot.losses, families, trajectories):

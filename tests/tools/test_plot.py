@@ -167,6 +167,7 @@ def test_a_new_optimizer_appears(monkeypatch):
         pass
 
     monkeypatch.setattr(fs.optimizers, "Newcomer", Newcomer, raising=False)
+    monkeypatch.setattr(fs.optimizers, "__all__", [*fs.optimizers.__all__, "Newcomer"])
     panels = plot.draw_trajectories()
     kind = families.FAMILIES[2]
     assert [key for key, axes in panels.items() if "Newcomer" in labelled([axes])] == [
