@@ -61,7 +61,7 @@ WALLS = {  # room: the modules of the package, and what is below them, that it m
     "core": ("_cpu", "_cuda", "core", "schedules"),
     "schedules": ("schedules", "core.hyperparameters"),
     "reference": ("reference",),
-    "optimizers": ("core",),
+    "optimizers": ("_cpu", "core", "optimizers"),
     "functional": ("core", "optimizers"),
     "checkpoint": ("core",),
     "minibatches": ("core",),
