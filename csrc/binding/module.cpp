@@ -17,21 +17,21 @@ py::tuple split(const char* words) {
 
 // What Python knows of a rule. Its hypers are the names of a row of hyperparameters, those around every rule last.
 py::object rule_type() {
-    return py::module_::import("collections").attr("namedtuple")("Rule", split("number states hypers memory counts"));
+    return py::module_::import("collections").attr("namedtuple")("Rule", split("id states hypers memory counts"));
 }
 
 py::dict list_rules(const py::object& type) {
     py::dict rules;
     for (const RuleInfo& rule : rule_infos())
-        rules[rule.name] = type(rule.number, split(rule.states), split(rule.hypers) + split(names_around()),
+        rules[rule.name] = type(rule.id, split(rule.states), split(rule.hypers) + split(names_around()),
                                 split(rule.memory), rule.counts);
     return rules;
 }
 
-const RuleInfo& rule_of(int number) {
+const RuleInfo& rule_of(int id) {
     const auto rules = rule_infos();
-    if (number < 0 || static_cast<size_t>(number) >= rules.size()) throw py::index_error("no rule has this number");
-    return rules[number];
+    if (id < 0 || static_cast<size_t>(id) >= rules.size()) throw py::index_error("no rule has this id");
+    return rules[id];
 }
 
 // The dtypes whose numbers are computed in float32 and rounded when they are stored.

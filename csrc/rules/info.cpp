@@ -7,9 +7,9 @@ namespace fusedstep {
 namespace {
 
 template <class Rule>
-constexpr RuleInfo info_of(int number) {
+constexpr RuleInfo info_of(int id) {
     constexpr int own = words(Rule::hypers);
-    return {number,
+    return {id,
             Rule::name,
             Rule::states,
             Rule::hypers,
@@ -22,10 +22,10 @@ constexpr RuleInfo info_of(int number) {
             derive<Rule>};
 }
 
-enum Numbers {
-#define NUMBER(Rule) k##Rule,
-    FUSEDSTEP_RULES(NUMBER) FUSEDSTEP_LIMITS(NUMBER)
-#undef NUMBER
+enum Ids {
+#define ID(Rule) k##Rule,
+    FUSEDSTEP_RULES(ID) FUSEDSTEP_LIMITS(ID)
+#undef ID
 };
 
 #define INFO(Rule) info_of<Rule>(k##Rule),

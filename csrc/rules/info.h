@@ -1,4 +1,4 @@
-// What there is to know of a rule but its formula: names, counts, and how its scalars follow from hyperparameters.
+// All that engines and plans may know of a rule, which is everything but its formula.
 #pragma once
 
 #include <span>
@@ -8,15 +8,14 @@
 namespace fusedstep {
 
 struct RuleInfo {
-    int number;          // its place in the list of rules
-    const char* name;    // "adam"
-    const char* states;  // "m v"
-    const char*
-        hypers;  // its own hyperparameters, "lr beta1 beta2 ..."; a row of the table has those around it after them
-    const char* memory;  // the numbers that it keeps between steps, "product", or ""
+    int id;  // its place in the list of rules
+    const char* name;
+    // Names, separated by blanks: of its states, "m v"; of the hyperparameters that are its own, "lr beta1 beta2"; of
+    // the numbers that it keeps between steps, "product" or none.
+    const char *states, *hypers, *memory;
     int state_count, memory_count;
-    int hyper_count;      // of a row: its own and those around it
-    int own_hyper_count;  // its own
+    int hyper_count;      // of a row of the table: its own hyperparameters, then those around every rule
+    int own_hyper_count;  // of these, its own
     bool counts;          // whether its scalars depend on the number of the update
     // Advance a clock by one update and derive the scalars from a row of hyperparameters, in IEEE mode.
     void (*derive)(const double* hypers, Clock& clock, Derived& derived);

@@ -4,7 +4,7 @@ from numpy import dtype
 from numpy.typing import NDArray
 
 class Rule(NamedTuple):
-    number: int
+    id: int
     states: tuple[str, ...]
     hypers: tuple[str, ...]
     memory: tuple[str, ...]

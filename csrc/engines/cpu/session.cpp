@@ -65,7 +65,7 @@ public:
         }
         // From here on nothing fails.
         derive(grad_scale, measures);
-        run_tasks(rule_->number, tasks_, bytes_);
+        run_tasks(rule_->id, tasks_, bytes_);
         if (measures) return found;
         return Done();
     }

@@ -35,7 +35,7 @@ private:
 }  // namespace
 
 Device::Device(const RuleInfo& rule, int number, int index, int devices, const Stream* ordered)
-    : number(number), rule_(rule.number), has_order_(ordered), order_(ordered ? *ordered : 0) {
+    : number(number), rule_(rule.id), has_order_(ordered), order_(ordered ? *ordered : 0) {
     table_.device = index;
     table_.devices = devices;
     table_.hyper_count = rule.hyper_count;

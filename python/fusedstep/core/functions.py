@@ -135,7 +135,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     arrays = ", ".join(["p", "g", *rule.states])
     count = "t" if rule.counts else "1"
     memory = "".join(f"{_checked(word, outline.cls)}, " for word in rule.memory)
-    call = f"_update({rule.number}, ({arrays}), _packed({', '.join(outline.own)}, **options), {count}, "
+    call = f"_update({rule.id}, ({arrays}), _packed({', '.join(outline.own)}, **options), {count}, "
     call += f"({memory.rstrip()}))" if memory else "())"
     call = {0: call, 1: f"return {call}[0]"}.get(len(rule.memory), f"return {call}")
     source = f"{signature(outline)}\n    {call}\n"

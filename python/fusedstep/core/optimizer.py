@@ -256,7 +256,7 @@ class Optimizer(Attributes):
         """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
         self._drop_plan()
         rule = _cpu.rules[self._settings.rule]
-        plan = _cpu.Plan(rule.number, params)
+        plan = _cpu.Plan(rule.id, params)
         seen = plan.check(params, grads)
         keys = plan.keys
         self._match(keys)

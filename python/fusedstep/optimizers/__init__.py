@@ -39,4 +39,4 @@ __all__ = [
 def classes() -> list[type[Optimizer]]:
     """Return the optimizers in the order of their rules, from simple to complex."""
     found = [globals()[name] for name in __all__ if name != "Optimizer"]
-    return sorted(found, key=lambda cls: (_cpu.rules[cls.rule].number, cls.__name__))
+    return sorted(found, key=lambda cls: (_cpu.rules[cls.rule].id, cls.__name__))
