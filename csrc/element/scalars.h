@@ -15,6 +15,10 @@ constexpr bool kCounts = requires(typename Rule::Hyper h, int64_t t) { Rule::der
 template <class Rule>
 constexpr bool kRemembers = requires { Rule::memory; };
 
+// Whether a rule is a yardstick, which is only ever run plain.
+template <class Rule>
+constexpr bool kYardstick = requires { Rule::is_yardstick; };
+
 template <class Rule>
 constexpr const char* memory_names() {
     if constexpr (kRemembers<Rule>)

@@ -39,6 +39,15 @@ struct Choice {
         else
             return type == First::type ? f(First()) : Choice<Rest...>::with(type, f);
     }
+
+    // The same for the type of a word, without a choice as far as all types have words of one size.
+    template <class F>
+    INLINE_HOST_DEVICE static auto with_word(fusedstep::Type type, F f) {
+        if constexpr (((sizeof(typename First::Word) == sizeof(typename Rest::Word)) && ...))
+            return f(typename First::Word());
+        else
+            return type == First::type ? f(typename First::Word()) : Choice<Rest...>::with_word(type, f);
+    }
 };
 
 // `void` stands for the type before the first comma.
@@ -48,10 +57,14 @@ using ChoiceAfter = Choice<Narrow...>;
 using NarrowChoice = ChoiceAfter<void FUSEDSTEP_NARROW(FUSEDSTEP_STORED)>;
 #undef FUSEDSTEP_STORED
 
-// Call f(trait) with the trait of a narrow type, and return what f returns.
+// Call f(trait) with the trait of a narrow type, or f(word) with any word of it, and return what f returns.
 template <class F>
 INLINE_HOST_DEVICE auto with_narrow(fusedstep::Type type, F f) {
     return NarrowChoice::with(type, f);
+}
+template <class F>
+INLINE_HOST_DEVICE auto with_word(fusedstep::Type type, F f) {
+    return NarrowChoice::with_word(type, f);
 }
 
 }  // namespace

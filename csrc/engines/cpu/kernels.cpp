@@ -200,10 +200,6 @@ void square_narrow(const void* array, int64_t size, int64_t begin, int64_t end, 
 
 using Update = void (*)(const Task& task, int64_t begin, int64_t end);
 
-// Whether a rule is a yardstick, which is only ever run plain.
-template <class Rule>
-constexpr bool kYardstick = requires { Rule::is_yardstick; };
-
 template <class Rule, int kLoop, Variant kVariant>
 constexpr Update update_of() {
     if constexpr (kYardstick<Rule> && kVariant != kPlain)

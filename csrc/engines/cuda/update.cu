@@ -71,10 +71,23 @@ INLINE_HOST_DEVICE void load(Type, const void* array, int i, double (&x)[n]) {
     for (int j = 0; j < n; ++j) x[j] = pack.x[j];
 }
 
-template <class Word, int n>
-INLINE_HOST_DEVICE void load_words(const void* array, int i, uint32_t (&words)[n]) {
-    const auto pack = pack_at<Word, n>(array, i);
-    for (int j = 0; j < n; ++j) words[j] = pack.x[j];
+// Elements of a narrow type, as words.
+template <int n>
+INLINE_HOST_DEVICE void load_words(Type type, const void* array, int i, uint32_t (&words)[n]) {
+    with_word(type, [&](auto word) INLINE_LAMBDA {
+        const auto pack = pack_at<decltype(word), n>(array, i);
+        for (int j = 0; j < n; ++j) words[j] = pack.x[j];
+    });
+}
+
+INLINE_HOST_DEVICE float widened(Type type, uint32_t word) {
+    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.widen(word); });
+}
+INLINE_HOST_DEVICE uint32_t narrowed(Type type, float x) {
+    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.narrow(x); });
+}
+INLINE_HOST_DEVICE uint32_t narrowed(Type type, float x, uint32_t noise) {
+    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.narrow(x, noise); });
 }
 
 template <int n>
@@ -83,11 +96,9 @@ INLINE_HOST_DEVICE void load(Type type, const void* array, int i, float (&x)[n])
         const auto pack = pack_at<float, n>(array, i);
         for (int j = 0; j < n; ++j) x[j] = pack.x[j];
     } else {
-        with_narrow(type, [&](auto storage) INLINE_LAMBDA {
-            uint32_t words[n];
-            load_words<typename decltype(storage)::Word>(array, i, words);
-            for (int j = 0; j < n; ++j) x[j] = storage.widen(words[j]);
-        });
+        uint32_t words[n];
+        load_words(type, array, i, words);
+        for (int j = 0; j < n; ++j) x[j] = widened(type, words[j]);
     }
 }
 
@@ -96,6 +107,11 @@ INLINE_HOST_DEVICE void put(void* array, int i, const X (&x)[n]) {
     Pack<T, n> pack;
     for (int j = 0; j < n; ++j) pack.x[j] = static_cast<T>(x[j]);
     pack_at<T, n>(array, i) = pack;
+}
+
+template <int n>
+INLINE_HOST_DEVICE void put_words(Type type, void* array, int i, const uint32_t (&words)[n]) {
+    with_word(type, [&](auto word) INLINE_LAMBDA { put<decltype(word)>(array, i, words); });
 }
 
 // How numbers are rounded when they are stored: to nearest, or by random bits, which depend on a key, on the array and
@@ -115,36 +131,31 @@ INLINE_HOST_DEVICE void store(Type, void* array, int i, const double (&x)[n], Ro
 template <int n>
 INLINE_HOST_DEVICE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
     if (type == kFloat32) return put<float>(array, i, x);
-    with_narrow(type, [&](auto storage) INLINE_LAMBDA {
-        uint32_t words[n];
-        if (rounding.stochastic) {
-            uint32_t noise[n];
-            noise_of(rounding.key, rounding.array, rounding.element, noise);
-            for (int j = 0; j < n; ++j) words[j] = storage.narrow(x[j], noise[j]);
-        } else {
-            for (int j = 0; j < n; ++j) words[j] = storage.narrow(x[j]);
-        }
-        put<typename decltype(storage)::Word>(array, i, words);
-    });
+    uint32_t words[n];
+    if (rounding.stochastic) {
+        uint32_t noise[n];
+        noise_of(rounding.key, rounding.array, rounding.element, noise);
+        for (int j = 0; j < n; ++j) words[j] = narrowed(type, x[j], noise[j]);
+    } else {
+        for (int j = 0; j < n; ++j) words[j] = narrowed(type, x[j]);
+    }
+    put_words(type, array, i, words);
 }
 
 // A parameter with a master counts as its master, unless somebody has written to the parameter since.
 template <int n>
 INLINE_HOST_DEVICE void load_with_master(const Types& types, const void* param, const void* master, int i,
                                          float (&x)[n]) {
+    uint32_t words[n];
+    load_words(types.param, param, i, words);
     if (types.master == kUInt16) {
-        uint32_t high[n], low[n];
-        load_words<uint16_t>(param, i, high);
-        load_words<uint16_t>(master, i, low);
-        for (int j = 0; j < n; ++j) x[j] = Split::joined(high[j], low[j]);
-        return;
+        const auto low = pack_at<uint16_t, n>(master, i);
+        for (int j = 0; j < n; ++j) x[j] = Split::joined(words[j], uint32_t(low.x[j]));
+    } else {
+        load(kFloat32, master, i, x);
+        for (int j = 0; j < n; ++j)
+            x[j] = narrowed(types.param, x[j]) == words[j] ? x[j] : widened(types.param, words[j]);
     }
-    load(kFloat32, master, i, x);
-    with_narrow(types.param, [&](auto storage) INLINE_LAMBDA {
-        uint32_t words[n];
-        load_words<typename decltype(storage)::Word>(param, i, words);
-        for (int j = 0; j < n; ++j) x[j] = storage.narrow(x[j]) == words[j] ? x[j] : storage.widen(words[j]);
-    });
 }
 
 template <int n>
@@ -336,9 +347,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
     }
 }
 
-// The generic loop decides everything as it goes, so one body is enough for it.
+// The generic loop decides everything as it goes, so one body is enough for it. Yardsticks need no full body.
 constexpr Body kLeastBody = kLoop == generic ? kFullBody : kShortBody;
-#define BODIES(Rule) {{update<Rule, kLeastBody>, update<Rule, kFullBody>}},
+template <class Rule>
+constexpr Body kMostBody = kYardstick<Rule> ? kLeastBody : kFullBody;
+#define BODIES(Rule) {{update<Rule, kLeastBody>, update<Rule, kMostBody<Rule>>}},
 
 }  // namespace
 
