@@ -1,4 +1,4 @@
-// What there is to know of a rule but its formula: names, counts, and how its scalars follow from hyperparameters.
+// What the house knows of a rule besides its formula: names, counts, and how scalars follow from hyperparameters.
 #pragma once
 
 #include <span>
@@ -8,16 +8,15 @@
 namespace fusedstep {
 
 struct RuleInfo {
-    int number;          // its place in the list of rules
+    int number;          // place in the list of rules
     const char* name;    // "adam"
     const char* states;  // "m v"
-    const char*
-        hypers;  // its own hyperparameters, "lr beta1 beta2 ..."; a row of the table has those around it after them
-    const char* memory;  // the numbers that it keeps between steps, "product", or ""
+    const char* hypers;  // "lr beta1 beta2 ...", without the hyperparameters around every rule
+    const char* memory;  // numbers that are kept between updates, "product", or ""
     int state_count, memory_count;
-    int hyper_count;      // of a row: its own and those around it
-    int own_hyper_count;  // its own
-    bool counts;          // whether its scalars depend on the number of the update
+    int hyper_count;      // length of a row: the rule's own, then those around every rule
+    int own_hyper_count;  // the rule's own
+    bool counts;          // whether the scalars depend on the number of the update
     // Advance a clock by one update and derive the scalars from a row of hyperparameters, in IEEE mode.
     void (*derive)(const double* hypers, Clock& clock, Derived& derived);
 };
@@ -25,7 +24,7 @@ struct RuleInfo {
 // The rules, in the order of their list.
 std::span<const RuleInfo> rule_infos();
 
-// The names of the hyperparameters around each rule.
+// The names of the hyperparameters around every rule, such as clipping and decay, in the order of a row.
 const char* names_around();
 
 }  // namespace fusedstep
