@@ -20,8 +20,8 @@ constexpr int kWarp = 32;
 // A tensor, uploaded once per session. What may change from step to step is in Gradient.
 struct Tensor {
     void* arrays[kRoles];  // not the gradient
-    int64_t size;          // elements, 0 if it lies on another device
-    int64_t origin;        // number of its first element in the whole tensor
+    int64_t size;          // elements, 0 if the tensor lies on another device
+    int64_t origin;        // number of the first element in the whole tensor
     int64_t first_tile;
     uint64_t noise_id;  // makes the random bits of each tensor different
     int32_t device;     // index among the devices of the step

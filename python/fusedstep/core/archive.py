@@ -34,11 +34,11 @@ Get = Callable[[str], np.ndarray]
 
 
 class _NamedError(Exception):
-    """The message already names the damaged part; do not wrap it."""
+    """An error whose message names the damaged part, so that nobody wraps it."""
 
 
 class _ReplacedError(Exception):
-    """Another process has put a new file in place of the one that is being read."""
+    """The error that another process has replaced the file while it was read."""
 
 
 class _Npz:
