@@ -14,7 +14,7 @@ TELL = "; import os, sys; print(len(os.listdir('/proc/self/task')) if os.path.ex
 
 
 def test_import(tell, rounds):
-    """The time over that of importing NumPy, in new processes. An editable installation imports more slowly."""
+    """The time of an import minus that of importing NumPy, in new processes. Editable installations are slower."""
     times: dict[str, list[float]] = {"numpy": [], "fusedstep": []}
     seen: dict[str, list[str]] = {}
     for _ in range(3 * rounds):
@@ -30,7 +30,7 @@ def test_import(tell, rounds):
 
 @pytest.mark.slow
 def test_build_of_a_wheel(tell, tmp_path):
-    """From a clean copy of the tree. What pyproject.toml asks for must be installed."""
+    """A wheel is built from a clean copy of the tree. What pyproject.toml needs for that must be installed."""
     tree = tmp_path / "tree"
     ignored = shutil.ignore_patterns(".git", "build", "dist", ".*cache", "__pycache__", "*.so", ".venv")
     shutil.copytree(Path(__file__).resolve().parents[1], tree, ignore=ignored)

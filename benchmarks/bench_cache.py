@@ -24,7 +24,7 @@ from fusedstep.tools.bench.harness import Entry
 from fusedstep.tools.bench.roofs import functions
 
 CACHED = (20 * 1024, 100 * 1024)  # in the second-level cache, and at its edge
-BLOCK = 1024  # elements, which stay in the first-level cache
+BLOCK = 1024  # elements of an array that stays in the first-level cache
 SOURCE = """
 #include <math.h>
 #define LOOP(name, expression)                                                                      \\

@@ -82,7 +82,7 @@ def test_host(timed, tell, count, what):
 
 
 def _with_gradients(job, elsewhere):
-    """Return a step whose gradients are other arrays each time, over the same or over two different memories."""
+    """Return a step that gets new gradient arrays each time, in the same memory or, `elsewhere`, in two in turn."""
     sets = [job.grads, Job(job.case).grads if elsewhere else [g[:] for g in job.grads]]
     params, step = job.params(), job.case.optimizer().step
     turn = cycle([(params, [g[:] for g in grads]) for grads in sets])

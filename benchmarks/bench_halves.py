@@ -16,7 +16,7 @@ from fusedstep.tools.bench.peers import Torch
 SIZES = (10**5, 10**6, 3 * 10**7)
 ISAS = fusedstep.info()["isas"][1:] or fusedstep.info()["isas"]  # instruction sets that convert vectors of 16 bits
 WIDE: tuple[str, Any] = ("state_dtype", "float32")
-# By a name for the table: dtype, dtype of gradients if another, and options. States have `dtype`, unless they are WIDE.
+# Cases by their names in the table. States have the dtype of the parameters, unless the options make them WIDE.
 KINDS: dict[str, Case] = {
     "f32": Case(),
     "bf16, f32 states": Case(dtype="bfloat16", options=(WIDE,)),
@@ -55,7 +55,7 @@ def test_over_float32(timed, tell, size, isa, kind):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
 def test_share_of_the_limit(timed, tell, rule, dtype):
-    """The limit is a loop over as many bytes of float32, which neither computes nor converts."""
+    """The limit is a loop over arrays of float32 with as many bytes, which neither computes nor converts."""
     case = Case(rule, dtype, size=SIZES[-1])
     limit = Limit(Fusedstep(Job(Case(rule, size=case.size // 2))))
     times = timed({"ours": Entry(Fusedstep(Job(case)).step), "limit": Entry(limit.step, steps=limit.steps)})

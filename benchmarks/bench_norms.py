@@ -54,7 +54,7 @@ def test_option_over_plain(timed, tell, size, options):
 @pytest.mark.parametrize("size", SIZES)
 def test_clipped_against_torch(run, tell_case, size):
     """
-    Against clip_grad_norm_ and the optimizer of torch.
+    Clipping and stepping in one call is timed against clip_grad_norm_ and the optimizer of torch.
 
     The first call of clip_grad_norm_ makes the gradients small; later calls find nothing to clip, and take as long.
     """

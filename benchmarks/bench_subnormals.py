@@ -13,7 +13,7 @@ RULES = ("momentum", "rmsprop", "adadelta", "adam")
 
 @pytest.mark.parametrize("rule", RULES)
 def test_states(run, tell, rule):
-    """Gradients are zero. Each step begins by setting the states: a step that flushes them leaves none to the next."""
+    """States are set anew in each step, as a step that flushes subnormal states leaves none. Gradients are zero."""
     normal, tiny = run([Torch, TorchSingle], rule=rule, size=SIZE, states=[NORMAL, SUBNORMAL], threads=1)
     about = {
         f"{row.name} takes": f"{row.timing.median / normal.row(row.name).timing.median:.2f} times as long"

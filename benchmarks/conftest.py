@@ -118,9 +118,9 @@ def tell(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., None]:
         ours : Timing
             A step of fusedstep.
         faster_than, relative_to : dict of Timing
-            Others of the same race, by name: their time over ours is reported, or ours over theirs.
+            Other timings of the race, by name. Reported is their time over `ours`, or `ours` over their time.
         goals : dict
-            What a ratio should be, by name, or our time, as "ours": ">= 0.95", "<= 30 us".
+            What a ratio should be, by name, or the time of `ours`, as "ours": ">= 0.95", "<= 30 us".
         moved : int
             The bytes that a step reads and writes.
         **about

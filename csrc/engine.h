@@ -17,7 +17,7 @@ using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its defa
 struct Request {
     Number grad_scale{1, nullptr};         // factor on all gradients
     bool skips_nonfinite = false;          // leave everything as it is if a gradient is not finite
-    bool captured = false;                 // the step goes into a graph
+    bool captured = false;                 // the step is recorded into a CUDA graph
     std::span<const Stream> streams = {};  // one for each device of the session
 };
 
@@ -25,28 +25,27 @@ struct Request {
 struct Done {};
 using Ticket = int64_t;
 using Outcome = std::variant<Done, Finding, Ticket>;
-constexpr Ticket kTickets = 256;  // a finding can be read until so many further steps have been made
+constexpr Ticket kTickets = 256;  // a finding can be read until this many further steps have been made
 
-// The side of an engine on which a list of tensors lies. Between calls it keeps the slots that it was given, so their
-// owner leaves them where they are and tells what has changed in them.
+// A list of tensors, as an engine holds it. Between calls a session keeps the slots that it was given, so their owner
+// leaves the slots where they are and tells what has changed in them.
 class Session {
 public:
     virtual ~Session() = default;
 
-    // All about the tensors may have changed, also how many they are.
+    // Take a list of tensors: their number, arrays, types and clocks may all be new.
     virtual void set_tensors(std::span<const Slot> slots) = 0;
-    // Gradients of the slots have changed, or rows, or which slots have a gradient.
+    // Look anew at the gradient of each slot, at whether there is one, and at the row that the slot names.
     virtual void set_gradients() = 0;
-    // Rows of hyperparameters, one after the other; each slot names its row.
+    // Take a table of hyperparameters: rows, one after the other. Each slot names its row.
     virtual void set_hypers(std::span<const Number> table) = 0;
 
     // Make a step. Once it has begun to write, it does not fail.
     virtual Outcome run(const Request& request) = 0;
-    // Bytes that a step reads and writes, or a bound of them: what a caller must know who could do something else
-    // meanwhile.
+    // The bytes that a step reads and writes, or an upper bound: a caller lets others work during a long step.
     virtual int64_t traffic() const = 0;
 
-    // What an engine offers whose work goes on after `run` has returned. Others need none of it.
+    // The rest is for engines whose work goes on after `run` has returned; others keep these defaults.
 
     // Wait for the steps so far, from any thread.
     virtual void wait() {}
@@ -54,11 +53,11 @@ public:
     virtual Finding read(Ticket) { return {}; }
     // Whether a ticket is that of a step in a graph, whose finding may change with each replay.
     virtual bool is_captured(Ticket) const { return false; }
-    // Whether a graph may use what the session has.
+    // Whether a captured graph may still use the session's memory.
     virtual bool was_captured() const { return false; }
-    // Whether only the device knows how far the tensors are.
+    // Whether the clocks of the slots may be behind those on the device.
     virtual bool has_stale_clocks() const { return false; }
-    // Wait, and bring the clocks of the slots up to date.
+    // Wait for the steps so far, and bring the clocks of the slots up to date.
     virtual void refresh_clocks() {}
 };
 
@@ -71,7 +70,7 @@ public:
 
 // What an engine on GPUs says of streams and addresses.
 struct Streams {
-    int (*device_of)(const void* pointer);  // or kHost
+    int (*device_of)(const void* pointer);  // the number of a GPU, or kHost
     // Make `later` wait for all that `earlier` has been asked to do so far.
     void (*order)(int device, Stream earlier, Stream later);
     std::unique_ptr<Mark> (*mark)(int device, Stream stream);
@@ -79,22 +78,21 @@ struct Streams {
 };
 
 struct Engine {
-    int64_t layout;  // kLayout
+    int64_t layout;  // kLayout of the build of the engine
     std::unique_ptr<Session> (*open)(const RuleInfo& rule, std::span<const int> devices);
     // Make one step of a caller who owns all state, with one row of hyperparameters, on one device.
     void (*run_once)(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
                      const Request& request, int device);
-    Streams streams;  // of an engine on GPUs
+    Streams streams;  // empty in the engine for host memory
 };
 
-// Differs between builds that would not understand each other.
+// A number that differs between builds whose structs differ: plans refuse an engine of such a build.
 constexpr int64_t kLayout = sizeof(Slot) + 1000 * (sizeof(RuleInfo) + 1000 * (sizeof(Request) + 1000 * sizeof(Engine)));
 // The name of the capsule in which a module offers its engine.
 constexpr const char* kEngineCapsule = "fusedstep.Engine";
 
-// The engine for host memory, and its piece of the norm that needs the elements of a gradient: the sum of squares of
-// each of its blocks.
 const Engine& host_engine();
+// Write the sum of squares of each block of a gradient in host memory; see norm.h.
 void sum_blocks(const Slot& slot, double* sums);
 
 }  // namespace fusedstep

@@ -1,5 +1,5 @@
-// What plans and engines tell each other of a step: a `Slot` for each tensor, and how far the tensor is. Plain data,
-// also for code on a GPU.
+// What plans and engines tell each other of a step: a `Slot` for each tensor, a `Clock` of its updates, the types of
+// its arrays. Plain data, also for code on a GPU.
 #pragma once
 
 #include "storage/types.h"
@@ -8,8 +8,8 @@ namespace fusedstep {
 
 constexpr int kMaxStates = 4;
 constexpr int kMaxMemory = 4;
-constexpr int kMaxHypers = 25;       // those of a rule, then those around it
-constexpr int kMaxRuleScalars = 10;  // where the scalars around a rule begin
+constexpr int kMaxHypers = 25;       // hyperparameters of a rule, then those around it
+constexpr int kMaxRuleScalars = 10;  // scalars of a rule; the scalars around it follow
 constexpr int kMaxScalars = 20;
 
 // The arrays of a tensor.
@@ -23,26 +23,26 @@ struct Types {
     bool operator==(const Types&) const = default;
 };
 
-// How far a tensor is.
+// How many updates a tensor has had, and what stays of them besides arrays.
 struct Clock {
     int64_t t;                  // finished updates
     int64_t averaged;           // 1 once its average has begun
-    double memory[kMaxMemory];  // the numbers that its rule keeps between steps
+    double memory[kMaxMemory];  // the numbers that the rule keeps between updates
 };
 
 constexpr int kHost = -1;  // the device of arrays in host memory; others are numbers of GPUs
 
-// A tensor, or a part of one, of which the engine updates as much as its arrays hold.
+// A tensor, or a part of one: the engine updates the elements that its arrays hold.
 struct Slot {
     void* arrays[kRoles] = {};
     int64_t size = 0;       // elements
     int64_t origin = 0;     // number of the first element in the whole tensor: a multiple of 1024, a block of the norm
-    uint64_t noise_id = 0;  // tells its random bits from those of other tensors
+    uint64_t noise_id = 0;  // makes the random bits of each tensor different
     Clock* clock = nullptr;
     Types types;
-    int32_t row = 0;  // of the table of hyperparameters
+    int32_t row = 0;  // the row of the table of hyperparameters
     int32_t device = kHost;
-    bool has_grad = false;  // in this step; without a gradient, nothing about the tensor changes
+    bool has_grad = false;  // in this step; a tensor without a gradient stays as it is
 };
 
 // A hyperparameter: a value, or the address of a double on the device of the tensors.
@@ -55,12 +55,13 @@ struct Number {
 
 // What a step found out about its gradients.
 struct Finding {
-    double norm;       // of all of them, unscaled
+    double norm;       // of all gradients, unscaled
     int64_t offender;  // the first slot whose gradient is not finite, where such a step is skipped, else kNobody
 };
-constexpr int64_t kNobody = -1;  // the largest number, where numbers have no sign
+constexpr int64_t kNobody = -1;  // as an unsigned number the largest, where the search for a minimum begins
 
-// How much of what may surround a rule an update contains. Less is faster, as long as the arrays are in a cache.
+// What surrounds the rule in a loop: each variant contains the ones before it. While arrays are in a cache, a loop that
+// contains less is faster.
 enum Variant : int32_t {
     kPlain,     // the rule alone
     kDecayed,   // a factor on the gradient, and weight decay
@@ -73,10 +74,10 @@ enum Variant : int32_t {
 struct Derived {
     double float64[kMaxScalars];
     float float32[kMaxScalars];
-    Variant variant;  // the cheapest loop that computes its options
+    Variant variant;  // the cheapest loop with the options of the update
     bool zero_grad;   // gradients are set to +0 after they have been read
     bool stochastic;  // narrow types are rounded by random bits
-    uint64_t seed;    // of these random bits
+    uint64_t seed;    // of the random bits
 };
 
 }  // namespace fusedstep

@@ -52,5 +52,5 @@ def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, sign
 
 
 def setup(app: Any) -> None:
-    """Tell Sphinx of the function above."""
+    """Connect `short_signature` with the event of Sphinx in which it is called."""
     app.connect("autodoc-process-signature", short_signature)

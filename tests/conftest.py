@@ -70,15 +70,15 @@ def own_memory():
     return named
 
 
-# CuPy, on a GPU, or on an emulation of its runtime in which the same kernels run as C++.
+# CuPy on a GPU, or a stand-in for CuPy on an emulated CUDA runtime, where the kernels run as C++.
 
 ROOT = Path(__file__).parents[1]
 EMULATOR = ROOT / "tests" / "gpu" / "emulator"
 
 
 def _module(name, path):
-    """Load a module from a file, to be found under a name."""
-    # The spec has another name: pybind11 would give back the module that it once made for the real name.
+    """Load a module from a file, and register it under a name for imports."""
+    # The name of the spec is not that of the module: pybind11 makes only one module for each name of a spec.
     spec = importlib.util.spec_from_file_location(f"emulated.{name.rpartition('.')[2]}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -138,7 +138,7 @@ def cupy(request, tmp_path_factory):
 
 @pytest.fixture
 def emulator(cupy):
-    """The emulated runtime, as new."""
+    """The emulated runtime, with all counts of calls reset."""
     if not hasattr(cupy, "emulator"):
         pytest.skip("looks into the emulated runtime")
     cupy.emulator.emulator_reset_calls()

@@ -12,7 +12,7 @@ struct Container {
     py::object items;  // an array, a list or tuple, or a dict
 };
 
-// What an argument is, or a TypeError that calls it `role`.
+// What kind of argument an object is, and its items. Raises TypeError, where the object is called `role`.
 Container open_container(py::object object, const char* role);
 
 const char* kind_text(Kind kind);

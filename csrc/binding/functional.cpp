@@ -23,7 +23,7 @@ int64_t checked_t(const py::object& t) {
     const char* expected = ", expected the number of this update, an integer from 1 to 2**62";
     if (!PyIndex_Check(t.ptr()) || PyBool_Check(t.ptr()))
         throw py::type_error("t is " + std::string(py::repr(t)) + expected);
-    const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped where it is too large
+    const int64_t number = PyNumber_AsSsize_t(t.ptr(), nullptr);  // clipped beyond 64 bits, so refused below
     if (number == -1 && PyErr_Occurred()) throw py::error_already_set();
     if (number < 1 || number > kMostUpdates) throw py::value_error("t is " + std::string(py::repr(t)) + expected);
     return number;
@@ -89,7 +89,7 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     std::vector<Slot> slots(count);
     std::vector<Clock> clocks(count, clock);
     Foreigners foreign;
-    int device = kHost;  // of all arrays
+    int device = kHost;  // the device of all arrays
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
         const View p = look(held[i * roles], name(i * roles), true, nullptr, &foreign);
@@ -114,7 +114,7 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
                 like.types = states_of(p.type);
             } else {
                 slot.types.state = view.type;
-                like = {p.shape, view.type, set_of(view.type), name(id), device};  // further states are of its type
+                like = {p.shape, view.type, set_of(view.type), name(id), device};  // further states have its type
             }
             add_span(spans, view, id);
         }

@@ -1,4 +1,4 @@
-// Long work lets other Python threads run.
+// The lock of the interpreter is released during long work, so that other Python threads run.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@ namespace fusedstep {
 
 constexpr int64_t kBytesToReleaseGil = 256 << 10;  // some ten microseconds of work
 
-// Do work that reads and writes so many bytes.
+// Do work that reads and writes `bytes` bytes, without the lock where that takes long.
 template <class Work>
 auto without_gil(int64_t bytes, Work work) {
     if (bytes < kBytesToReleaseGil) return work();

@@ -15,7 +15,7 @@ py::tuple split(const char* words) {
     return py::tuple(py::str(words).attr("split")());
 }
 
-// What Python knows of a rule. Its hypers are the names of a row of hyperparameters, those around every rule last.
+// What Python knows of a rule. `hypers` are the names in a row of hyperparameters, with those around every rule last.
 py::object rule_type() {
     return py::module_::import("collections").attr("namedtuple")("Rule", split("id states hypers memory counts"));
 }

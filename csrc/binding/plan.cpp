@@ -104,7 +104,7 @@ void Plan::fetch_grads(const Container& grads) {
     PyObject* items = grads.items.ptr();
     auto take = [&](PyObject* item) { grads_.push_back(py::reinterpret_borrow<py::object>(item ? item : Py_None)); };
     if (kind_ == Kind::kMapping) {
-        // In step with the parameters as long as the keys agree, by look-up from then on.
+        // Gradients are taken in order as long as their keys are those of the parameters, and looked up from then on.
         Py_ssize_t at = 0, found = 0;
         PyObject *key, *value;
         size_t i = 0;
@@ -119,7 +119,7 @@ void Plan::fetch_grads(const Container& grads) {
             take(value);
         }
         if (found != PyDict_GET_SIZE(items))
-            for (py::handle name : py::list(grads.items))  // a list of its own: comparing keys may run anybody's code
+            for (py::handle name : py::list(grads.items))  // a copy: comparing keys may run code that changes `items`
                 if (!keys_.contains(name))
                     throw py::value_error(Name{"grads", name}.text() +
                                           " belongs to no parameter, expected only keys of params");
@@ -184,8 +184,7 @@ View Plan::look_at_grad(size_t i, bool writable) {
     return look(grads_[i], grad_name(i), writable, &like, &foreign_);
 }
 
-// The parameter is on another device than its states. Without them, `run` returns false, and the optimizer moves the
-// states.
+// Let go of states on another device than their parameter: `run` will return false, and the optimizer move the states.
 void Plan::unbind(size_t i) {
     Tensor& tensor = tensors_[i];
     for (int role = kStates; role < kRoles; ++role)
@@ -320,7 +319,7 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
                 const bool split = py::cast<int64_t>(array.attr("dtype").attr("itemsize")) == kItemSize[kUInt16];
                 const Type master = split ? kUInt16 : kFloat32;
                 if (!(contains(params_of(master) & kNarrow, param))) {
-                    tensor.bound = false;  // no step is made with a parameter that it does not fit
+                    tensor.bound = false;  // no step is made while master and parameter do not fit
                     continue;
                 }
                 name.state = split ? "remainder" : "master";
@@ -329,15 +328,15 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
             array = as_array(std::move(array), name);
             like.device = kAnywhere;
             View seen = look(array, name, true, &like, &foreign_);
-            if (seen.device != device) {  // the optimizer moves it before the next step
+            if (seen.device != device) {  // the optimizer moves the array before the next step
                 tensor.bound = false;
                 break;
             }
             View& view = tensor.views[role] = std::move(seen);
             view.shape = tensor.shape;
             slots_[i].arrays[role] = view.data;
-            like = {tensor.shape, view.type, set_of(view.type), name, device};  // further arrays are of its type
-            // The owner of the memory too: NumPy does not resize what somebody else refers to.
+            like = {tensor.shape, view.type, set_of(view.type), name, device};  // further arrays have its type
+            // The owner of the memory is kept too: NumPy resizes no array that somebody else refers to.
             if (device == kHost) held_.push_back(py::reinterpret_borrow<py::array>(array).base());
             held_.push_back(std::move(array));
         }

@@ -18,7 +18,7 @@ public:
 
     // The norm, and the index of the tensor for whose gradient the step was skipped, or None. Waits for the step.
     py::tuple read() const;
-    // Whether it is about a step in a graph, and may change with each replay.
+    // Whether the finding is about a step in a graph, and may change with each replay.
     bool is_captured() const { return session_->is_captured(ticket_); }
 
 private:
@@ -47,13 +47,13 @@ public:
     // is skipped.
     void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite);
 
-    // Make a step, on GPUs in a stream or, if that is None, in the current one. Returns False, and has done nothing, if
-    // the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were measured,
-    // returns a tuple: their norm, and the index of the tensor for whose gradient the step was skipped, or None; on
-    // GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been made.
+    // Make a step, on GPUs in `stream` or, if `stream` is None, in CuPy's current one. Returns False, and has done
+    // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were
+    // measured, returns a tuple: their norm, and the index of the tensor for whose gradient the step was skipped, or
+    // None; on GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been made.
     py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream);
 
-    // Whether a graph may use what the plan has.
+    // Whether a captured graph may still use memory of the plan.
     bool was_captured() const { return !captured_.empty() || (session_ && session_->was_captured()); }
     // Wait for the steps on GPUs.
     void wait();
@@ -63,9 +63,9 @@ public:
 private:
     struct Tensor {
         std::vector<py::ssize_t> shape;
-        View views[kRoles];  // views of type kTypes are not there
-        bool bound = false;  // whether its states are those of the plan
-        bool ready = false;  // whether it has all that its hyperparameters ask for
+        View views[kRoles];  // an array that is not there has the type kTypes
+        bool bound = false;  // whether `bind` has given arrays that fit the parameter
+        bool ready = false;  // whether its average and master are those that its hyperparameters ask for
 
         bool has(int role) const { return views[role].type != kTypes; }
     };
@@ -74,7 +74,7 @@ private:
         bool averages, zero_grad;
         Type master;  // of half-precision parameters
     };
-    class Turn;  // one thread at a time, holding the arrays while it lasts
+    class Turn;  // lets in one thread at a time
 
     Name name(const char* role, const char* role_of_one, size_t i) const;
     Name param_name(size_t i) const { return name("params", "param", i); }
@@ -107,8 +107,8 @@ private:
     std::vector<Slot> slots_;  // the tensors, as engines see them
     std::vector<Row> rows_;
     std::vector<Number> hypers_;    // the table of hyperparameters: a value, or an address on a GPU
-    int hypers_device_ = kHost;     // the GPU of these addresses
-    std::vector<py::object> live_;  // keeps the arrays at these addresses alive
+    int hypers_device_ = kHost;     // the GPU of the addresses in hypers_
+    std::vector<py::object> live_;  // keeps the arrays at the addresses in hypers_ alive
     bool skip_nonfinite_ = false;
     std::vector<py::object> held_;            // keeps states, averages and clocks alive
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
@@ -120,10 +120,11 @@ private:
     std::vector<std::shared_ptr<Session>> captured_;  // sessions before this one that a graph may still use
     bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;  // since the session was told
     std::vector<int> devices_;                                                    // the GPUs of the session
-    Foreigners foreign_;                                                          // in the step that is running
+    Foreigners foreign_;                                                          // arrays of the step that is running
 };
 
-// Misuse from two threads at once is an error, not a crash; and the arrays live as long as the step.
+// A call in which the plan works. A second call meanwhile, from another thread, is an error. The arrays of the call are
+// released at its end.
 class Plan::Turn {
 public:
     explicit Turn(Plan& plan) : plan_(plan) {

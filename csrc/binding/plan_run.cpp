@@ -34,7 +34,7 @@ py::object Plan::run_on_host(py::handle grad_scale, py::handle stream) {
 
 py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     const Engine& engine = gpu_engine(param_name(0));
-    int device = hypers_device_;  // of all numbers on a GPU
+    int device = hypers_device_;  // all numbers on GPUs must be on one
     Request request;
     request.grad_scale = number_of(grad_scale, {"grad_scale"}, &device, &foreign_);
     for (const py::object& number : live_)
@@ -44,7 +44,7 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
         throw py::value_error("a hyperparameter or grad_scale is " + device_text(device) +
                               ", expected a number, or all of params there");
     const std::vector<Stream> streams = streams_of(stream);
-    // CuPy's current stream too: memory of CuPy comes from there, and returns to it.
+    // CuPy's current stream counts as that of a foreign array: CuPy's memory comes from there, and returns to it.
     if (!stream.is_none()) foreign_.push_back({{}, devices_[0], current_stream(devices_[0])});
     StreamOrder order(engine.streams, devices_, streams, std::move(foreign_));
     order.begin();
@@ -66,7 +66,7 @@ py::object Plan::run(const Engine& engine, const Request& asked) {
         hypers_changed_ = true;
         grads_changed_ = false;
     }
-    tensors_changed_ = true;  // until all has been told: after an error, the next step begins anew
+    tensors_changed_ = true;  // stays so after an error: the next step then tells everything anew
     if (hypers_changed_) session_->set_hypers(hypers_);
     hypers_changed_ = false;
     if (grads_changed_) session_->set_gradients();
@@ -81,7 +81,7 @@ py::object Plan::run(const Engine& engine, const Request& asked) {
     return py::bool_(true);
 }
 
-// The clocks come back to the host, and the next session is told everything.
+// End the session: the clocks come back to the host, and what a graph may use stays.
 void Plan::close_session() {
     refresh();
     if (session_ && session_->was_captured()) captured_.push_back(session_);

@@ -13,8 +13,8 @@ struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad "
         "rounding_stochastic seed master";
-    // The limit of a clipping that is off is infinite, and the ema that is off is infinite too. The master is 0 (none),
-    // 1 (float32) or 2 (split).
+    // Clipping that is off has an infinite limit, and an average that is off an infinite ema. The master is 0 (none), 1
+    // (float32) or 2 (split).
     struct Hyper {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
             zero_grad, rounding_stochastic, seed, master;
@@ -27,7 +27,7 @@ struct Around {
         T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_* and begins are 1 or 0
     };
 
-    // The cheapest variant of the loop that computes these options, apart from a factor on the gradient.
+    // The cheapest variant of the loop that computes the options of a row, factors on the gradient left aside.
     INLINE_HOST_DEVICE static Variant variant(const Hyper& h) {
         if (h.averages()) return kAveraged;
         if (h.clip_value < HUGE_VAL || h.l1 != 0) return kClipped;
@@ -60,7 +60,7 @@ struct Around {
         return root(sum_of_squares) * magnitude(scale);
     }
 
-    // The factor on a gradient, without clipping by a norm. To maximize is to negate it.
+    // The factor on a gradient, without clipping by a norm. It is negative where the loss is maximized.
     INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale) {
         double own = h.grad_scale * step_scale;
         return h.maximize != 0 ? -own : own;

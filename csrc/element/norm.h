@@ -19,8 +19,8 @@ INLINE_HOST_DEVICE int64_t blocks_of(int64_t size) {
     return (size + kBlock - 1) / kBlock;
 }
 
-// The sum of one block of n <= kBlock elements, squared where they are no sums themselves. row(i, count) gives the
-// elements [i, i + count), at most kLanes of them.
+// The sum of one block of n <= kBlock elements, or, with kSquare, of their squares. row(i, count) gives the elements
+// [i, i + count), at most kLanes of them.
 template <bool kSquare, class Row>
 inline __attribute__((always_inline)) double block_sum(int64_t n, Row row) {
     double lane[kLanes] = {};

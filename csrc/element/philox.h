@@ -10,7 +10,7 @@
 
 namespace {
 
-// The lower half of x times m, all 64 bits of it.
+// The product of m and the lower half of x, in all 64 bits.
 INLINE_HOST_DEVICE constexpr uint64_t product(uint64_t x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
@@ -31,7 +31,7 @@ INLINE_HOST_DEVICE constexpr void philox(X (&x)[4], uint64_t key) {
     }
 }
 
-// The published test vectors of the authors of Philox.
+// Whether Philox makes two expected numbers of a counter and a key. Its authors have published the ones below.
 constexpr bool philox_gives(uint64_t low, uint64_t high, uint64_t key, uint64_t first, uint64_t second) {
     uint64_t x[4] = {low >> 32, low, high >> 32, high};
     philox(x, key << 32 | key >> 32);
@@ -58,7 +58,8 @@ INLINE_HOST_DEVICE uint64_t noise_key(uint64_t seed, uint64_t t, uint64_t tensor
 }
 
 // An array has 16 random bits for each element, in tiles of 256 elements. A tile has 32 counters in a row; it begins
-// with the first words of all of them. A word serves two elements, its lower half first.
+// with the first words of all 32, then come the second words, and so on. A word serves two elements, its lower half
+// first.
 constexpr int64_t kNoiseTile = 256;
 constexpr int kCounters = kNoiseTile / 8;
 

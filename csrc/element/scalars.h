@@ -1,4 +1,4 @@
-// The scalars of an update: derived once per step in double and rounded once. And what they make of an element.
+// The scalars of an update, derived once per step in double and rounded once, and the update of an element by them.
 #pragma once
 
 #include "element/around.h"
@@ -9,13 +9,14 @@ namespace {
 
 using namespace fusedstep;
 
-// Whether the scalars of a rule depend on the number of the update, and on a memory of the updates before.
+// Whether the scalars of a rule depend on the number of the update.
 template <class Rule>
 constexpr bool kCounts = requires(typename Rule::Hyper h, int64_t t) { Rule::derive(h, t); };
+// Whether a rule keeps numbers between updates.
 template <class Rule>
 constexpr bool kRemembers = requires { Rule::memory; };
 
-// Whether a rule is a yardstick, which is only ever run plain.
+// Whether a rule is a yardstick (see limit.h), which is only ever run without options.
 template <class Rule>
 constexpr bool kYardstick = requires { Rule::is_yardstick; };
 
@@ -89,7 +90,7 @@ INLINE_HOST_DEVICE void each_state(F f) {
     if constexpr (n > 3) f(3);
 }
 
-// The scalars of an update in T, and the update of an element.
+// The scalars of an update in T, the type of the arithmetic, and the update of an element.
 template <class Rule, class T>
 struct Scalars {
     static constexpr int kStateCount = words(Rule::states);
@@ -105,7 +106,7 @@ struct Scalars {
           scale(static_cast<T>(gradient_scale)),
           variant(derived.variant) {}
 
-    // The new parameter. state(j) is a reference to state number j, which becomes the new one.
+    // The new parameter. state(j) is a reference to state number j, which receives the new state.
     template <Variant kVariant, class State>
     INLINE_HOST_DEVICE T parameter(T p, T g, State state) const {
         if constexpr (kVariant == kPlain) return p - update(g, state);

@@ -1,6 +1,7 @@
 // Adam (Kingma & Ba 2015, Algorithm 1). m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2,
-// u = step m / (sqrt(v + inside) + outside). Both bias corrections sit in the scalars: one root, one division.
-// eps beside the corrected root (eps_outside), beside the raw root (eps_hat), or under the corrected root (eps_inside).
+// u = step m / (sqrt(v + inside) + outside). Both bias corrections sit in the scalars: an element takes one root, one
+// division. eps is added to the corrected root (eps_outside), to the raw root (eps_hat), or under the corrected root
+// (eps_inside).
 #pragma once
 #include "rules/rule.h"
 
@@ -22,7 +23,7 @@ struct Adam {
         double c1 = 1 - power(h.beta1, t);
         double c2 = root(1 - power(h.beta2, t));
         double inside = h.eps_inside * c2 * c2;
-        double outside = h.eps_outside * c2 + h.eps_hat;  // one of the two is 0, so no bit is lost
+        double outside = h.eps_outside * c2 + h.eps_hat;  // eps_outside or eps_hat is 0, so the sum is exact
         return {h.beta1, 1 - h.beta1, h.beta2, 1 - h.beta2, h.lr * c2 / c1, inside, outside};
     }
 

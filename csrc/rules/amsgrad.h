@@ -1,4 +1,5 @@
-// AMSGrad (Reddi, Kale & Kumar 2018, Algorithm 2): Adam over w, the largest v so far, before its correction.
+// AMSGrad (Reddi, Kale & Kumar 2018, Algorithm 2): Adam with w, the largest uncorrected v
+// so far, in place of v.
 #pragma once
 #include "rules/adam.h"
 

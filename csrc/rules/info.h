@@ -1,4 +1,4 @@
-// All that engines and plans may know of a rule, which is everything but its formula.
+// What the house knows of a rule besides its formula: names, counts, and how scalars follow from hyperparameters.
 #pragma once
 
 #include <span>
@@ -8,15 +8,15 @@
 namespace fusedstep {
 
 struct RuleInfo {
-    int id;  // its place in the list of rules
-    const char* name;
-    // Names, separated by blanks: of its states, "m v"; of the hyperparameters that are its own, "lr beta1 beta2"; of
-    // the numbers that it keeps between steps, "product" or none.
-    const char *states, *hypers, *memory;
+    int id;              // place in the list of rules
+    const char* name;    // "adam"
+    const char* states;  // "m v"
+    const char* hypers;  // "lr beta1 beta2 ...", without the hyperparameters around every rule
+    const char* memory;  // numbers that are kept between updates, "product", or ""
     int state_count, memory_count;
-    int hyper_count;      // of a row of the table: its own hyperparameters, then those around every rule
-    int own_hyper_count;  // of these, its own
-    bool counts;          // whether its scalars depend on the number of the update
+    int hyper_count;      // length of a row: the rule's own, then those around every rule
+    int own_hyper_count;  // the rule's own
+    bool counts;          // whether the scalars depend on the number of the update
     // Advance a clock by one update and derive the scalars from a row of hyperparameters, in IEEE mode.
     void (*derive)(const double* hypers, Clock& clock, Derived& derived);
 };
@@ -24,7 +24,7 @@ struct RuleInfo {
 // The rules, in the order of their list.
 std::span<const RuleInfo> rule_infos();
 
-// The names of the hyperparameters around each rule.
+// The names of the hyperparameters around every rule, such as clipping and decay, in the order of a row.
 const char* names_around();
 
 }  // namespace fusedstep

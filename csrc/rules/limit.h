@@ -1,4 +1,4 @@
-// Not optimizers but the yardstick beside them: the memory traffic of a rule with N states, and almost no arithmetic.
+// LimitN, a yardstick and no optimizer: the memory traffic of a rule with N states, and almost no arithmetic.
 #pragma once
 #include "rules/sgd.h"
 

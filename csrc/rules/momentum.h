@@ -1,5 +1,6 @@
 // Momentum (Polyak 1964, in the form of Sutskever et al. 2013). b = mu b + a g, u = s b.
-// velocity_step = 1 puts lr into the velocity b (Keras), 0 keeps lr out (PyTorch): lr is part of a, or of s.
+// With k = 1 - dampening, velocity_step = 1 puts lr into the velocity b (Keras): a = k lr, s = 1; velocity_step = 0
+// keeps lr out (PyTorch): a = k, s = lr. Unless dampen_first, k = 1 in the first update.
 #pragma once
 #include "rules/rule.h"
 

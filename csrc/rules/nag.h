@@ -1,5 +1,6 @@
 // Nesterov's accelerated gradient (1983), with the gradient at the current parameter (Bengio et al. 2013).
-// q = n g, b = mu b + q, u = s (q + mu b).
+// q = a g, b = mu b + q, u = s (q + mu b). velocity_step = 1 puts lr into the velocity b (Keras): a = lr, s = 1;
+// velocity_step = 0 keeps lr out (PyTorch): a = 1, s = lr.
 #pragma once
 #include "rules/rule.h"
 

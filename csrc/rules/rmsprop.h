@@ -11,7 +11,7 @@ INLINE_HOST_DEVICE T mean_square(const Scalars& k, T g, T& v) {
     return v;
 }
 
-// Exactly computed, v - m^2 is never negative; the selection removes rounding noise, and lets NaN through.
+// The variance v - m^2, which only rounding can make negative: the selection removes that noise, and lets NaN through.
 template <class Scalars, class T>
 INLINE_HOST_DEVICE T variance(const Scalars& k, T g, T& v, T& m) {
     T d = mean_square(k, g, v);
@@ -57,8 +57,8 @@ struct RMSpropCentered : RMSprop {
     }
 };
 
-// With momentum, b = mu b + a g / (sqrt(d + eps_inside) + eps_outside), u = s b. velocity_step = 1 puts lr into the
-// velocity b (Keras), 0 keeps lr out (PyTorch): lr is a, or s.
+// RMSprop with momentum: b = mu b + a g / (sqrt(d + eps_inside) + eps_outside), u = s b. velocity_step = 1 puts lr into
+// the velocity b (Keras): a = lr, s = 1; velocity_step = 0 keeps lr out (PyTorch): a = 1, s = lr.
 struct RMSpropMomentum {
     static constexpr char name[] = "rmsprop_momentum";
     static constexpr char states[] = "v b";

@@ -12,10 +12,10 @@ namespace {
 class Rows {
 public:
     explicit Rows(const RuleInfo& rule) : rule_(&rule) {}
-    // Serve another rule, with the memory that is there.
+    // Serve another rule from now on, in the memory that is allocated already.
     void become(const RuleInfo& rule) { rule_ = &rule; }
 
-    // A number on a device counts as 1 here, so that it is switched on.
+    // Take a table of hyperparameters. A number on a device counts as 1, so that its option is switched on.
     void set(std::span<const Number> table) {
         values_.clear();
         for (const Number& number : table) values_.push_back(number.value);
@@ -36,18 +36,18 @@ public:
     const Around::Hyper& around(const Slot& slot) const { return *rows_[slot.row].around; }
     // Whether a row clips by a norm.
     bool measures() const { return measures_; }
-    // The most that any row needs around the rule.
+    // The variant with all that any row needs around the rule.
     Variant variant() const { return variant_; }
 
-    // Have room for the scalars of so many tensors, so that `advance` cannot fail.
+    // Have room for the scalars of this many tensors, so that `advance` cannot fail.
     void reserve(size_t tensors) { derived_.reserve(tensors); }
-    // Begin a step: its tensors have not been advanced yet.
+    // Begin a step, in which no tensor has been advanced yet.
     void begin() {
         derived_.clear();
         for (Row& row : rows_) row.derived = nullptr;
     }
-    // Advance the clock of a tensor, and return the scalars of its update, in IEEE mode. Tensors of one row that are
-    // equally far share them: usually that is all of them.
+    // Advance the clock of a tensor, and return the scalars of its update, in IEEE mode. Tensors of one row with equal
+    // clocks share their scalars: usually all tensors do.
     const Derived& advance(const Slot& slot) {
         Row& row = rows_[slot.row];
         Clock& clock = *slot.clock;
@@ -79,8 +79,8 @@ private:
     struct Row {
         const double* hypers;
         const Around::Hyper* around;
-        Derived* derived;     // of the tensors that were last advanced, or null
-        Clock before, after;  // of these tensors
+        Derived* derived;     // scalars of the last tensor that was advanced, or null
+        Clock before, after;  // the clock of that tensor, around its update
     };
 
     const RuleInfo* rule_;

@@ -59,8 +59,8 @@ INLINE_HOST_DEVICE constexpr double least(double) {
 }
 
 // The larger of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN in their own
-// way. The comparison is of a + 0, lest a compiler make an instruction for maxima of it, which would flush a subnormal
-// number that it selects.
+// way. The comparison is of a + 0, lest a compiler use an instruction for maxima, which would flush a subnormal
+// result.
 template <class T>
 INLINE_HOST_DEVICE T larger(T a, T b) {
     return a + T(0) > b || a != a ? a : b;

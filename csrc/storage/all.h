@@ -6,7 +6,7 @@
 //   widen(B) -> F             what the words stand for, exactly
 //   narrow(F) -> B            rounded to nearest, ties to even; what is too large becomes infinite, NaN stays NaN
 //   narrow(F, B noise) -> B   rounded up or down by 16 random bits, so that the mean stays where it was
-// A type whose elements share a scale has a tile that is the block of that scale, and takes the scale beside the words.
+// A type whose elements share a scale would take the elements of one scale as its tile, and the scale as an argument.
 #pragma once
 
 #include "storage/bfloat16.h"
@@ -23,7 +23,7 @@ namespace {
 #define INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
-// A trait with the type that its words have in memory.
+// A trait, and the type of an element in memory.
 template <class Trait, class WordInMemory, fusedstep::Type kWhich>
 struct Stored : Trait {
     using Word = WordInMemory;
@@ -50,7 +50,7 @@ struct Choice {
     }
 };
 
-// `void` stands for the type before the first comma.
+// The traits of FUSEDSTEP_NARROW. Each comes with a comma before it, so `void` stands before the first one.
 template <class, class... Narrow>
 using ChoiceAfter = Choice<Narrow...>;
 #define FUSEDSTEP_STORED(Storage, name, Word) , Stored<Storage, Word, fusedstep::k##Storage>

@@ -1,6 +1,6 @@
-// The operations of which conversions between float and a narrow type are made. Each conversion is one text for a
-// number and for a vector: F is float or a vector of floats, B is uint32_t or a vector of as many. cpu/vector.h has the
-// same functions for vectors, and must be included before a header that converts.
+// The operations of which conversions between float and a narrow type are made. Each conversion is one text for
+// numbers and for vectors: F is float or a vector of floats, B is uint32_t or a vector of as many. engines/cpu/vector.h
+// has these functions for vectors, and must be included before a header that converts.
 #pragma once
 
 #include <stdint.h>

@@ -7,8 +7,8 @@ namespace {
 
 struct Float16 {
     static constexpr uint32_t kNormal = 0x38800000;    // 2^-14, the smallest normal number
-    static constexpr uint32_t kRebias = 0x38000000;    // from the exponents of float16 to those of float
-    static constexpr uint32_t kTooLarge = 0x47800000;  // 2^16
+    static constexpr uint32_t kRebias = 0x38000000;    // added to bits of float16 to make the exponent that of float
+    static constexpr uint32_t kTooLarge = 0x47800000;  // 2^16, from where on all is infinite
 
     template <class B>
     INLINE_HOST_DEVICE static constexpr auto widen(B h) {
@@ -21,12 +21,13 @@ struct Float16 {
     template <class F>
     INLINE_HOST_DEVICE static constexpr auto narrow(F x) {
         auto magnitude = bits_of(x) & 0x7fffffff;
-        // The last bit of 0.5 is the unit of the subnormal numbers of float16, so an addition of 0.5 rounds to it.
+        // The last bit of 0.5 is the unit of the subnormal numbers of float16, so an addition of 0.5 rounds to that
+        // unit.
         auto subnormal = bits_of(float_of(magnitude) + 0.5f) - bits_of(0.5f);
         return rounded(x, 0xfff + (magnitude >> 13 & 1), subnormal);
     }
 
-    // Below 2^-14 more bits are lost than there are random ones: there, the probability is exact to 2^-16 of a unit.
+    // Below 2^-14 more bits are cut off than there are random ones, so the probability to round up is exact to 2^-16.
     template <class F, class B>
     INLINE_HOST_DEVICE static constexpr B narrow(F x, B noise) {
         B magnitude = bits_of(x) & 0x7fffffff;
@@ -34,7 +35,8 @@ struct Float16 {
         return rounded(x, noise >> 3, (units + noise) >> 16);
     }
 
-    // Where x is normal in float16, cut off after `up` has been added to what is lost; else `subnormal`.
+    // The bits of x in float16. Where x is normal there, `up` has been added to the bits that are cut off; where it is
+    // not, they are `subnormal`.
     template <class F, class B>
     INLINE_HOST_DEVICE static constexpr B rounded(F x, B up, B subnormal) {
         B bits = bits_of(x), magnitude = bits & 0x7fffffff;

@@ -23,8 +23,8 @@ struct Split {
     template <class B>
     INLINE_HOST_DEVICE static constexpr auto joined(B high, B low) {
         B magnitude = high & 0x7fff, bits = (high - (low >> 15)) << 16 | low;
-        // Zeros and infinities that come from a split have half of all remainders. A parameter that the caller has set
-        // to zero or infinity may stand beside one of the other half, which then does not count.
+        // A zero that comes from a split has a remainder below 0x8000; an infinity has 0, or one from 0x8000 on. Any
+        // other remainder is left over from before the caller set the parameter to zero or infinity: it does not count.
         bits = magnitude == 0 ? (low < 0x8000 ? bits : high << 16) : bits;
         bits = magnitude == 0x7f80 ? (low < 0x8000 ? high << 16 : bits) : bits;
         return float_of(bits);

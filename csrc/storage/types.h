@@ -1,11 +1,11 @@
-// The types that arrays may have. A storage type is a line here and a header beside this one.
+// The types that arrays may have. A new narrow type needs a line here and a header beside this one.
 #pragma once
 
 #include <stddef.h>
 #include <stdint.h>
 
-// X(struct, name of the dtype, type of an element in memory). The narrow types hold what is computed in float: their
-// struct converts it. A bfloat16 parameter may keep the 16 bits that it lacks as uint16; see split.h.
+// X(struct, name of the dtype, type of an element in memory). The narrow types hold what is computed in float: the
+// struct converts between the two. A bfloat16 parameter may keep the 16 bits that it lacks as uint16; see split.h.
 #define FUSEDSTEP_NARROW(X)           \
     X(BFloat16, "bfloat16", uint16_t) \
     X(Float16, "float16", uint16_t)

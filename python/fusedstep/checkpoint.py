@@ -126,7 +126,8 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
         saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
         overrides = {_decoded(key): some for key, some in meta["hyperparameters"]["overrides"]}
         saved["hyperparameters"] = meta["hyperparameters"] | {"overrides": overrides}
-        for part in ("t", "product" if "product" in meta else "memory"):  # "product" in format version 1
+        # Format version 1 has "product" in place of "memory".
+        for part in ("t", "product" if "product" in meta else "memory"):
             saved[part] = {_decoded(key): value for key, value in meta[part]}
         stored: dict[Hashable, Array] = {}
         for (part, encoded, name), array in zip(meta["arrays"], arrays.values(), strict=True):
@@ -156,7 +157,7 @@ def _check_optimizer(opt: Any) -> None:
         raise TypeError(f"opt is of type {type(opt).__name__}, expected an optimizer")
 
 
-# Parameters, and keys as JSON.
+# Parameters by key, and keys as JSON.
 
 
 def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
@@ -203,7 +204,7 @@ def _encoded(key: Hashable) -> Any:
         return [_encoded(part) for part in key]
     if isinstance(key, Integral) and not isinstance(key, bool):
         return int(key)
-    if key is None or (isinstance(key, (str, bool, float)) and key == key):  # NaN is not found again
+    if key is None or (isinstance(key, (str, bool, float)) and key == key):  # a NaN could not be found again
         return key
     raise TypeError(f"key {key!r} cannot be saved, expected a string, number, bool, None, or a tuple of them")
 

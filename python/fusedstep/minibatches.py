@@ -90,14 +90,14 @@ class minibatches:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "done":
             value = integer(name, value, 0)
-        elif "done" in vars(self):  # the last thing that __post_init__ sets
+        elif "done" in vars(self):  # set last by __post_init__, so the arguments are final
             raise AttributeError(f"{name} cannot be set, expected done, or a new minibatches")
         object.__setattr__(self, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_cache": None}
 
-    __contains__ = None  # else `in` would deal batches
+    __contains__ = None  # `in` would otherwise deal batches
 
     def __len__(self) -> int:
         return self.n // self.batch_size if self.drop_last else -(-self.n // self.batch_size)

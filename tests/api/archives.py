@@ -69,6 +69,6 @@ def seal(path):
 
 
 def run(code, *arguments):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # the fewer threads, the better is fork defined
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a fork is safer with fewer threads
     result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
     assert not result.returncode, result.stderr.decode()

@@ -14,7 +14,7 @@ from tests.api.formats import BFLOAT16
 SHAPES = {"w": (5,), "layer/b": (2, 3), ("c", 0): (), None: (3, 0)}
 DTYPES = {"w": np.float64, "layer/b": np.float32, ("c", 0): np.float32, None: np.float64}
 
-# A run: two dtypes, mini-batches, a parameter that often lacks a gradient, and metrics for each plateau.
+# The parts of a run: two dtypes, mini-batches, a parameter that often lacks a gradient, and metrics for each plateau.
 
 
 def plateaus(schedule):
@@ -83,7 +83,7 @@ if BFLOAT16:
 
 
 def frozen(value):
-    """Return something that is equal where all bits and types are; schedules with their memory."""
+    """Return an object that is equal to another where all bits and types are, those of schedules' memory too."""
     if isinstance(value, np.ndarray):
         return (str(value.dtype), value.shape, value.tobytes())
     if isinstance(value, schedules.Schedule):
@@ -100,7 +100,7 @@ def snapshot(opt, params=None):
 
 
 def resume(folder, ending):
-    """What the new process does: the second half of each run, once with an optimizer that knows nothing."""
+    """Do the second half of each run, in a new process; once with an optimizer that has not begun."""
     empty = {"adam": fs.Adam, "nadam": fs.Nadam, "rmsprop": fs.RMSprop, "half": fs.Adam}
     for name, (make, steps, dtypes) in RUNS.items():
         for fresh in (make, empty.get(name, make)):

@@ -193,7 +193,7 @@ def test_an_npz_has_the_same_bytes_each_time(tmp_path):
 
 
 def test_the_seal_is_what_the_format_says(path):
-    """The SHA-256 of the file in which zeros stand for the seal, so that another program can check it."""
+    """The seal is the SHA-256 of the file with zeros in its place, so that other programs can check files."""
     save(path)
     data = path.read_bytes()
     if path.suffix == ".npz":
@@ -236,7 +236,7 @@ def test_what_no_format_can_hold(path, arrays, message):
 
 def test_floats_that_are_not_numpys(path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    for name in ("float8_e5m2", "float8_e4m3fn", "int4"):  # npz would give them back as void
+    for name in ("float8_e5m2", "float8_e4m3fn", "int4"):  # npz would give these dtypes back as void
         with pytest.raises(TypeError, match=f"^w is {name}, expected bool"):
             archive.write(path, {"w": np.ones(2, getattr(ml_dtypes, name))}, {})
     forged = type("bfloat16", (np.void,), {"__module__": "ml_dtypes"})

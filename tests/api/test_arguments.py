@@ -111,7 +111,7 @@ def test_a_bad_gradient_at_the_end_of_a_long_list_changes_nothing(grad, error, m
     assert optimizer.state.keys() == state.keys()
     for key, some in state.items():
         assert verify.difference(list(optimizer.state[key].values()), list(some.values())) == 0
-    optimizer.step(params, good)  # and it is still of use
+    optimizer.step(params, good)  # the optimizer is still of use
     assert set(optimizer.t.values()) == {steps + 1}
 
 
@@ -188,7 +188,7 @@ def test_overlap_that_appears_in_a_later_step():
     for _ in range(2):
         optimizer.step(params, grads)
     for bad in ([*grads[:4], grads[0]], [*grads[:4], params[2]], [params[0], *grads[1:]]):
-        for _ in range(2):  # refused again: the plan has not learned the arrays
+        for _ in range(2):  # twice, since a refusal must not make the plan know the arrays
             with pytest.raises(ValueError, match="overlaps"):
                 optimizer.step(params, bad)
     optimizer.step(params, [*reversed(grads)])
@@ -456,7 +456,7 @@ def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=2, max_size=12))
 def test_overlap_is_found_exactly_when_there_is_one(stretches):
-    """Any stretches of one buffer are parameters and gradients; the answer is that of comparing every two of them."""
+    """Parameters and gradients are random stretches of one buffer; the answer is that of comparing every pair."""
     buffer = np.zeros(64, F32)
     parts = [buffer[start : start + n] for start, n in stretches]
     half = len(parts) // 2

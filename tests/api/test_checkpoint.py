@@ -363,7 +363,7 @@ def test_parameters_without_updates_have_no_states(path):
     never = fs.Adam()
     fs.save(path, never)
     fs.load(path, fs.Adam())
-    fs.load(path, other)  # a file of an optimizer that made no step takes all progress away
+    fs.load(path, other)  # a file from before the first step takes all progress away
     assert not other.t
     assert not other.state
     assert not other.ema

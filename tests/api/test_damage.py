@@ -22,7 +22,7 @@ def test_every_flipped_byte(path):
         for flip in (0x01, 0x20, 0x80, rng.randrange(1, 256)):
             messages.append(refusal(path, data[:i] + bytes([byte ^ flip]) + data[i + 1 :]))
     named = [message for message in messages if "state/w/m does not match its digest" in message]
-    assert len(named) >= 24 * 4  # at least for every byte of its numbers
+    assert len(named) >= 24 * 4  # at least for every byte of the 24 in the array
 
 
 def test_truncated_or_longer(path):

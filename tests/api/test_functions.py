@@ -73,7 +73,7 @@ def named(tree):
 
 def test_the_stub_says_what_the_package_has():
     written, made = named(ast.parse(STUB.read_text())), named(ast.parse(stub.text()))
-    assert written.pop("__getattr__") == made.pop("__getattr__")  # for those that are not written out
+    assert written.pop("__getattr__") == made.pop("__getattr__")  # stands for rules that are not written out
     for name, signature in written.items():
         assert signature == made[name], "run python -m fusedstep.tools.stub"
         source = inspect.getsource(getattr(functional, name))

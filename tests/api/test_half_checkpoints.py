@@ -31,7 +31,7 @@ def half_steps(opt, params, first, last):
 
 
 def handed_on(way, opt, params, folder):
-    """Return the optimizer and its parameters as they come back."""
+    """Return the optimizer and its parameters as they come back from a way to hand them on."""
     theirs, other = copy.deepcopy(params), type(opt)()
     if way == "pickle":
         other = pickle.loads(pickle.dumps(opt))

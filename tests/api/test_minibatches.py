@@ -144,7 +144,7 @@ def test_copies_go_on_at_the_same_place(clone):
     other = clone(batches)
     assert other == batches
     assert other.done == 100
-    assert len(pickle.dumps(batches)) < 300  # without the order of 1000 rows
+    assert len(pickle.dumps(batches)) < 300  # too little to contain the order of 1000 rows
     assert lists(other) == lists(batches)
     assert other == batches
     list(islice(other, 1))
@@ -170,7 +170,7 @@ def test_equality_is_that_of_arguments_and_done():
 
 
 def refused(error, name, value):
-    """Return the message, for an argument or for done."""
+    """Return the message with which a value is refused, as an argument or as `done`."""
     batches = fs.minibatches(9, 4, 0)
     with pytest.raises(error) as caught:
         setattr(batches, name, value) if name == "done" else replace(batches, **{name: value})

@@ -182,7 +182,7 @@ def test_keys_whose_comparison_changes_the_mapping():
 
     grads.update({"v": ones(), Key(): ones()})
     p = ones()
-    fs.SGD().step({"w": p}, grads)  # by the time of the look-up there is no gradient any more
+    fs.SGD().step({"w": p}, grads)  # the gradient is gone by the time it is looked up
     assert (p == 1).all()
     grads.update({Key(): ones(), "u": ones()})
     with pytest.raises(ValueError, match=r"^grads\[.*\] belongs to no parameter"):

@@ -17,7 +17,7 @@ SPEC.loader.exec_module(make)
 
 
 def read(name):
-    """Return what stands in a pickle: what 0.1.0 knew before the last steps, and what came of them."""
+    """Return the contents of a pickle: what 0.1.0 knew before the last steps, and what came of these steps."""
     both = pickle.loads((FOLDER / f"{name}.pickle").read_bytes())
     return pickle.loads(both["known"]), both["expected"]
 

@@ -112,7 +112,7 @@ def test_states_are_arrays_beside_their_parameter():
     assert m.dtype == np.float32
     assert m.shape == (8,)
     assert m.ctypes.data % 64 == 0
-    m[...] = 0  # may be written to
+    m[...] = 0  # states may be written to
     optimizer.step({"w": ones()}, {"w": ones()})
     assert (m == np.float32(1 - 0.9) * 1).all()
     for replace in (
@@ -302,7 +302,7 @@ def test_every_option_has_an_effect(cls):
         if hasattr(optimizer, "eps"):
             optimizer.eps = 0.01
         for i, scale in enumerate((5, 10, 0.05)):  # a smaller gradient tells amsgrad from adam
-            optimizer.lr = options.get("lr", 0.1 + 0.1 * i)  # a rate that changes tells velocity from velocity
+            optimizer.lr = options.get("lr", 0.1 + 0.1 * i)  # a rate that changes tells one velocity from the other
             g = scale * np.linspace(-1, 1.5, 64).astype(np.float32)
             optimizer.step(p, {"w": g})
         return [array.tobytes() for array in (p["w"], g, *optimizer.ema.values())]
@@ -313,7 +313,7 @@ def test_every_option_has_an_effect(cls):
             context = {"momentum": 0.9} if name == "velocity" and cls is fs.RMSprop else {}
             context |= {"weight_decay": 0.3} if name == "decoupled" else {}
             context |= {"dampening": 0.3} if name == "dampen_first" else {}
-            context |= {"l1": 0.3} if "scale" in name or "clip" in name else {}  # lion sees signs only
+            context |= {"l1": 0.3} if "scale" in name or "clip" in name else {}  # scaling alone keeps signs, as lion
             default = inspect.signature(cls).parameters[name].default
             if value != default:
                 assert result(**context) != result(**context, **{name: value}), name

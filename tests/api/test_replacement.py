@@ -36,7 +36,7 @@ def test_paths_that_are_no_regular_files(path):
 def test_symbolic_links_stay(path):
     link, folder = path.with_name(f"latest{path.suffix}"), path.parent / "elsewhere"
     folder.mkdir()
-    link.symlink_to(os.path.join("elsewhere", f"target{path.suffix}"))  # dangling at first
+    link.symlink_to(os.path.join("elsewhere", f"target{path.suffix}"))  # the link dangles at first
     for k in (1, 2):
         expected = save(link, k)
         assert link.is_symlink()

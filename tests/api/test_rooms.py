@@ -43,7 +43,7 @@ def test_the_graph_is_that_of_the_package():
     assert {"fusedstep._cpu", "fusedstep.core.overrides", "fusedstep.schedules.description"} <= GRAPH[
         "fusedstep.core.optimizer"
     ]
-    assert "fusedstep.core.archive" in GRAPH["fusedstep.checkpoint"]  # imported by functions
+    assert "fusedstep.core.archive" in GRAPH["fusedstep.checkpoint"]  # found though only functions import it
     assert {"fusedstep.functional", "fusedstep.reference"} <= GRAPH["fusedstep"]
     assert GRAPH["fusedstep.schedules"] == {
         f"fusedstep.schedules.{name}" for name in ("combined", "decays", "plateau", "schedule")
@@ -57,7 +57,7 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(f"circle: {' <- '.join(error.args[1])}")
 
 
-WALLS = {  # room: the modules of the package, and what is below them, that it may import
+WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "core": ("_cpu", "_cuda", "core", "schedules"),
     "schedules": ("schedules", "core.hyperparameters"),
     "reference": ("reference",),

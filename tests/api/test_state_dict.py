@@ -123,7 +123,7 @@ WRONG = [
     (("ema", "nix"), np.ones(5)),
     (("memory", "nix"), {}),
     (("state", "w", "nix"), np.ones(5)),
-    (("state", "w", "a"), np.ones(5)),  # another class has it
+    (("state", "w", "a"), np.ones(5)),  # a state of another class
     (("state", "w", 3), np.ones(5)),
 ]
 DROPPED = [("t",), ("t", "w"), ("state",), ("state", "w"), M, ("state", "w", "w"), ("hyperparameters", "lr")]

@@ -57,7 +57,7 @@ def code_of(path):
 
 
 def rules():
-    """Return what a rule is called, in C++ and in Python."""
+    """Return the names of all rules, in C++ and in Python."""
     return set(re.findall(r"X\((\w+)\)", code_of(CSRC / "rules" / "all.h"))) | set(_cpu.rules)
 
 
@@ -67,7 +67,7 @@ def includes(path):
         yield target if bracket == '"' else f"<{target}>".replace("<pybind11/", "<pybind11>/").partition("/")[0]
 
 
-# C++.
+# The walls of C++.
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -103,7 +103,7 @@ def test_the_tables_name_what_is_there():
     assert DOORS.keys() <= {name(path) for path in SOURCES}
 
 
-# Python.
+# The walls of Python.
 
 
 def imports(path):

@@ -28,7 +28,7 @@ JUNK = [None, 3, "x", b"x", [], [("w", 3)], {1}, True, math.nan]
 
 
 def not_refused(make, wrongs, **options):
-    """Return those that are loaded, change something, or raise anything but an error with a clear message."""
+    """Return the wrong state dicts that are loaded, change something, or raise anything but a clear message."""
     opt, found = make(), []
     before = snapshot(opt)
     for label, wrong in wrongs:

@@ -27,7 +27,7 @@ GENERAL = (("weight_decay", 0.3), ("maximize", True))
 
 
 def in_turn(first, *others):
-    """Return all combinations: of each choice of the first list, all but one are exhaustive, the next one in turn."""
+    """Return all combinations; for each choice of `first`, all are marked exhaustive but one, each time the next."""
     combinations = list(itertools.product(*others))
     return [
         pytest.param(choice, *chosen, marks=[] if i % len(combinations) == j else pytest.mark.exhaustive)

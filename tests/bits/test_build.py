@@ -20,7 +20,7 @@ PACKED = {
     "x86": re.compile(r"v?(add|sub|mul|div|sqrt)p([sd])"),
     "arm": re.compile(r"f(add|sub|mul|div|sqrt)\tv\d+\.(4s|2d)"),
 }
-SINGLE = {  # arithmetic on one number
+SINGLE = {  # instructions that compute with one number
     "x86": re.compile(r"v?(add|sub|mul|div|sqrt)s[sd]"),
     "arm": re.compile(r"f(add|sub|mul|div|sqrt)\t[sd]\d"),
 }
@@ -66,7 +66,7 @@ def instructions(target, tools=""):
 
 
 def built(isa, folder):
-    """Return the kernels of the build in this folder, or None if its sources have changed since then."""
+    """Return the kernels that the build has left in `folder`, or None if sources have changed since the build."""
     objects = ROOT.glob(f"build/*/CMakeFiles/kernels_{isa}.dir/csrc/engines/cpu/kernels.cpp.o")
     changed = max(path.stat().st_mtime for path in [ROOT / "CMakeLists.txt", *CSRC.rglob("*.*")])
     for path in objects:
@@ -92,7 +92,7 @@ def rules():
 
 
 def check_vectorised(functions, machine):
-    variants = {rule: "0" if rule.startswith("Limit") else "0123" for rule in rules()}  # yardsticks run plain only
+    variants = {rule: "0" if rule.startswith("Limit") else "0123" for rule in rules()}  # a yardstick has no options
     pairs = [(rule, variant) for rule in variants for variant in variants[rule]]
     expected = {f"update<{rule}, {variant}, {t}>" for rule, variant in pairs for t in ("float", "double")}
     expected |= {f"update_narrow<{rule}, {v}, {loop}>" for rule, v in pairs if v in "01" for loop in "2345"}

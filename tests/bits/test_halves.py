@@ -51,7 +51,7 @@ def test_every_pattern_survives_loading_and_storing(half, isa):
     wide = flushed(PATTERNS.view(half).astype(np.float32))
     same(p, wide.astype(half))
     finite = np.isfinite(wide)
-    assert (p.view(np.uint16) == PATTERNS)[finite & (wide != 0)].all()  # also subnormals of float16
+    assert (p.view(np.uint16) == PATTERNS)[finite & (wide != 0)].all()  # subnormal numbers of float16 are kept too
 
 
 @HALVES
@@ -108,7 +108,7 @@ def test_conversions_are_those_of_numpy_and_ml_dtypes():
 
 
 def test_a_split_loses_nothing(isa):
-    """Every pattern of upper and lower bits near a border, and the parameter is the nearest number, away in a tie."""
+    """Upper and lower bits together are the number; the parameter alone is the nearest one, away from 0 in a tie."""
     high = PATTERNS.astype(np.uint32) << 16
     for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         x = (high | np.uint32(low)).view(np.float32)
@@ -122,10 +122,10 @@ def test_a_split_loses_nothing(isa):
         tie = (low == 0x8000) & (x != 0)
         assert ((p == usual) | np.isnan(x) | tie).all()
         opt.step(p, np.zeros(x.size, np.float32))
-        same(reference.storage.joined(p, r), x)  # read back by the kernel, and written again
+        same(reference.storage.joined(p, r), x)  # the kernel has read both pieces and written them again
 
 
-# Noise.
+# The random bits of stochastic rounding.
 
 
 def test_philox_has_the_published_vectors():
@@ -203,7 +203,7 @@ def test_noise_is_random_in_every_direction(half):
     n = 100_000
     base = noise(n, half)
     others = [noise(n, half, seed=1), noise(n, half, steps=2), noise(n, half, key=1), noise(n, half, key="w")]
-    others += [np.roll(base, shift) for shift in (1, 2, 31, 32, 64, 128, 256)]  # the element
+    others += [np.roll(base, shift) for shift in (1, 2, 31, 32, 64, 128, 256)]  # other elements
     for other in others:
         assert abs(np.corrcoef(base, other)[0, 1]) < 5 / np.sqrt(n)
     assert (noise(n, half) == base).all()

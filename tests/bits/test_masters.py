@@ -247,7 +247,7 @@ def test_overlap_with_a_master_is_refused(master, name):
 def test_a_parameter_that_was_changed_a_little_counts(half, isa):
     """Parameters are changed by their last bit, by their sign, and where parameter and master are 0."""
     p = np.array([1, 1.5, -2, 0, 300, 1e-4] * 20, half)
-    g = (p.astype(np.float64) * 2.0**-14 + 1e-9).astype(np.float32)  # changes by less than half a unit
+    g = (p.astype(np.float64) * 2.0**-14 + 1e-9).astype(np.float32)  # less than half a unit of p
     opt, ref = (module.SGD(lr=1.0, master_weights=True) for module in (fs, reference))
     q = p.copy()
     for some, array in ((opt, p), (ref, q)):

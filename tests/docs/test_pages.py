@@ -40,7 +40,7 @@ def uses_gpu(page):
 
 
 def run(page):
-    """Run the examples of a page, in order and in one namespace, and return that."""
+    """Run the examples of a page, in order and in one namespace, and return the namespace."""
     names = {"__name__": page.stem}
     for number, (kind, text) in enumerate(examples(page)):
         title = f"{named(page)}, block {number}"
@@ -48,7 +48,7 @@ def run(page):
             exec(compile(text, title, "exec"), names)
             continue
         test = doctest.DocTestParser().get_doctest(text, {}, title, str(page), 0)
-        test.globs = names  # the parser has made a copy
+        test.globs = names  # the namespace itself: the parser has made a copy of its argument
         assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, clear_globs=False).failed == 0, title
     return names
 
@@ -127,7 +127,7 @@ def test_commands_exist(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands(page):
         if words in ([], ["info"]):
-            continue  # nothing to parse
+            continue  # no arguments to parse
         with pytest.raises((AcceptedError, SystemExit)) as found:
             assert main(words if len(words) > 1 else [*words, "--help"]) == 0, words
         assert found.type is AcceptedError or found.value.code == 0, words

@@ -25,7 +25,7 @@ def made(mark):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pages_are_up_to_date(page):
-    """`python -m fusedstep bench tables` with the names of the pages makes them so."""
+    """Tables on a page are those of its records; `python -m fusedstep bench tables PAGE.md` makes them anew."""
     text = page.read_text()
     assert rewritten(text, page.parent) == text
     assert text.count("<!-- table: ") == text.count("<!-- end -->")
@@ -49,7 +49,7 @@ def test_axis_at_another_size():
     rows = [line.split(" | ") for line in made(f"axis {BENCH} rule size=1e7")]
     assert [row[0] for row in rows[2:5]] == ["| adam", "| sgd", "| momentum"]
     assert rows[0][-1] == "thinc |"
-    assert rows[3][-1].strip() == "|"  # which thinc does not have
+    assert rows[3][-1].strip() == "|"  # nadam, which thinc does not have
 
 
 def test_tests():

@@ -139,7 +139,7 @@ def test_nonfinite_gradients(i, module, dtype, isa):
     optimizer = module.Momentum(lr=1.0, **options)
     result = optimizer.step(params, grads)
     left = [np.array(first), np.array(second)]
-    factor = dtype(1 / 5.0)  # 0.6 and 0.8 as one multiplication gives them
+    factor = dtype(1 / 5.0)  # clipping is one product, so 0.6 and 0.8 are 3 and 4 times it
     left = [np.where(np.isin(x, (0.6, 0.8)), g * factor, x).astype(dtype) for x, g in zip(left, grads, strict=True)]
     assert same([optimizer.state[i]["b"] for i in range(2)], left)
     assert same([p + dtype(0) for p in params], [dtype(0) - g for g in left])
@@ -220,7 +220,7 @@ def test_results():
         fs.SGD().step(p, g).skipped = True
 
 
-# Zeroing.
+# Gradients that are zeroed.
 
 
 @BOTH
@@ -269,7 +269,7 @@ def test_gradients_are_otherwise_only_read(dtype):
             assert bits(g) == kept
 
 
-# The functions.
+# The functions of `functional`.
 
 OPTIONS = [
     {"grad_scale": -0.3},

@@ -89,7 +89,7 @@ def test_the_mapping_of_averages():
 
 def test_the_decay_of_the_averages_is_not_set_in_vain():
     optimizer = fs.SGD(ema=0.5)
-    with pytest.raises(AttributeError):  # what is set is `optimizer.ema`
+    with pytest.raises(AttributeError):  # `optimizer.ema` can be set, its attribute cannot
         optimizer.ema.decay = 0.25
 
 

@@ -80,7 +80,7 @@ def test_the_norm_at_the_ends_of_the_range(isa):
 
 
 def clipped(module, g, clip, limit, **options):
-    """Return what is left of a gradient."""
+    """Return what clipping leaves of a gradient."""
     grad_scale = options.pop("grad_scale", 1.0)
     p = np.zeros_like(g)
     module.SGD(lr=1.0, **{clip: limit}, **options).step(p, g, grad_scale=grad_scale)

@@ -184,7 +184,7 @@ def test_plateaus_are_shared_as_they_were_saved():
     made, seen = {}, []
     descriptions = [describe_all(schedule, seen) for schedule in (one, s.product(one, other), other)]
     assert [d.get("number") for d in descriptions] == [0, None, 1]
-    present = s.plateau(1.0, 0.5, 0)  # stands in all three places
+    present = s.plateau(1.0, 0.5, 0)  # the present schedule in all three places
     first, product, third = (rebuild(d, present, made) for d in descriptions)
     remember(made)
     assert first is present

@@ -93,7 +93,7 @@ def test_any_number_may_be_a_schedule(cls, name):
 @pytest.mark.parametrize("bad", [NAN, "x", -INF, [1.0], None], ids=repr)
 def test_a_schedule_with_a_bad_value_is_refused_by_name(cls, name, bad):
     if bad is None and name in (*CLIPS, "ema"):
-        return  # test_a_schedule_switches_nothing_off has these
+        return  # tested by test_a_schedule_switches_nothing_off
     at = 0 if name == "initial_accumulator" else 1
     optimizer = cls(**{name: lambda done: bad if done == at else values_of(cls, name)[0]})
     p, g = normal(9), normal(9, seed=1)

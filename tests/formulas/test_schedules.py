@@ -75,7 +75,7 @@ def test_arguments(name):
     assert str(inspect.Signature(bare)) == SIGNATURES[name]
 
 
-# Values.
+# Values of the schedules.
 
 
 @pytest.mark.parametrize("done", [0, 1, 2, 3, 11, 12, 13, 999, 2**20])
@@ -104,7 +104,7 @@ def test_whole_powers_are_multiplied_by_squaring():
 def test_fractional_powers_are_rounded_once():
     assert s.exponential(1, 0.5, 2)(1) == math.sqrt(0.5)
     assert s.exponential(1, 0.3, 7)(5) == float(decimal_power(0.3, 5 / 7))
-    # The pow of glibc is one unit off in the next two.
+    # The next two powers are those in which the pow of glibc is one unit off.
     assert s.exponential(1, 0.1, 3)(128) == float(decimal_power(0.1, 128 / 3))
     assert s.exponential(1, 0.99, 7)(183) == float(decimal_power(0.99, 183 / 7))
     assert s.polynomial(1, 0, 4, 0.5)(1) == math.sqrt(0.75)
@@ -245,7 +245,7 @@ def test_restarts_after_many_updates(t_mul):
     assert 0 <= s.cosine_restarts(1, 3, t_mul)(10**15) <= 1
 
 
-# Properties of all.
+# Properties of all schedules.
 
 unit = st.floats(0, 1)
 count = st.integers(1, 1000)

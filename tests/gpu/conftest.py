@@ -11,7 +11,7 @@ class Recorder:
         self.stream = cupy.cuda.Stream(non_blocking=True)
 
     def __enter__(self):
-        self.cupy.cuda.get_current_stream().synchronize()  # what the block needs is there when its work begins
+        self.cupy.cuda.get_current_stream().synchronize()  # work of the block begins when its arrays are ready
         self.stream.__enter__()
         return self
 
@@ -20,7 +20,7 @@ class Recorder:
         self.stream.synchronize()
 
     def capture(self, work):
-        """Return the graph of what `work` does, and what it returned; nothing has been done yet."""
+        """Return the graph of what `work` does, and what `work` returned; the graph has not run yet."""
         self.stream.begin_capture()
         try:
             returned = work()

@@ -12,7 +12,7 @@ from tests.gpu.arrays import F32, pairs, same
 
 CLASSES = fs.optimizers.classes()
 GRID = [(cls, label, tuple(cases)) for cls in CLASSES for label, cases in verify.cases(cls).items()]
-TILES = (1023, 1024, 1025, 0, 1, 3000, 2048)  # around the elements that a warp takes at a time
+TILES = (1023, 1024, 1025, 0, 1, 3000, 2048)  # sizes around 1024, the elements that a warp takes at a time
 SMALLEST = 2.0**-126
 
 

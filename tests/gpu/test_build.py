@@ -25,7 +25,7 @@ SOURCES = {"prepare": ["prepare.cu"]} | {
 
 needs_nvcc = pytest.mark.skipif(not NVCC, reason="needs nvcc")
 
-# Instructions that round once (ARITHMETIC) or not at all (EXACT); those on float32 flush.
+# Instructions that round once (ARITHMETIC) or not at all (EXACT); instructions on float32 flush.
 ARITHMETIC = re.compile(r"(add|sub|mul|div|sqrt)\.rn(\.ftz\.f32|\.f64)")
 EXACT = re.compile(
     r"(setp|set)\.\w+(\.\w+)?(\.ftz\.f32|\.f64)|selp\.f(32|64)|(neg|abs)(\.ftz\.f32|\.f64)|mov\.f(32|64)"
@@ -129,7 +129,7 @@ def test_kernels_fit_into_64_registers_on_every_architecture(reports):
 
 
 def test_every_rule_has_its_kernels(reports):
-    bodies = {"float32": 2, "float64": 2, "generic": 1, "prepare": 1}  # the generic loop does everything
+    bodies = {"float32": 2, "float64": 2, "generic": 1, "prepare": 1}  # the generic loop has one body for all options
     for name, kernels in reports.items():
         for rule in rules():
             own = [kernel for kernel in kernels if re.search(rf"\d{rule}[EN]", kernel)]

@@ -35,7 +35,8 @@ def test_one_step_on_two_gpus(cupy, devices, options):
         assert a.grad_norm == b.grad_norm or a.grad_norm != a.grad_norm
     host.step(p, g := [x.copy() for x in p])
     gpu.step(q, spread(cupy, devices, g))
-    assert all(same(x, y) for x, y in zip(p[::-1], q[::-1], strict=True))  # the second GPU first: nobody has waited
+    # The second GPU is read first: nobody has waited for it.
+    assert all(same(x, y) for x, y in zip(p[::-1], q[::-1], strict=True))
     assert gpu.t == host.t
     assert [gpu.state[i]["m"].device.id for i in range(4)] == [0, 1, 0, 1]
 

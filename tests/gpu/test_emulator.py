@@ -178,7 +178,7 @@ def test_a_block_adds_up_by_shuffles_and_barriers(cp, lib):
 
 def test_warps_wait_for_themselves_and_for_the_block(cp, lib):
     x = cp.zeros(96)
-    for _ in range(4):  # in several orders
+    for _ in range(4):  # in several orders of warps and lanes
         x.fill(0)
         launch(lib, "pass_on", x, 31)
         np.testing.assert_array_equal(x.get(), np.tile(host(32), 3))
@@ -283,7 +283,7 @@ def test_a_graph_has_memory_of_its_own(cp, lib):
         stream.synchronize()
         np.testing.assert_array_equal(x.get(), 2)
     stream.begin_capture()
-    assert lib.test_free_async(x.data.ptr, stream.ptr) != 0  # that of others
+    assert lib.test_free_async(x.data.ptr, stream.ptr) != 0  # memory that the capture has not allocated
     with pytest.raises(cp.cuda.runtime.CUDARuntimeError):
         stream.end_capture()
 
@@ -365,7 +365,7 @@ def test_calls_fail_once_and_are_counted(cp, lib):
     np.testing.assert_array_equal(x.get(), 2)
     lib.emulator_reset_calls()
     assert lib.emulator_calls(b"cudaLaunchKernel") == 0
-    assert lib.launch(0, 0, 32, x.data.ptr, 0, None) == 9  # no blocks
+    assert lib.launch(0, 0, 32, x.data.ptr, 0, None) == 9  # a grid without blocks
 
 
 def test_memory_has_a_device_and_a_type(cp, lib):
@@ -422,7 +422,7 @@ def test_memory_dies_with_the_last_view_in_the_order_of_its_stream(cp, lib):
     assert view.get().tolist() == [0] * 6
     del view
     memory = c_double.from_address(address)
-    assert memory.value == 0  # so far
+    assert memory.value == 0  # not poisoned yet
     stream.synchronize()
     assert memory.value != 0
     assert cp.empty(8).data.ptr != address

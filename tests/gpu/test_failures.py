@@ -45,7 +45,7 @@ def test_a_failure_before_a_capture_does_not_get_into_the_graph(cupy, emulator, 
         graph, _ = recorder.capture(failing_step)
         emulator.emulator_reset_calls()
         optimizer.step(q, h)
-        assert emulator.emulator_calls(b"cudaFree") == 0  # of memory that the graph still uses
+        assert emulator.emulator_calls(b"cudaFree") == 0  # the graph still uses the memory
         del graph
     assert optimizer.t == {0: 3}
 

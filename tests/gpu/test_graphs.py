@@ -73,7 +73,7 @@ def test_results_of_graphs_and_of_other_steps_do_not_mix(cupy, recorder):
     with recorder:
         optimizer.step(q, h)
         graph, captured = recorder.capture(lambda: optimizer.step(q, h))
-        assert np.isnan(captured.grad_norm)  # so far
+        assert np.isnan(captured.grad_norm)  # no replay has computed the norm yet
         assert not captured.skipped
         found = []
         for i in range(_cpu.tickets + 5):
@@ -147,7 +147,7 @@ def test_a_graph_outlives_the_plan_of_its_step(cupy, recorder):
     with recorder:
         gpu.step(q, h)
         graph, _ = recorder.capture(lambda: gpu.step(q, h))
-        gpu.ema = 0.9  # another plan
+        gpu.ema = 0.9  # an average needs another plan
         gpu.step(q, h)
         recorder.replay(graph)
     for _ in range(3):

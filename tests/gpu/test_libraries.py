@@ -1,4 +1,4 @@
-"""Arrays of other libraries: waited for, kept alive, or refused; nothing changes by what is refused."""
+"""Arrays of other libraries: waited for, kept alive, or refused before anything has changed."""
 
 import weakref
 

@@ -37,7 +37,7 @@ def test_thousand_tensors_are_one_launch(cupy, emulator):
         optimizer.step(arrays, grads)
     emulator.emulator_reset_calls()
     optimizer.step(arrays, grads)
-    assert emulator.emulator_calls(b"cudaLaunchKernel") == 2  # one derives the scalars, one updates
+    assert emulator.emulator_calls(b"cudaLaunchKernel") == 2  # one kernel derives the scalars, one updates
 
 
 def test_new_gradients_are_told_to_the_gpu(cupy):
@@ -61,7 +61,7 @@ def test_a_gradient_may_be_freed_right_after_the_step(cupy):
         gpu.step(q, h)
         del h
         gc.collect()
-        cupy.full((5000,), np.nan, F32)  # most likely in the memory of the gradient
+        cupy.full((5000,), np.nan, F32)  # most likely takes the memory that the gradient had
     assert same(q[0], p[0])
 
 
@@ -98,7 +98,7 @@ def test_a_step_is_ordered_in_its_stream(cupy, how):
             gpu.step(q[0], h, stream=stream)
             with stream:
                 h.fill(np.nan)
-            found = q[0].copy()  # in the current stream, which waits
+            found = q[0].copy()  # copied in the current stream, which waits for the step
         host.step(p[0], g)
     stream.synchronize()
     assert same(found, p[0])

@@ -45,7 +45,7 @@ CASES = [
     {"beta2": 0.0, "rho": 0.0, "eps": 0.1},
 ]
 
-M_GAIN, X_GAIN = 0.1 * (1 - 0.25) / (1 - 0.9 * 0.9), 0.1 * 0.25 / (0.5 * 1 + 1)  # of the second update
+M_GAIN, X_GAIN = 0.1 * (1 - 0.25) / (1 - 0.9 * 0.9), 0.1 * 0.25 / (0.5 * 1 + 1)  # factors in the second update
 ORDER = [
     (
         {"lr": 0.1, "eps": 0.01},

@@ -24,7 +24,7 @@ GENERAL = [
     "tests/formulas/test_reference.py",
 ]
 
-# A checkout that is installed to be edited is found before PYTHONPATH, by a finder that this removes.
+# Code that removes the import finder of an editable installation, which would come before PYTHONPATH.
 SITE = """
 import sys
 sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.exhaustive
 
 
 def listed(path, before, name):
-    """Write a name into a list, behind another one."""
+    """Write a name into a list in a file, behind the text `before`."""
     text = path.read_text()
     assert text.count(before) == 1
     path.write_text(text.replace(before, before + name))
@@ -87,7 +87,7 @@ def run(environment):
 
 
 def test_all_tests_find_the_newcomer(run):
-    """Tests of promises, of tools, and of the loop of GPUs, which runs as C++, try the newcomer."""
+    """Tests of equal bits, tools and GPUs, whose kernels run as C++ on an emulator, find the new optimizer."""
     run("-m", "pytest", "-p", "no:cacheprovider", "tests/rules", *GENERAL)
     printed = run("-m", "pytest", "-p", "no:cacheprovider", "-rA", "-k", "drift", "tests")
     assert set(re.findall(r"^PASSED (tests/\w+/\w+)\.py::", printed, re.MULTILINE)) >= {

@@ -1,4 +1,4 @@
-"""The same trajectories as torch.optim, whose conventions are the defaults, and torch tensors as arguments."""
+"""Trajectories equal those of torch.optim, whose conventions are the defaults; torch tensors as arguments."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 STEPS, SIZE = 12, 40
 TOLERANCE = {np.float64: 1e-12, np.float32: 2e-5}
 
-# A learning rate stands where the defaults of the libraries differ; rates change in half of the runs.
+# Classes and arguments in both libraries. A learning rate is given where the defaults of the libraries differ.
 CASES = entries("TORCH")
-# Options that every case is combined with; where a case has one itself, its own value holds.
+# Options that every case is combined with; an option of the case itself comes first.
 OPTIONS = [{}, {"weight_decay": 0.2}, {"maximize": True}, {"maximize": True, "weight_decay": 0.2}]
 
 

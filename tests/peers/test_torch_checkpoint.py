@@ -1,4 +1,4 @@
-"""A run that was begun in torch goes on here, and the other way round."""
+"""Runs that were begun in torch go on in fusedstep, and the other way round."""
 
 import numpy as np
 import pytest

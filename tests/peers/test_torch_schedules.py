@@ -1,4 +1,4 @@
-"""The same values as torch.optim.lr_scheduler."""
+"""Schedules have the values of torch.optim.lr_scheduler."""
 
 import pytest
 

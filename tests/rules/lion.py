@@ -36,7 +36,7 @@ ORDER = [
 
 ROUNDED = [({}, "m", 1 - 0.99)]
 
-TORCH = None  # has no Lion
+TORCH = None  # PyTorch has no Lion
 TORCH_STATES = {"m": "exp_avg"}
 
 

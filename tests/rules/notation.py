@@ -1,4 +1,4 @@
-"""What the files of the optimizers write their formulas in."""
+"""Functions in which the files of the optimizers write their formulas."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def mean(beta, xs):
 
 
 def prefixes(xs):
-    """Return the x of the first update, those of the first two, and so on."""
+    """Return the list of the first x, the list of the first two, and so on to the whole list."""
     return [xs[: t + 1] for t in range(len(xs))]
 
 

@@ -65,7 +65,7 @@ def test_defaults(name, classes):
 
 
 # The formulas of the papers, in decimal arithmetic of 50 digits: each function returns the last update from all
-# gradients and rates so far. It has no states: what a rule remembers is a sum over its past.
+# gradients and rates so far. A function has no states: what a rule remembers is a sum over its past.
 
 OPTIONS = [
     {},
@@ -101,7 +101,7 @@ def trajectory(name, given, start=0.75):
     p, e, gradients, rates, path = exact(start), None, [], [], []
     for g, lr in zip(map(exact, GRADIENTS), map(exact, RATES), strict=True):
         downhill = around.grad_scale * (-g if around.maximize else g)
-        for limit in (around.clip_value, around.clip_norm, around.clip_global_norm):  # all the same for one number
+        for limit in (around.clip_value, around.clip_norm, around.clip_global_norm):  # alike for one number
             if limit and abs(downhill) > limit:
                 downhill *= limit / abs(downhill)
         downhill += around.l1 * (p > 0) - around.l1 * (p < 0)
@@ -169,7 +169,7 @@ def test_velocities_agree_while_the_rate_is_constant_and_only_then(name):
         assert np.allclose(p, q, rtol=1e-12) == agree
 
 
-# Bits: scalars are derived in float64 and rounded once, and operations come in one order.
+# Which bits are right: scalars are derived in float64 and rounded once, and operations come in one order.
 
 
 @pytest.mark.parametrize(("name", "hyper", "state", "expected"), entries("ROUNDED"))
@@ -220,7 +220,8 @@ def test_order_of_scalars(name, hyper, updates):
 @pytest.mark.parametrize("name", FOUND)
 def test_names_of_torch(name):
     cls, names = getattr(fusedstep, name), FILES[name].TORCH_STATES
-    options = {key: value for chosen in FILES[name].RULES.values() for key, value in chosen.items()}  # for all states
+    # Options with which the optimizer has every state of its class.
+    options = {key: value for chosen in FILES[name].RULES.values() for key, value in chosen.items()}
     opt, params = cls(**options), {"w": np.linspace(1, 2, 5), "b": np.ones((2, 3), f32)}
     for update in range(4):
         grads = {key: p / 3 for key, p in params.items()}

@@ -46,8 +46,8 @@ class FakeClock:
 def test_rounds_are_interleaved_and_every_other_one_goes_backwards():
     clock = FakeClock(a=1e-3, b=1e-3, c=1e-3)
     race([clock.entry(name) for name in "abc"], 4, inner=1e-3, clock=clock)
-    turns = [name for name, _ in clock.turns][3:]  # behind the calibration
-    assert "".join(turns[::2]) == "".join(turns[1::2]) == "abccbaabccba"  # each warms up, then is timed
+    turns = [name for name, _ in clock.turns][3:]  # turns after the calibration
+    assert "".join(turns[::2]) == "".join(turns[1::2]) == "abccbaabccba"  # a turn is warming up, then timing
     assert "".join(clock.prepared) == "abc" + "abccbaabccba"
 
 
@@ -80,7 +80,7 @@ def test_steps_per_call_count():
 def test_median_and_spread():
     timing = Timing([5.0, 1.0, 3.0, 2.0, 100.0])
     assert timing.median == 3.0
-    assert timing.iqr == 3.0  # from 2 to 5
+    assert timing.iqr == 3.0  # the quartiles are 2 and 5
     assert Timing([7.0]).iqr == 0.0
 
 
@@ -233,7 +233,7 @@ def test_gradients_change_in_place():
     before = job.grads[0].copy()
     job.set_grads(-0.5)
     assert (job.grads[0] == -0.5 * before).all()
-    assert (before[: 2**20] == before[2**20 : 2**21]).all()  # what is longer repeats
+    assert (before[: 2**20] == before[2**20 : 2**21]).all()  # random numbers repeat in a longer array
 
 
 def test_states_that_are_set_have_no_gradient():
@@ -267,7 +267,7 @@ def test_expressions_do_the_same_work(rule, dtype):
     job = Job(Case(rule, dtype, size=4099, count=2))
     ours, other = disagreements(job, [Fusedstep(job), peers.Expression(job)])
     assert ours == (0.0, 0.0)
-    assert other[1] < 1e-3  # of the largest change; they round in another order
+    assert other[1] < 1e-3  # as a share of the largest change: expressions round in another order
     assert Row("numpy", [1.0], *other).agrees
 
 
@@ -279,7 +279,7 @@ def test_a_rule_that_nobody_wrote_down_has_no_expression(monkeypatch):
 
 
 class Lazy(Fusedstep):
-    """Leaves out one of a thousand elements."""
+    """A contestant that leaves out the last element."""
 
     name = "lazy"
 
@@ -290,7 +290,7 @@ class Lazy(Fusedstep):
 
 
 class Careless(Fusedstep):
-    """Takes another learning rate."""
+    """A contestant with another learning rate."""
 
     name = "careless"
 
@@ -300,7 +300,7 @@ class Careless(Fusedstep):
 
 
 class Exact(Fusedstep):
-    """Does the same."""
+    """A contestant that does the same as fusedstep."""
 
     name = "exact"
 
@@ -317,7 +317,7 @@ class Missing(Contestant):
 
 
 class Broken(Exact):
-    """Says at its first step that it lacks a kernel."""
+    """A contestant that says at its first step that it lacks a kernel."""
 
     name = "broken"
 
@@ -399,7 +399,7 @@ def test_peers_that_are_installed_agree(rule, dtype, cls):
         pytest.skip(str(error))
     apart = disagreements(job, [Fusedstep(job), peer])[1]
     broken = cls is peers.Torch and rule in ("sgd", "momentum", "nag") and dtype in ("float16", "bfloat16")
-    assert Row(cls.name, [1.0], *apart).agrees != broken  # as of torch 2.13: it leaves whole vectors as they are
+    assert Row(cls.name, [1.0], *apart).agrees != broken  # a defect of torch 2.13: it skips whole vectors
 
 
 def test_operations_are_counted():
@@ -413,7 +413,7 @@ def test_operations_are_counted():
 
 
 def fake_run(heat, wanted, seconds, **options):
-    """Run a heat whose entries take these seconds, in their order, whatever they do."""
+    """Run a heat whose entries take `seconds`, in the order of the entries, whatever they do."""
     known, order = {}, iter(seconds)
 
     def clock(step, calls):
@@ -426,13 +426,15 @@ def fake_run(heat, wanted, seconds, **options):
 
 
 def test_heat(monkeypatch):
-    before, clock = fs.info(), iter([(10.0, 20.0, 5.0), (12.0, 25.0, 7.0)])  # of all, processors, and those for us
+    # Seconds of the clock, of work on all processors, and of work for this process.
+    before, clock = fs.info(), iter([(10.0, 20.0, 5.0), (12.0, 25.0, 7.0)])
     monkeypatch.setattr(heats, "busy", lambda: next(clock))
     (found,) = fake_run(
         (Case(size=1000, isa=_cpu.isas[-1]),), [Exact, Missing, Broken, Careless], [0.01, 0.016, 0.03, 0.02]
     )
     assert [row.name for row in found.rows] == ["fusedstep", "limit", "exact", "careless"]
-    assert [row.timing.median for row in found.rows] == pytest.approx([0.01, 0.008, 0.03, 0.02])  # limit: two a call
+    # A call of the limit makes two steps.
+    assert [row.timing.median for row in found.rows] == pytest.approx([0.01, 0.008, 0.03, 0.02])
     assert [row.agrees for row in found.rows] == [True, True, True, False]
     assert found.absent == {"missing": "not here", "broken": "fails: KeyError: 'no kernel'"}
     assert found.share.median == pytest.approx(0.8)
@@ -451,7 +453,7 @@ def test_heat_sets_threads_and_instruction_set_before_each_turn():
             super().__init__(job)
             mine = job.case.threads, job.case.isa
             step = self.step
-            if job.case.size == 100:  # else it is tried out
+            if job.case.size == 100:  # smaller cases are only trials
                 self.step = lambda: seen.add((mine, (_cpu.num_threads(), _cpu.isa()))) or step()
 
     (heat,) = crossed(size=[100], threads=[1, 3], isa=[_cpu.isas[-1]])
@@ -470,7 +472,8 @@ def test_states_are_set_before_each_step():
     (heat,) = crossed(rule=["momentum"], size=[100], states=[1e-3, 1e-40], isa=[_cpu.isas[-1]])
     normal, tiny = fake_run(heat, [Exact, Stateless], [0.1, 0.2, 0.3, 0.4])
     for each in (normal, tiny):
-        assert [row.name for row in each.rows] == ["fusedstep", "exact"]  # no limit: the filling would count
+        # There is no limit, as it would be timed together with the setting of states.
+        assert [row.name for row in each.rows] == ["fusedstep", "exact"]
         assert each.absent == {"stateless": "its states cannot be set"}
         assert {row.ulp for row in each.rows} == {None}
 

@@ -136,7 +136,7 @@ def test_no_memory_is_a_note(monkeypatch, capsys):
     assert "adam f32 1e6: left out, for lack of memory" in capsys.readouterr().out
 
 
-# For developers.
+# Benchmarks for developers, under pytest.
 
 
 def test_pytest_benchmark_gets_the_rounds(tmp_path):

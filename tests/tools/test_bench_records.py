@@ -140,7 +140,7 @@ def test_noise_is_no_verdict():
 def test_a_slower_machine_is_no_slower_step():
     ours, limit = noisy(1.0), noisy(0.9, seed=1)
     a, b = run_of(ours, limit), run_of([2 * x for x in ours], [2 * x for x in limit])
-    assert verdict(a, b).says == "unclear"  # or every call of ours has become slower
+    assert verdict(a, b).says == "unclear"  # the machine was busier, or every call has become slower
     assert verdict(a, b).before == pytest.approx(verdict(a, b).after)
     assert verdict(a, b).seconds == pytest.approx(2)
 

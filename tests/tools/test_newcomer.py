@@ -15,7 +15,7 @@ from fusedstep.tools.plot import families, trajectories
 
 @pytest.fixture(params=[False, True], ids=["converges", "diverges"])
 def newcomer(request, monkeypatch):
-    """A class and its reference, in place of all others; it walks uphill, or not."""
+    """A new class and its reference, in place of all others; if it diverges, the class maximizes the loss."""
 
     def made(base):
         defaults = {"lr": 0.01, "maximize": request.param}

@@ -84,7 +84,7 @@ def test_fit_is_the_line_through_both_ends():
 def test_check_predicts_what_it_has_not_seen():
     some = scale.measured(a_record({10**3: 1e-6, 10**7: 0.01, 10**8: 0.2}))
     ratios = [float(line.split("|")[-2]) for line in scale.check(some)[2:]]
-    assert ratios == [pytest.approx(2.0, abs=0.01), pytest.approx(0.5, abs=0.01)]  # each from the other
+    assert ratios == [pytest.approx(2.0, abs=0.01), pytest.approx(0.5, abs=0.01)]  # each of two sizes, from the other
 
 
 def test_only_the_whole_machine_is_taken():

@@ -13,7 +13,7 @@ namespace fusedstep {
 namespace py = pybind11;
 
 // For each type the dtype object by which arrays are recognised: NumPy's own, or the one of ml_dtypes once an array of
-// it has been seen. An equal object may exist elsewhere, but only the address of an object that never dies tells it.
+// it has been seen. Another dtype object may be equal; recognition by address needs an object that never dies.
 extern std::atomic<PyObject*> native_dtypes[kTypes + 1];
 void find_dtypes();
 

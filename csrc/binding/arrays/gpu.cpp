@@ -29,8 +29,8 @@ Stream legacy_if_null(Stream stream) {
     return stream ? stream : kLegacyStream;
 }
 
-// The type in an interface: that of the dtype of the array, or else of the text. A type that the text cannot express,
-// as bfloat16, is void there and told by the name of the array's dtype.
+// The type of an array with a __cuda_array_interface__, by its dtype or else by the typestr `text`. A typestr cannot
+// express bfloat16: it says void, and the name of the array's dtype tells the type.
 Type type_in(const std::string& text, const py::object& dtype) {
     if (py::isinstance<py::dtype>(dtype)) return type_of(dtype.ptr());
     if (text.starts_with("<V")) {
@@ -203,7 +203,7 @@ bool StreamOrder::is_captured() const {
 }
 
 // In a graph, a stream outside of the graph cannot be waited for. A stream that is made to wait for one in the graph
-// joins it.
+// joins the graph.
 void StreamOrder::order(bool before) const {
     for (const Foreign& other : foreign_) {
         const Stream own = stream_on(other.device);
@@ -218,7 +218,7 @@ namespace {
 // Arrays of other libraries on which a stream still works.
 class InFlight {
 public:
-    // The only list, which is never destroyed: at exit, there is no interpreter any more.
+    // The list of the process. It is never destroyed: at exit, there is no interpreter that could release arrays.
     static InFlight& all() {
         static auto& list = *new InFlight;
         return list;

@@ -23,8 +23,8 @@ Stream current_stream(int device);
 // The stream of an object with __cuda_stream__.
 Stream stream_of(py::handle object);
 
-// The place of a call's work in the streams of GPUs: after and before other streams, and with arrays that must outlive
-// it.
+// The order of a call's work among the streams of GPUs: after and before the work of other streams on foreign arrays,
+// which are kept until the call's work is done.
 class StreamOrder {
 public:
     StreamOrder(const Streams& gpu, std::span<const int> devices, std::span<const Stream> streams, Foreigners foreign)

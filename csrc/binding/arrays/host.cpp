@@ -41,7 +41,7 @@ TypeSet states_of(Type param) {
 }
 
 TypeSet params_of(Type state) {
-    if (state == kUInt16) return set_of(kBFloat16);  // whose remainder it is
+    if (state == kUInt16) return set_of(kBFloat16);  // uint16 is the remainder of a bfloat16 parameter
     return set_of(state) | (state == kFloat32 ? kNarrow : 0);
 }
 
@@ -60,7 +60,7 @@ std::string Name::text() const {
             text += "[" + std::string(py::repr(key)) + "]";
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_Exception)) throw;
-            text += "[" + type_name(key) + "]";  // its repr failed
+            text += "[" + type_name(key) + "]";  // the key's repr failed
         }
     }
     if (!state.empty()) text += "['" + std::string(state) + "']";
@@ -139,7 +139,7 @@ Sight see(const py::object& array, const Name& name) {
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
-    const Type type = type_of(a.descr);  // before anything is borrowed from the array: this may import
+    const Type type = type_of(a.descr);  // first: an import may run code, and nothing is borrowed yet
     View view{a.data, type, 1, {a.dimensions, static_cast<size_t>(a.nd)}};
     for (py::ssize_t n : view.shape) view.size *= n;
     return {view, py::reinterpret_borrow<py::dtype>(a.descr), (a.flags & kContiguous) != 0,

@@ -18,7 +18,7 @@ std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, con
     for (size_t i = 0, j = 0; i < a.size() || j < b.size();) {
         const Span* next = j == b.size() || (i < a.size() && a[i].begin <= b[j].begin) ? &a[i++] : &b[j++];
         if (furthest && next->begin < furthest->end) return {furthest, next};
-        furthest = next;  // without an overlap so far, the last span reaches furthest
+        furthest = next;  // spans so far do not overlap, so the last one ends last
     }
     return {nullptr, nullptr};
 }

@@ -1,4 +1,4 @@
-// Checked views of the caller's arrays. Every refusal of a single array stands in this room, and nothing is converted.
+// Checked views of the caller's arrays. Every check of a single array stands in this folder, and nothing is converted.
 #pragma once
 
 #include <memory>
@@ -56,7 +56,7 @@ struct View {
     py::object seen = {};  // weak reference to an array of CuPy, which keeps its memory as long as it lives
 
     int64_t bytes() const { return size * kItemSize[type]; }
-    // Whether `array` is plainly the array of this view. False also where it takes a full look to tell.
+    // Whether `array` is plainly the array of this view. False also where only a full look could tell.
     bool is_still(const py::object& array, int flags) const {
         if (seen) return refers_to(seen, array);
         if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
@@ -89,7 +89,7 @@ std::string device_text(int device);
 // GPUs.
 [[noreturn]] void refuse_device(const Name& name, int device, const Name& other, int expected);
 
-// All that can be seen of an array.
+// An array as it is found, before any check.
 struct Sight {
     View view;
     py::object dtype;
@@ -101,7 +101,7 @@ struct Sight {
 struct Foreign {
     py::object array;
     int device;
-    uintptr_t stream;  // of work that came before, or 0
+    uintptr_t stream;  // the stream of earlier work on the array, or 0
 };
 using Foreigners = std::vector<Foreign>;
 
@@ -114,7 +114,7 @@ bool is_on_gpu(py::handle object);
 // An object itself if it is a NumPy array or on a GPU, else its NumPy view, or a refusal.
 py::object as_array(py::object source, const Name& name);
 
-// Look at an array that `as_array` gave, from all sides, and note a foreign one in `foreign`. Without `like`, the array
+// Check an array that `as_array` gave, and note a foreign one in `foreign`. Without `like`, the array
 // may have any floating-point type. Raises TypeError or ValueError with the array's name first.
 View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr,
           Foreigners* foreign = nullptr);

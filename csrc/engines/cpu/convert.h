@@ -25,8 +25,8 @@ INLINE_HOST_DEVICE void put(Halves h, void* memory) {
     *static_cast<Halves*>(memory) = h;
 }
 
-// Words of 32 bits from and to the type that an element has in memory. For 16 bits, there are better instructions than
-// those that compilers choose.
+// Words of 32 bits, read from and written to elements of another type. For elements of 16 bits, there are better
+// instructions than those that compilers choose.
 template <class Word>
 INLINE_HOST_DEVICE Words words_at(const Word* memory) {
     typedef Word Vector __attribute__((vector_size(kWidth * sizeof(Word)), aligned(sizeof(Word)), may_alias));
@@ -70,7 +70,7 @@ template <class F>
 Halves to_float16(F);
 #endif
 
-// Conversions of a tile, which here is a vector, by the trait of its type.
+// Conversions of a vector, which is the tile of a CPU, by the trait of a storage type.
 
 template <class Storage>
 constexpr bool kByInstruction = kConvertsFloat16 && Storage::type == kFloat16;
@@ -91,7 +91,7 @@ INLINE_HOST_DEVICE Words narrow(Storage, Floats x) {
         return Storage::narrow(x);
 }
 
-// To nearest, or with the random bits at `noise`.
+// Narrow a vector into memory: to nearest, or with the random bits at `noise`.
 template <class Storage>
 INLINE_HOST_DEVICE void narrow(Storage storage, Floats x, void* memory, const uint16_t* noise) {
     auto to = static_cast<typename Storage::Word*>(memory);

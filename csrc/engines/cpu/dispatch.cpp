@@ -55,15 +55,15 @@ void run(const Job& job) {
         job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, const_cast<Job*>(&job));
 }
 
-// One step, as its threads share it: one index space over all tensors, cut by bytes.
+// One step, as its threads share it: the elements of all tensors in a row, cut by bytes.
 struct Step {
     const Kernel& kernel;
     std::span<const Task> tasks;
     int64_t bytes;
     int parts;
 
-    // The first element of a tensor, whose bytes begin at `start`, that belongs to what follows `cut`.
-    // Cuts lie on cache lines of the parameter, so that no two threads write to one.
+    // The first element after a cut of a tensor whose bytes begin at `start`. Cuts lie on boundaries of cache lines of
+    // the parameter, so that no two threads write to one line.
     static int64_t element(const Task& task, int64_t start, int64_t cut) {
         if (cut <= start) return 0;
         const Slot& slot = *task.slot;
@@ -77,7 +77,7 @@ struct Step {
     void run(int part) const {
         int64_t from = bytes * part / parts, to = bytes * (part + 1) / parts;
         FloatMode mode;
-        Type type = kTypes;  // of the parameter for which the mode was set
+        Type type = kTypes;  // the type that the mode was set for
         int64_t start = 0;
         for (const Task& task : tasks) {
             if (start >= to) break;
@@ -112,11 +112,11 @@ struct Step {
     }
 };
 
-// The sums of squares of all gradients: one index space over their blocks.
+// The sums of squares of all gradients, as threads share them: the blocks of all gradients in a row.
 struct Squares {
     const Kernels& kernels;
     std::span<const Slot* const> slots;
-    double* sums;  // of all blocks
+    double* sums;  // one for each block
     int64_t blocks;
     int parts;
 

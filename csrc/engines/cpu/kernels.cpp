@@ -27,7 +27,7 @@ namespace {
 
 using namespace fusedstep;
 
-// Arrays of the compute type.
+// The loop over arrays that all have the type of the arithmetic.
 template <class Rule, Variant kVariant, class T>
 void update(const Task& task, int64_t begin, int64_t end) {
     const Scalars<Rule, T> k(*task.derived, task.scale);
@@ -49,7 +49,7 @@ void update(const Task& task, int64_t begin, int64_t end) {
     }
 }
 
-// Where each array of a tensor has been read to.
+// The place in each array of a tensor that the loop has come to.
 struct Cursor {
     char* at[kRoles];
 };
@@ -112,7 +112,7 @@ INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Type
     }
 }
 
-// Arrays of other types than the compute type, vector by vector. The elements after the last whole vector are copied
+// The loop over arrays that are converted, vector by vector. The elements after the last whole vector are copied
 // into vectors of their own, and back.
 template <class Rule, Variant kVariant>
 INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t begin, int64_t end) {
@@ -196,7 +196,7 @@ void square_narrow(const void* array, int64_t size, int64_t begin, int64_t end, 
     }
 }
 
-// The tables.
+// The tables of functions.
 
 using Update = void (*)(const Task& task, int64_t begin, int64_t end);
 

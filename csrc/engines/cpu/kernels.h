@@ -8,9 +8,9 @@ namespace fusedstep {
 // One tensor's share in a step.
 struct Task {
     const Slot* slot;
-    const Derived* derived;  // scalars of its update
-    double scale;            // factor on its gradient, which also clips by a norm
-    uint64_t noise;          // key of its random bits, where rounding is stochastic
+    const Derived* derived;  // scalars of the update
+    double scale;            // factor on the gradient, which also clips by a norm
+    uint64_t noise;          // key of the random bits, where rounding is stochastic
     int32_t loop;
     int32_t traffic;  // bytes that an update of one element reads and writes
 };

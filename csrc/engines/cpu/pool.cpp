@@ -19,7 +19,7 @@ void pause() {
 #endif
 }
 
-// Wait until `word` is no longer `value`: awake for some tens of microseconds, since the next step often follows at
+// Wait until `word` is no longer `value`: spinning for some tens of microseconds, since the next step often follows at
 // once, then asleep. 32 bits map straight to a futex.
 void await_change(const std::atomic<uint32_t>& word, uint32_t value) {
     for (int i = 0; i < 1000; ++i) {
@@ -46,7 +46,7 @@ public:
         }
         work(context, 0);
         for (int part = helpers + 1; part < parts; ++part) work(context, part);
-        // A helper that has not begun may be asleep for long, or wait for the core of this thread, which does its part.
+        // A worker that has not begun may sleep long, or wait for the core of this thread: this thread does its part.
         for (int i = 0; i < helpers; ++i) {
             if (!claim(tickets_[i])) continue;
             work(context, i + 1);
@@ -76,13 +76,13 @@ private:
         return count;
     }
 
-    // An even ticket offers a part of the work, an odd ticket is taken. Who makes a ticket odd does the part.
+    // An even ticket offers a part of the work, an odd ticket is taken. The thread that makes it odd does the part.
     static bool claim(std::atomic<uint32_t>& ticket) {
         uint32_t offer = ticket.load(std::memory_order_acquire);
         return offer % 2 == 0 && ticket.compare_exchange_strong(offer, offer + 1, std::memory_order_acq_rel);
     }
 
-    // The life of a worker: do the parts that its ticket offers.
+    // The loop of a worker: do the part of the work that its ticket offers, and wait for the next offer.
     void serve(int part, std::atomic<uint32_t>& ticket) {
         for (;;) {
             if (claim(ticket)) {

@@ -18,7 +18,7 @@ class HostSession final : public Session {
 public:
     explicit HostSession(const RuleInfo& rule) : rule_(&rule), rows_(rule) {}
 
-    // Make one step by another rule, with the memory that is there.
+    // Make one step by another rule, in the memory that is allocated already.
     void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
                   const Request& request) {
         rule_ = &rule;
@@ -142,7 +142,7 @@ std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {
 
 void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, const Request& request,
               int) {
-    thread_local HostSession session(rule);  // kept, since a small step takes no longer than a few allocations
+    thread_local HostSession session(rule);  // kept: the allocations of a new one take as long as a small step
     session.run_once(rule, slots, hypers, request);
 }
 

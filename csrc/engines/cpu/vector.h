@@ -1,5 +1,5 @@
-// Vectors of the length that an instruction set has, in the notation that GCC and Clang share. Where compilers make
-// poor code of an operation, it is written by hand.
+// Vectors as long as the registers of an instruction set, in the notation that GCC and Clang share. Operations of which
+// compilers make poor code are written by hand.
 #pragma once
 
 #include <stdint.h>
@@ -28,7 +28,7 @@ typedef VECTOR(uint32_t, kWidth) Words;
 typedef VECTOR(uint16_t, kWidth) Halves;
 typedef VECTOR(uint32_t, (kWidth / 2)) FewWords;
 #undef VECTOR
-// A vector for registers only: as the argument of a template, a type forgets the alignment it was given.
+// A vector for registers only: it has its natural alignment, since a template argument loses any other.
 typedef uint64_t Longs __attribute__((vector_size(kWidth / 2 * sizeof(uint64_t))));
 
 #if defined(__AVX512F__)

@@ -1,4 +1,4 @@
-// What kernels say to the compiler and the processor: on a GPU, and on a CPU, for which tests compile the kernels.
+// What kernels tell compiler and processor, on a GPU and on a CPU: tests compile the kernels for a CPU.
 #pragma once
 
 #include "rules/rule.h"
@@ -13,7 +13,8 @@ INLINE_HOST_DEVICE void read_anew() {
 }  // namespace fusedstep::cuda
 
 // An object during whose life arithmetic in T treats subnormals as it should: float flushes them, double keeps them. On
-// a GPU that is decided by flags of the compiler (-ftz=true concerns float alone), on a CPU by the mode of the thread.
+// a GPU the treatment is decided by flags of the compiler (-ftz=true concerns float alone), on a CPU by the mode of the
+// thread.
 
 #ifdef __CUDACC__
 

@@ -15,7 +15,7 @@ int64_t tiles_of(int64_t size) {
     return blocks_of(size);
 }
 
-// Cuts one piece of memory into arrays.
+// A piece of memory that is cut into arrays.
 class Cut {
 public:
     // Without memory, only the bytes are counted.
@@ -83,7 +83,7 @@ void Device::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clo
     const int64_t bytes = cut(Cut());
     Memory memory(bytes, has_order_ ? &order_ : nullptr);
     cut(Cut(memory.as<char>()));
-    memory_ = std::move(memory);  // the memory before is freed once no step needs it
+    memory_ = std::move(memory);  // the old memory is freed when no step needs it
     table_.count = static_cast<int32_t>(count);
     table_.tiles = static_cast<int32_t>(tiles);
     tensors_changed_ = true;
@@ -123,10 +123,10 @@ void Device::send(Stream stream, const void* to, const void* from, size_t bytes)
     }
 }
 
-// Tell the device what has changed. A step in a graph tells everything but the clocks: before a replay, steps with
-// other gradients may have been made.
+// Tell the device what has changed. A step in a graph tells everything but the clocks, since steps with other
+// gradients may come before a replay.
 void Device::begin(Stream stream, bool captured) {
-    constexpr Stream kDefaults = 2;  // a handle above may be that of a new stream, in place of one that is gone
+    constexpr Stream kDefaults = 2;  // a larger handle may be a new stream's that was an old one's before
     if (!captured && has_last_ && (stream != last_stream_ || stream > kDefaults)) last_.let_wait(stream);
     was_captured_ = was_captured_ || captured;
     if (tensors_changed_) {
@@ -213,7 +213,7 @@ void Device::end(Stream stream, bool captured) {
     has_last_ = true;
 }
 
-// Wait for the steps so far. Only the device knows of replays of graphs, so where there is one, for all of its work.
+// Wait for the steps so far; where steps may have been replayed in graphs, for all work of the device.
 void Device::wait() const {
     if (was_captured_)
         check(cudaDeviceSynchronize(), "waiting for the GPU");

@@ -1,5 +1,5 @@
-// A session on GPUs: a list of tensors on one or several devices. Each device has tables about all tensors, and works
-// on those that lie there.
+// The devices of a session. Each device has tables about all tensors of the session, and updates the tensors that lie
+// on it.
 #pragma once
 
 #include <array>
@@ -16,15 +16,15 @@ namespace fusedstep::cuda {
 struct Step {
     Mode mode;
     Body body;
-    bool captured;   // into a graph
+    bool captured;   // the step is recorded into a graph
     int64_t ticket;  // where its finding is stored
 };
 
-// The part of a session that is one device, which is the current one whenever a function is called.
+// One device of a session. Whoever calls a function of it makes it CUDA's current device before.
 class Device {
 public:
-    // `index` is that of this device among `devices` devices of the session. With a stream, its memory is allocated and
-    // freed in the order of that stream, for a session that is used in this stream only.
+    // Device `index` of the `devices` devices of a session. For a session that uses one stream only, `ordered` is that
+    // stream: memory is allocated and freed in its order.
     Device(const RuleInfo& rule, int number, int index, int devices, const Stream* ordered);
     ~Device();
     Device(const Device&) = delete;
@@ -33,7 +33,7 @@ public:
     void set_hypers(std::span<const Number> hypers);
     void set_gradients(std::span<const Gradient> gradients);
 
-    // The pieces of a step, in their order.
+    // The pieces of a step, in the order of their calls.
     void begin(Stream stream, bool captured);
     void square(Stream stream);
     void collect(const Device& other, Stream stream);
@@ -65,7 +65,7 @@ private:
     Table table_{};
     int multiprocessors_ = 0;
     std::array<std::array<int, kBodies>, kLoops> occupancies_{};  // blocks of a kernel on a multiprocessor
-    std::array<int64_t, kLoops> gradients_of_{};                  // how many gradients each loop has in this step
+    std::array<int64_t, kLoops> gradients_of_{};                  // gradients in this step, by loop
 
     std::vector<Tensor> tensors_;
     std::vector<Gradient> gradients_;
@@ -75,7 +75,7 @@ private:
     bool tensors_changed_ = false, hypers_changed_ = false;
     size_t first_changed_ = 0, last_changed_ = 0;  // the range of gradients that have changed
     Memory memory_;
-    size_t hyper_room_ = 0;  // how many numbers there is memory for
+    size_t hyper_room_ = 0;  // how many hyperparameters there is memory for
     Finding* findings_ = nullptr;
 
     Event last_;  // the end of the last step
@@ -84,7 +84,7 @@ private:
     cudaStream_t reader_ = nullptr;
 };
 
-// How many findings a session keeps: as many for steps in graphs as for others, so that no other step takes theirs.
+// How many findings a session keeps: one half for steps in graphs, so that other steps never overwrite them.
 constexpr int64_t kFindings = 2 * kTickets;
 
 }  // namespace fusedstep::cuda

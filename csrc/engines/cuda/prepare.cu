@@ -105,8 +105,8 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
     }
 }
 
-// The levels of norm.h above the first, by a block of threads: the sum of n sums. The sums are overwritten, and so is
-// `room`, which holds a sum for each block of them.
+// The sum of n sums, by a block of threads, in the order of `total` in norm.h. The sums are overwritten, and so is
+// `room`, which holds a number for each block of sums.
 __device__ double add_levels(double* sums, double* room, int64_t n) {
     const Flush<double> mode;
     const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;

@@ -1,4 +1,4 @@
-// The CUDA runtime, with errors as exceptions, and with what it lends (events, memory) as objects.
+// The CUDA runtime, with errors as exceptions, and with events and memory as objects that own them.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -13,7 +13,7 @@
 
 namespace fusedstep::cuda {
 
-// Raise what CUDA says, and clear it, so that the next call is not blamed.
+// Raise an error of CUDA, and clear it, so that the next call is not blamed.
 inline void check(cudaError_t error, const char* what) {
     if (error == cudaSuccess) return;
     cudaGetLastError();
@@ -21,7 +21,7 @@ inline void check(cudaError_t error, const char* what) {
                              cudaGetErrorString(error));
 }
 
-// As long as this object lives, a device is the current one.
+// An object during whose life a device is CUDA's current one.
 class OnDevice {
 public:
     explicit OnDevice(int device) {
@@ -40,7 +40,7 @@ private:
     bool changed_ = false;
 };
 
-// As long as this object lives, the capture of an unrelated stream forbids this thread nothing.
+// An object during whose life the thread may make any call, even while some other stream is being captured.
 class Unrelated {
 public:
     Unrelated() { cudaThreadExchangeStreamCaptureMode(&mode_); }
@@ -102,7 +102,7 @@ struct OutOfMemory : std::bad_alloc {
     }
 };
 
-// Memory on the current device, allocated and freed at once, or in the order of a stream.
+// Memory on the current device, allocated and freed immediately, or in the order of a stream.
 class Memory {
 public:
     Memory() = default;

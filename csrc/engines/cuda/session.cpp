@@ -11,7 +11,7 @@
 namespace fusedstep::cuda {
 namespace {
 
-// Elements that a lane reads at once, where all arrays have a boundary of so many elements at the same place.
+// Elements that a lane reads at once, where all arrays of a tensor are aligned alike.
 int64_t vector_length(Type param) {
     return param == kFloat64 ? 2 : 4;
 }
@@ -45,7 +45,7 @@ Tensor tensor_of(const Slot& slot, int32_t device) {
 }
 
 Gradient gradient_of(const Slot& slot, int32_t order) {
-    Gradient gradient{};  // also its padding, since gradients are compared byte by byte
+    Gradient gradient{};  // zeroes the padding too: gradients are compared byte by byte
     gradient.data = slot.arrays[kGrad];
     gradient.order = order;
     gradient.row = slot.row;
@@ -57,7 +57,7 @@ Gradient gradient_of(const Slot& slot, int32_t order) {
 
 class GpuSession final : public Session {
 public:
-    // With a stream, for one step in that stream.
+    // A session that makes only one step may be given its stream as `ordered`.
     GpuSession(const RuleInfo& rule, std::span<const int> devices, const Stream* ordered = nullptr) : rows_(rule) {
         for (size_t d = 0; d < devices.size(); ++d) {
             const OnDevice here(devices[d]);
@@ -116,7 +116,7 @@ public:
         ++tickets;
         return Ticket(step.ticket);
     }
-    // All memory of a GPU: where the queue of a stream is full, a step waits.
+    // As if a step were always long: it waits where the queue of a stream is full.
     int64_t traffic() const override { return INT64_MAX; }
 
     void wait() override {
@@ -168,7 +168,7 @@ private:
         });
     }
 
-    // The first device adds up what all devices have found, and tells it to the others.
+    // Let the first device add up the sums of all devices, and copy the finding to the others.
     void measure(const Step& step, std::span<const Stream> streams) {
         Device& first = devices_.front();
         {
@@ -187,7 +187,7 @@ private:
         }
     }
 
-    // Advance the host's copy of the clocks. The scalars that are derived with it are not used.
+    // Advance the host's copy of the clocks. The scalars that are derived meanwhile are not used.
     void advance_clocks() {
         FloatMode mode;
         mode.ieee();
@@ -202,7 +202,7 @@ private:
     Rows rows_;
     int32_t gradient_count_ = 0;
     bool reads_device_ = false;  // whether a hyperparameter is on a device
-    bool stale_ = false;         // whether only the device knows the clocks: steps may be skipped, or come from a graph
+    bool stale_ = false;         // whether the host's clocks may be wrong, after steps that were skipped or in a graph
     int64_t tickets_ = 0, captured_tickets_ = 0;
 };
 

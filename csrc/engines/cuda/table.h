@@ -17,13 +17,13 @@ constexpr Loop loop_of(const Types& types) {
 constexpr int64_t kTile = 1024;
 constexpr int kWarp = 32;
 
-// A tensor, uploaded once per session. Whatever may change from step to step is in Gradient.
+// A tensor, uploaded once per session. What may change from step to step is in Gradient.
 struct Tensor {
     void* arrays[kRoles];  // not the gradient
-    int64_t size;          // elements, 0 if it lies on another device
-    int64_t origin;        // number of its first element in the whole tensor
+    int64_t size;          // elements, 0 if the tensor lies on another device
+    int64_t origin;        // number of the first element in the whole tensor
     int64_t first_tile;
-    uint64_t noise_id;  // tells its random bits from those of other tensors
+    uint64_t noise_id;  // makes the random bits of each tensor different
     int32_t device;     // index among the devices of the step
     int8_t head;        // elements before the first one at a vector boundary, or kScattered where arrays disagree
     Type param, state, master;
@@ -32,11 +32,11 @@ constexpr int8_t kScattered = -1;
 
 struct Gradient {
     void* data;
-    int32_t order;  // its index among the gradients of this step, or below 0 where there is none
-    int32_t row;    // of the hyperparameters of its tensor
+    int32_t order;  // index among the gradients of this step, or -1 where the tensor has none
+    int32_t row;    // of the table of hyperparameters
     Type type;
     int8_t head;
-    Loop loop;  // which updates its tensor
+    Loop loop;  // the loop that updates the tensor
 };
 
 // What `prepare` leaves for a tensor in a step.
@@ -50,7 +50,7 @@ struct Prepared {
 
 // A session's tables on one device. Each device of a session has all of them, about all tensors.
 struct Table {
-    int32_t count;            // of tensors
+    int32_t count;            // number of tensors
     int32_t device, devices;  // index of this device, and how many devices share the step
     int32_t hyper_count, own_hyper_count;
     int32_t tiles;
@@ -61,21 +61,21 @@ struct Table {
     Prepared* prepared;
     int32_t* owners;                // the tensor of each tile
     int32_t* large;                 // the tensors of more than a tile
-    double *sums, *sums_of_sums;    // of squares: for each tile of the large tensors, and room for the levels above
-    double* squares;                // of each tensor, by device
-    double* shares;                 // of each gradient of the step, and room for the levels above
+    double *sums, *sums_of_sums;    // of squares: for each tile of large tensors, and room for adding them
+    double* squares;                // sum of squares of each tensor, by device
+    double* shares;                 // of each gradient in the sum of squares of the step, and room for adding them
     unsigned long long* offenders;  // the first tensor whose gradient is not finite, by device
 };
 
 // How a step is made.
 struct Mode {
     Number grad_scale;
-    int64_t gradients;  // how many there are
+    int64_t gradients;  // how many gradients the step has
     bool measures, skips_nonfinite;
 };
 
-constexpr int kThreads = 256;    // of a block
-constexpr int kLeastBlocks = 4;  // on a multiprocessor: with 64 registers, half of the threads that it can hold
+constexpr int kThreads = 256;    // threads of a block of `update`
+constexpr int kLeastBlocks = 4;  // per multiprocessor, so that a thread has 64 registers
 
 // What the body of a loop contains: a factor on the gradient and decay, or all that may surround a rule.
 enum Body { kShortBody, kFullBody, kBodies };
@@ -94,7 +94,7 @@ inline Update update_of(Loop loop, int rule, Body body) {
 using Prepare = void (*)(Table, Mode, const Finding*);
 extern const Prepare preparations[];
 
-// Those that no rule concerns.
+// The kernels that are the same for all rules.
 struct Common {
     void (*own)(Table);                      // find the owners of all tiles; a block per tensor
     void (*square)(Table);                   // the sums of squares of all tiles; a warp per tile
@@ -103,7 +103,7 @@ struct Common {
 };
 extern const Common common;
 constexpr int kManyThreads = 1024;
-constexpr int kFewThreads = 128;  // of a block that prepares
+constexpr int kFewThreads = 128;  // threads of a block of `prepare`
 
 // A piece of what the host tells the device. It travels as the argument of a kernel. CUDA copies arguments when a
 // kernel is launched, so nothing has to be kept in memory or waited for, and a graph contains it.

@@ -39,8 +39,8 @@ INLINE_HOST_DEVICE Pack<T, n>& pack_at(const void* array, int i) {
     return *reinterpret_cast<Pack<T, n>*>(first);
 }
 
-// The random bits of two elements of an array, i and i + 1 for an even i. Not inlined: it needs many registers, and
-// runs rarely.
+// The random bits of two elements of an array, i and i + 1 for an even i. The function needs many registers and runs
+// rarely, so it is not inlined.
 [[maybe_unused]] __host__ __device__ __noinline__ uint32_t noise_word(uint64_t key, uint32_t array, int64_t i) {
     const int within = static_cast<int>(i % kNoiseTile);
     const uint64_t counter = static_cast<uint64_t>(i / kNoiseTile) * kCounters + within / 2 % kCounters;
@@ -62,8 +62,8 @@ INLINE_HOST_DEVICE void noise_of(uint64_t key, uint32_t array, int64_t i, uint32
     }
 }
 
-// Arrays as a lane reads and writes them: the elements [i, i + n) at once. Where the compiler knows the type, it leaves
-// no branch behind.
+// Reading and writing the elements [i, i + n) of an array at once. Where the compiler knows the type of the array, no
+// branch on the type remains.
 
 template <int n>
 INLINE_HOST_DEVICE void load(Type, const void* array, int i, double (&x)[n]) {
@@ -182,7 +182,7 @@ INLINE_HOST_DEVICE void zero(Type type, void* array, int i) {
         with_narrow(type, [&](auto storage) INLINE_LAMBDA { put<typename decltype(storage)::Word>(array, i, zeros); });
 }
 
-// Bytes of an element. A device cannot index kItemSize, which is an array of the host.
+// The bytes of an element. Code on a device cannot index kItemSize, which is an array on the host.
 INLINE_HOST_DEVICE int64_t item_size(Type type) {
 #define FUSEDSTEP_CASE(Storage, name, Word) \
     if (type == k##Storage) return sizeof(Word);
@@ -195,7 +195,7 @@ INLINE_HOST_DEVICE void* at(void* array, Type type, int64_t i) {
     return static_cast<char*>(array) + i * item_size(type);
 }
 
-// A tile of a tensor, as its warp sees it. It lies in shared memory, since it is too large for registers.
+// A tile of a tensor, as its warp sees it. The object lies in shared memory, since it is too large for registers.
 template <class Rule, Body kBody>
 struct Tile {
     static constexpr int kStateCount = words(Rule::states);
@@ -210,7 +210,7 @@ struct Tile {
     void *const param, *const grad, *const average, *const master;
     void* states[kStateCount + 1];  // at least one: an array cannot be empty
     const int64_t element;          // number of the first element in the whole tensor
-    int head, in_vectors, size;     // elements before the first vector; in vectors; altogether
+    int head, in_vectors, size;     // elements before the first vector, in vectors, and in all
     const bool averages, zeroes, stochastic;
     const uint64_t noise;
 
@@ -234,7 +234,7 @@ struct Tile {
         size = n;
     }
 
-    // The compiler knows the types of all loops but the generic one.
+    // The types of the arrays: constants for the compiler, but in the generic loop.
     INLINE_HOST_DEVICE Types types() const {
         if constexpr (kLoop == float32) return {kFloat32, kFloat32, kFloat32};
         if constexpr (kLoop == float64) return {kFloat64, kFloat64, kFloat64};
@@ -311,7 +311,7 @@ struct Tile {
     }
 };
 
-// Set the gradient of a tile to +0: all that a skipped step may do.
+// Set the gradient of a tile to +0, which a step does even if it is skipped.
 INLINE_HOST_DEVICE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
     void* const grad = at(gradient.data, gradient.type, begin);
     for (int i = lane; i < n; i += kWarp) zero<1>(gradient.type, grad, i);
@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
         const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
         const int n = static_cast<int>(rest < kTile ? rest : kTile);
         if (!prepared.skipped) {
-            __syncwarp();  // until every lane has left the tile before
+            __syncwarp();  // until every lane is done with the previous tile
             if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, prepared, begin, n);
             __syncwarp();
             reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
     }
 }
 
-// The generic loop decides everything as it goes, so one body is enough for it. Yardsticks need no full body.
+// The generic loop looks at the options as it goes, so it has the full body only. A yardstick is run without options.
 constexpr Body kLeastBody = kLoop == generic ? kFullBody : kShortBody;
 template <class Rule>
 constexpr Body kMostBody = kYardstick<Rule> ? kLeastBody : kFullBody;

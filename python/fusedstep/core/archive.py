@@ -27,18 +27,18 @@ from .arrays import is_bfloat16
 __all__ = ["read", "write"]
 
 FORMAT, VERSION = "fusedstep checkpoint", 2
-_BLANK = b"0" * 64  # in place of the seal, while it is computed
+_BLANK = b"0" * 64  # stands in place of the seal while the seal is computed
 _PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # names of arrays that every format can have
 
 Get = Callable[[str], np.ndarray]
 
 
 class _NamedError(Exception):
-    """The message already names the damaged part; do not wrap it."""
+    """An error whose message names the damaged part, so that nobody wraps it."""
 
 
 class _ReplacedError(Exception):
-    """Another process has put a new file in place of the one that is being read."""
+    """The error that another process has replaced the file while it was read."""
 
 
 class _Npz:
@@ -201,7 +201,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         try:
             if sealed:
                 return _load(file, form, VERSION)
-            _load(file, form, None)  # may tell which array is damaged
+            _load(file, form, None)  # may raise an error that names the damaged array
             raise ValueError("broken seal")
         except _NamedError as error:
             raise ValueError(f"{os.fspath(path)} {error}") from error.__cause__
@@ -227,7 +227,7 @@ def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tupl
             try:
                 dtype = (
                     _bfloat16() if entry["dtype"] == "bfloat16" else None
-                )  # first, for safetensors needs ml_dtypes too
+                )  # imported first: safetensors needs ml_dtypes too
                 array = get(entry["key"])
                 if dtype is not None and array.dtype == np.uint16:
                     array = array.view(dtype)
@@ -261,7 +261,7 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
         raise TypeError(f"name is {name!r}, expected a string")
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} is of type {type(array).__name__}, expected an array")
-    dtype = np.dtype(array.dtype.type)  # without metadata, which no format can hold
+    dtype = np.dtype(array.dtype.type)  # drops metadata, which no format can hold
     # float8_e5m2 of ml_dtypes says that it is a float, but NumPy would read it from a file as bytes without a type.
     known = dtype.isbuiltin == 1 and dtype.kind in "biuf" and dtype.itemsize <= 8
     if not (known or is_bfloat16(dtype)) or not array.dtype.isnative:

@@ -29,8 +29,8 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]  # also an array of CuPy
 
-_LINE = 64  # bytes
-# The master of a parameter: master_weights -> the name it has among the states, and name -> dtype.
+_LINE = 64  # bytes of a cache line
+# Masters of parameters: the hyperparameter master_weights -> the name of the master among the states -> its dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
 
@@ -108,7 +108,7 @@ def to_host(array: Array) -> Array:
 
 
 def copied(array: Array) -> Array:
-    """Return a copy in host memory."""
+    """Return a copy of an array in host memory."""
     return array.copy() if isinstance(array, np.ndarray) else array.get()
 
 
@@ -143,10 +143,10 @@ def as_numpy(value: Any, label: str) -> Array:
 
 
 def _viewed(value: Any, label: str, wanted: str) -> Array:
-    """Return a NumPy view of an array of another library, or say what is wanted in place of its bfloat16."""
+    """Return a NumPy view of an array of another library, or ask for what is `wanted` in place of bfloat16."""
     try:
         array: Array = np.from_dlpack(value)
-    except (BufferError, RuntimeError, TypeError) as error:  # which of them depends on the versions of both libraries
+    except (BufferError, RuntimeError, TypeError) as error:  # the type depends on the versions of both libraries
         if not str(getattr(value, "dtype", "")).endswith("bfloat16"):
             raise
         found = f"{type(value).__module__}.{type(value).__qualname__}"

@@ -1,4 +1,4 @@
-"""Hyperparameters as attributes of an optimizer: checked when they are set, and what its class says of them."""
+"""Hyperparameters as attributes of an optimizer: checked when they are set, and what a class says of them."""
 
 from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
@@ -29,12 +29,12 @@ class Average:
 class Attributes:
     """The base of dataclasses whose fields are hyperparameters."""
 
-    # What a class says of itself.
-    rule: ClassVar[str]  # the name of its rule in the engine
+    # What each class of optimizers says of itself.
+    rule: ClassVar[str]  # the name of the class's rule in the engine
     other_rules: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # further rules -> hyperparameters that ask for each
     accumulator: ClassVar[str | None] = None  # the state that starts at `initial_accumulator`
     always_decoupled: ClassVar[bool] = False
-    ranges: ClassVar[Mapping[str, Range]] = RANGES  # of hyperparameters, and of the memory of a rule
+    ranges: ClassVar[Mapping[str, Range]] = RANGES  # ranges of hyperparameters, and of the rule's memory
     derived: ClassVar[Mapping[str, Callable[..., float]]] = {}  # what a rule takes -> a function of hyperparameters
     torch_states: ClassVar[tuple[tuple[str, str], ...]] = ()  # our name and PyTorch's, of states and memory
 
@@ -43,7 +43,7 @@ class Attributes:
     _ema: Any = None  # the decay of the averages
     _ready: bool = False  # whether all fields have been set
     _stale: bool  # the plan's table of hyperparameters must be refilled
-    _changed: bool  # because an attribute was set, not only because a schedule moves on
+    _changed: bool  # an attribute was set, so overrides must be matched anew
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -53,7 +53,7 @@ class Attributes:
         if name in CLIPS:
             check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
         if self._ready and (self.overrides or name == "overrides"):
-            self._settings_with(**{name: value})  # refuses what clashes with an override
+            self._settings_with(**{name: value})  # refuses a value that clashes with an override
         object.__setattr__(self, name, value)
         self._changed = True
         self._stale = True  # last, lest a step in another thread miss it
@@ -63,21 +63,21 @@ class Attributes:
 
     @classmethod
     def _checked(cls, name: str, value: Any, label: str = "") -> Any:
-        """Return a value as an attribute, or, under the name `label`, as part of an override."""
+        """Return the checked value of an attribute or, where `label` names one, of an entry of an override."""
         hints = declared(cls)
         if name == "overrides" and not label:
             return cls._frozen(value)
         if name == "ema" and isinstance(value, Averages):
             value = value.decay
         fixed = {"decoupled"} if cls.always_decoupled else set()
-        fixed |= {"skip_nonfinite"} if label else set()  # which concerns a step as a whole, never one parameter
+        fixed |= {"skip_nonfinite"} if label else set()  # concerns a step as a whole, never one parameter
         if name not in hints or name in fixed:
             choices = ", ".join(known for known in hints if known not in fixed)
             raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected one of {choices}")
         if hints[name] is float and callable(value):
             return value
         if is_on_gpu(value) and hints[name] is float and name not in cls._needed_by_host():
-            return value  # which each step reads there
+            return value  # a number on a GPU, which each step reads
         return check(name, value, hints[name], label, cls.ranges)
 
     @classmethod
@@ -116,7 +116,7 @@ class Attributes:
                 )
         return settings
 
-    # Its rules.
+    # The rule that hyperparameters ask for.
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         """Return the name of the rule that hyperparameters ask for."""

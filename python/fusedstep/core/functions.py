@@ -56,13 +56,13 @@ class Options(DecoupledOptions, total=False):
 
 
 class Outline(NamedTuple):
-    """What a function is made of."""
+    """What a function of `functional` is made of."""
 
-    name: str  # that of its rule
+    name: str  # the name of the rule
     rule: _cpu.Rule
     cls: type[Optimizer]
     chosen: Mapping[str, Any]  # the hyperparameters that make the class ask for the rule
-    defaults: dict[str, Any]  # of all hyperparameters of the class
+    defaults: dict[str, Any]  # the defaults of all hyperparameters of the class
     own: tuple[str, ...]  # the hyperparameters that the rule uses and that not every class has
 
 
@@ -187,7 +187,7 @@ def _packing(outline: Outline) -> Callable[..., bytes]:
     return packed
 
 
-# Its docstring.
+# The docstring of a function.
 
 _DOCSTRING = """\
 Make one update of {title}, in place.

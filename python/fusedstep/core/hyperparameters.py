@@ -48,12 +48,12 @@ class Range:
         )
 
     def text(self, name: str) -> str:
-        """Return what a number called `name` has to be, as an expression of Python."""
+        """Return the condition that a number called `name` is in the range, as Python code."""
         return f"{self.low:g} {'<=' if self.with_low else '<'} {name} {'<=' if self.with_high else '<'} {self.high:g}"
 
 
 _FINITE = Range(-INF, INF, with_low=False)
-# The ranges of the usual hyperparameters. Each class may add some of its own; what has none may be any finite number.
+# Ranges of the usual hyperparameters, to which a class may add some. Without a range, any finite number will do.
 RANGES: dict[str, Range] = {
     "lr": Range(0, INF),
     "momentum": Range(0, 1, with_high=True),
@@ -72,7 +72,7 @@ RANGES: dict[str, Range] = {
     "ema": Range(0, 1, with_high=True),
 }
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
-_OPTIONAL = {*CLIPS, "ema"}  # None switches each of them off
+_OPTIONAL = {*CLIPS, "ema"}  # options that None switches off
 
 
 def _declared(owner: Any) -> dict[str, Any]:
@@ -140,7 +140,7 @@ def _check_choice(label: str, value: Any, hint: Any) -> Any:
 
 
 def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
-    """Return the range of a number; where nobody has said one, it may be any finite number."""
+    """Return the range of a hyperparameter, by default all finite numbers."""
     return ranges.get(name, _FINITE)
 
 

@@ -225,7 +225,7 @@ class Optimizer(Attributes):
 
     def _refresh(self) -> None:
         """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        self._stale = False  # first, so that a hyperparameter that is set meanwhile counts in the next step
+        self._stale = False  # reset first: a hyperparameter that is set meanwhile counts in the next step
         changed, self._changed = self._changed, False
         try:
             if changed:
@@ -297,7 +297,7 @@ class Optimizer(Attributes):
             self._plan, self._clock_index = plan, clock_index
         return result
 
-    # What it remembers.
+    # What an optimizer remembers.
 
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Array]]:

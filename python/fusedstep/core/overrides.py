@@ -30,7 +30,7 @@ class Settings(NamedTuple):
 
 
 class Layer:
-    """The hyperparameters of all parameters that the same overrides concern."""
+    """Hyperparameters that parameters share because they have the same overrides."""
 
     def __init__(self, settings: Settings, overrides: tuple[Hashable, ...]) -> None:
         self.overrides, self.values = overrides, settings.under(overrides)

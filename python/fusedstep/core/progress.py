@@ -16,13 +16,13 @@ from .hyperparameters import Scheduled
 
 __all__ = ["Averages", "Progress", "listed", "noise_id"]
 
-# How far a parameter is, as the engine reads and advances it: finished updates, whether its average has begun (1 or 0),
-# and the numbers that its rule keeps between updates.
+# The clock of a parameter, which the engine reads and advances: finished updates, whether the average has begun (1 or
+# 0), and the numbers that the rule keeps between updates.
 CLOCK = np.dtype([("t", np.int64), ("averaged", np.int64), ("memory", np.float64, (_cpu.max_memory,))])
 
 
 def noise_id(key: Hashable) -> int:
-    """Return what tells the random bits of a parameter from those of others: its key, or a digest of the key's text."""
+    """Return the number that makes the random bits of a parameter its own: its key, or a digest of the key's text."""
     if isinstance(key, Integral):
         return int(key) % 2**64
     try:
@@ -68,7 +68,7 @@ class Progress:
     def __init__(self) -> None:
         self.clock_of: dict[Hashable, int] = {}  # index of the clock of each key
         self._clocks = np.zeros(0, CLOCK)
-        self.plan: _cpu.Plan | None = None  # what advances the clocks, perhaps on a GPU
+        self.plan: _cpu.Plan | None = None  # the plan that advances the clocks, perhaps on a GPU
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
 
@@ -77,7 +77,7 @@ class Progress:
         """
         The clocks, in the order of `clock_of`.
 
-        Each has the step count `t`, whether the average has begun as 0 or 1 (`averaged`), and the rule's `memory`.
+        A clock has the step count `t`, whether the average has begun as 0 or 1 (`averaged`), and the rule's `memory`.
         """
         if self.plan is not None:
             self.plan.refresh()
@@ -204,7 +204,7 @@ class Progress:
 
 
 def _moved(array: Array, device: int | None) -> Array:
-    """Return an array on a device, or in host memory where that is None: itself, or a copy."""
+    """Return an array, or a copy of it where it is not yet on `device`; None stands for host memory."""
     if device_of(array) == device:
         return array
     there = new_array(array.shape, array.dtype, device)

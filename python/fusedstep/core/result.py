@@ -61,7 +61,7 @@ class Pending(Result):
         return object.__getattribute__(self, name)
 
     def read(self) -> Result:
-        """Return the result itself."""
+        """Return the result, after waiting for it on a GPU."""
         if self._found is not None:
             return self._found
         ticket = self._ticket
@@ -89,7 +89,7 @@ class Pendings(deque[ref[Pending]]):
     """The pending results of an optimizer: each is read before the GPU writes over it, if anybody still has it."""
 
     def make_room(self) -> None:
-        """Prepare for the next step."""
+        """Read the result that the next step would overwrite, if anybody still has it."""
         if len(self) == _cpu.tickets:
             if (oldest := self[0]()) is not None:
                 oldest.read()

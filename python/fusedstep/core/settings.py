@@ -130,9 +130,9 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cg
         if controllers and "cpu" not in controllers.split(","):
             continue
         folder = os.path.join(root, controllers)
-        for name in ("", *path.split("/")):  # the group and all groups that it is in
+        for name in ("", *path.split("/")):  # the group of this process, and all groups around it
             folder = os.path.join(folder, name)
-            if controllers:  # version 1
+            if controllers:  # version 1 of control groups
                 words = _read(f"{folder}/cpu.cfs_quota_us").split() + _read(f"{folder}/cpu.cfs_period_us").split()
             else:
                 words = _read(f"{folder}/cpu.max").split()

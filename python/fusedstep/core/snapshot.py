@@ -46,12 +46,12 @@ class Prepared(NamedTuple):
 
 
 def check_names(names: str) -> None:
-    """Refuse what is no way to name states."""
+    """Refuse any other value than those of `Names`."""
     if names not in get_args(Names):
         raise ValueError(f"names is {names!r}, expected one of {', '.join(map(repr, get_args(Names)))}")
 
 
-# Out of an optimizer, and its hyperparameters back into one.
+# State dicts: made of what an optimizer knows, checked, and read for hyperparameters.
 
 
 def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label:
     return found
 
 
-# Other names, and other versions.
+# State dicts with PyTorch's names, and of older versions.
 
 
 def to_torch(known: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def from_torch(saved: Mapping[str, Any], names: Mapping[str, str], memory: Colle
         label = f"state[{key!r}]"
         if strange := [name for name in _mapping(some, label) if name != "step" and name not in ours]:
             raise ValueError(f"{label} has {', '.join(map(repr, strange))}, expected step, {', '.join(ours)}")
-        if "step" not in some and some.keys() != {"momentum_buffer"}:  # whose optimizer does not count
+        if "step" not in some and some.keys() != {"momentum_buffer"}:  # PyTorch's SGD, which does not count
             raise ValueError(f"{label} lacks 'step', expected the number of finished updates")
         t[key] = some.get("step", 1)
         values = {name: (ours[name], value) for name, value in some.items() if name != "step"}
@@ -187,7 +187,7 @@ def upgraded(saved: Any) -> Any:
     return {part: value for part, value in saved.items() if part != "product"} | {"memory": memory}
 
 
-# Into an optimizer.
+# State dicts made into the progress of an optimizer.
 
 
 def restored(
@@ -231,7 +231,7 @@ def restored(
     parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "memory", "state", "ema")}
     t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
     known = progress.clock_of
-    if t and known and known.keys() != t.keys():  # back to the start is always a way
+    if t and known and known.keys() != t.keys():  # a state dict without updates always fits
         raise ValueError(f"t has the keys {listed(t)}, expected {listed(known)} like this optimizer")
     for part in ("memory", "state", "ema"):
         for key in parts[part]:
@@ -277,7 +277,7 @@ def _count(value: Any, label: str) -> int:
 def _memory(
     saved: Any, names: tuple[str, ...], ranges: Mapping[str, Range], label: str, has_begun: bool
 ) -> list[float]:
-    """Return the memory of a parameter, which means nothing, and is left out, before the first update."""
+    """Return the checked memory of a parameter; before the first update, none."""
     found = _mapping(saved, label)
     if strange := [name for name in found if name not in names]:
         raise ValueError(f"{label} has {', '.join(map(repr, strange))}, expected {', '.join(names) or 'nothing'}")
@@ -289,7 +289,7 @@ def _memory(
 
 
 def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
-    """Return targets and sources of one parameter: of one shape, and all but masters of one dtype."""
+    """Return targets and sources of one parameter, all of one shape and, but for masters, of one dtype."""
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
     for name, target, _ in arrays.values():
@@ -326,9 +326,9 @@ def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
 
 
 def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
-    """Return the same pairs; a source that lies in the memory of a target is copied first."""
+    """Return pairs of targets and sources, with a copy of each source that lies in the memory of a target."""
     in_host = (target for target, _ in pairs if target.size and device_of(target) is None)
-    bounds = sorted(map(byte_bounds, in_host))  # they do not overlap
+    bounds = sorted(map(byte_bounds, in_host))  # of targets, which do not overlap
 
     def is_in_a_target(source: Array) -> bool:
         low, high = byte_bounds(source)

@@ -65,6 +65,6 @@ class RMSprop(Optimizer):
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         momentum = values["momentum"]
-        # A function, or a number on a GPU, is 0 only for the time being.
+        # Momentum that is a function or a number on a GPU may be 0 now and not later, so it counts as momentum.
         without = isinstance(momentum, float) and momentum == 0
         return self.rule + ("_centered" if values["centered"] else "") + ("" if without else "_momentum")

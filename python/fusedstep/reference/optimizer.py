@@ -89,12 +89,12 @@ def rational_power(x: float, y: float) -> float:
 
 
 def larger(a: Any, b: Any) -> Any:
-    """Return the larger, or NaN where either is NaN. A selection, as in the kernels: of two zeros it returns `b`."""
+    """Return the larger number, or NaN where either is NaN. As in the kernels, of two zeros `b` is returned."""
     return np.where((a > b) | (a != a), a, b)
 
 
 def smaller(a: Any, b: Any) -> Any:
-    """Return the smaller, or NaN where either is NaN."""
+    """Return the smaller number, or NaN where either is NaN."""
     return np.where((a < b) | (a != a), a, b)
 
 
@@ -140,7 +140,7 @@ def sum_of_squares(g: Any) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step found out: the norm of all gradients, whether it was skipped, and the key of a gradient to blame."""
+    """What a step found out: the norm of all gradients, whether it was skipped, and the key of a bad gradient."""
 
     grad_norm: float | None = None
     skipped: bool = False
@@ -174,15 +174,15 @@ class Optimizer:
         self.t: dict[Hashable, int] = {}
         self.ema_decay, self.ema = self.ema, {}
 
-    # What a rule says of itself: these, and `elem`, which takes its scalars, a gradient and its states by name, writes
-    # the new states, and returns what is subtracted from the parameter.
+    # Methods that the class of a rule replaces. It also adds `elem`, which takes scalars, a gradient and the states by
+    # name, writes the new states, and returns what is subtracted from the parameter.
 
     def states(self) -> str:
         """Return the names of the states, one letter each."""
         return ""
 
     def initial(self, name: str) -> float:
-        """Return where the state `name` starts."""
+        """Return the number that the state `name` starts at."""
         del name
         return 0.0
 
@@ -190,7 +190,7 @@ class Optimizer:
         """
         Return the scalars of update number t.
 
-        `memory` holds what the rule has stored in it in the updates before; in update 1 it is empty.
+        `memory` holds the numbers that the rule has stored in it in earlier updates; in update 1 it is empty.
         """
         raise NotImplementedError
 
@@ -233,7 +233,7 @@ class Optimizer:
 
     @staticmethod
     def factor(h: Any, grad_scale: float, sum_of_squares: float, norm: float | None) -> float:
-        """Return what a gradient is multiplied by, from its own sum of squares and the norm of all gradients."""
+        """Return the factor on a gradient, from the gradient's own sum of squares and the norm of all gradients."""
         scale, coefficient = h.grad_scale * grad_scale, 1.0
         with float_mode(np.float64):
             if h.clip_norm is not None:
@@ -245,7 +245,7 @@ class Optimizer:
             return float(scale * coefficient)
 
     def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
-        """Update one parameter: `h` are its hyperparameters, `factor` is what its gradient is multiplied by."""
+        """Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient."""
         T: Any = np.float64 if p.dtype == np.float64 else np.float32  # the dtype of the arithmetic
         s, D = self.made(key, p, h, T)
         self.t[key] = t = self.t.get(key, 0) + 1
@@ -274,7 +274,7 @@ class Optimizer:
             if decays and h.decoupled:
                 u = u + dec * x
             x = x - u
-            for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # 5 is the average
+            for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
@@ -289,10 +289,10 @@ class Optimizer:
 
     def made(self, key: Hashable, p: Any, h: Any, T: Any) -> tuple[State, Any]:
         """
-        Return the state of a parameter, with what was missing made, and the dtype of states and averages.
+        Return the state of a parameter, after making missing arrays, and the dtype of states and averages.
 
-        An array that exists decides that dtype; otherwise the options do. A master is begun with zeros: `unrounded`
-        takes the parameter wherever it is not the rounded master.
+        An existing array decides the dtype; otherwise the options do. A new master is zeros: `unrounded` takes the
+        parameter wherever the parameter is not the rounded master.
         """
         half = p.dtype.itemsize == 2
         s = self.state.setdefault(key, {})

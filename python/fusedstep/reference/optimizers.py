@@ -263,7 +263,7 @@ class Nadam(Optimizer):
         r = rational_power(0.96, self.schedule_decay)
         mu = self.beta1 * (1 - 0.5 * power(r, t))
         mu1 = self.beta1 * (1 - 0.5 * power(r, t + 1))
-        P = memory["product"] = mu if t == 1 else memory["product"] * mu  # of the mu of all updates so far
+        P = memory["product"] = mu if t == 1 else memory["product"] * mu  # the product of the mu of all updates so far
         c2 = math.sqrt(1 - power(self.beta2, t))
         return {
             "beta1": self.beta1,

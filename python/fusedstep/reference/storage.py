@@ -19,7 +19,7 @@ def philox(counter: Any, key: Any) -> Any:
     counter : array of uint32, shape (4, n)
         The counters.
     key : array of uint32, shape (2,)
-        The key of all of them.
+        The key, one for all counters.
 
     References
     ----------
@@ -101,8 +101,8 @@ def joined(p: Any, remainder: Any) -> Any:
     """Return the float32 numbers of a bfloat16 parameter and its remainder: what `split` was given."""
     high, low = p.view(np.uint16).astype(np.uint32), remainder.astype(np.uint32)
     bits = (high - (low >> 15) << 16) | low
-    # `split` gives no zero a remainder this large, and no infinity one but 0. A parameter that has one nevertheless was
-    # set by somebody, and counts without it.
+    # `split` gives a zero a remainder below 0x8000, and an infinity 0 or one from 0x8000 on. Beside any other
+    # remainder, the zero or infinity was set by the caller, and counts without the remainder.
     zero, infinity = (high & 0x7FFF == 0) & (low >= 0x8000), (high & 0x7FFF == 0x7F80) & (low < 0x8000)
     return np.where(zero | infinity, high << 16, bits).astype(np.uint32).view(np.float32)
 
@@ -111,7 +111,7 @@ def unrounded(p: Any, s: dict[str, Any]) -> Any:
     """Return a parameter in the dtype of the arithmetic, from its master in the state `s` where there is one."""
     if "remainder" in s:
         return joined(p, s["remainder"])
-    if "master" in s:  # a parameter that is not the rounded master has been changed by somebody, and counts
+    if "master" in s:  # where the parameter is not the rounded master, the caller has changed it, and it counts
         same = rounded(s["master"], p.dtype).view(np.uint16) == p.view(np.uint16)
         return np.where(same, s["master"], widened(p))
     return widened(p)

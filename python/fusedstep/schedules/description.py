@@ -10,7 +10,8 @@ from .schedule import Schedule, arguments, sequence
 __all__ = ["Plateaus", "describe", "rebuild", "remember"]
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in Schedule.__subclasses__()}
-Plateaus = dict[int, tuple[plateau, dict[str, Any]]]  # its number in descriptions -> a plateau, and its memory to be
+# The number of a plateau in descriptions -> the plateau, and the memory that it will get.
+Plateaus = dict[int, tuple[plateau, dict[str, Any]]]
 
 
 def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _rebuilt(value: Any, present: Any, made: Plateaus) -> Any:
 
 
 def _plateau(new: Any, present: Any, place: Any, memory: Any, made: Plateaus) -> plateau:
-    """Return the plateau of a number: the one that `made` has, or the present one if it is equal, or the new one."""
+    """Return the plateau with a number: the one in `made`, else the present one if it is equal, else the new one."""
     new._recall(memory)
     memory = new._memory()
     if not isinstance(place, int):
@@ -121,7 +122,7 @@ def _plateau(new: Any, present: Any, place: Any, memory: Any, made: Plateaus) ->
 
 
 def remember(made: Plateaus) -> None:
-    """Give each plateau the memory that its description has."""
+    """Give each plateau the memory from its description."""
     for schedule, memory in made.values():
         schedule._remember(**memory)
 

@@ -98,7 +98,7 @@ class plateau(Schedule):
 
     def observe(self, x: float) -> None:
         """
-        Take a metric, usually once per epoch, and fall if it is time.
+        Take a metric, usually once per epoch, and fall if the metric has stopped improving.
 
         Parameters
         ----------
@@ -137,6 +137,6 @@ def dictionary(name: str, value: Any) -> dict[str, Any]:
 
 
 def expect_keys(name: str, found: Mapping[str, Any], expected: list[str]) -> None:
-    """Refuse a mapping that has other keys."""
+    """Refuse a mapping that lacks an expected key or has any other."""
     if set(found) != set(expected):
         raise ValueError(f"{name} has {', '.join(map(str, found)) or 'nothing'}, expected {', '.join(expected)}")

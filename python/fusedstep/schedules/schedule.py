@@ -13,7 +13,7 @@ __all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "
 
 Member = float | Callable[[int], float]
 Boundary = Literal["first", "last"]
-LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # all other arguments may be 0
+LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # least values; all other arguments may be 0
 
 
 class Schedule:
@@ -107,7 +107,7 @@ def _member(name: str, value: Any) -> Callable[[int], float]:
 
 
 def one_more(name: str, members: Sequence[Any], boundaries_name: str, boundaries: Sequence[int]) -> None:
-    """Refuse any number of members but one more than there are boundaries."""
+    """Refuse a sequence that does not have one member more than there are boundaries."""
     if len(members) != len(boundaries) + 1:
         wanted = f"{len(boundaries) + 1}, one more than {boundaries_name}"
         raise ValueError(f"{name} has {len(members)} elements, expected {wanted}")

@@ -75,7 +75,7 @@ class Storage(NamedTuple):
 
 
 def storages(dtype: str) -> list[Storage]:
-    """Return what is compared: float32, and, where `dtype` has 16 bits, every way to keep parameters in it."""
+    """Return the storages that are compared: float32, and every way to keep parameters in a `dtype` of 16 bits."""
     single = Storage("float32", np.dtype(np.float32), {})
     if dtype == "float32":
         return [single]

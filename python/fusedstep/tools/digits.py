@@ -36,7 +36,7 @@ Array = npt.NDArray[Any]
 Params = dict[str, Array]
 
 BATCH = 32
-# By dtype of the parameters. In half precision each optimizer trains in six ways, and for fewer epochs.
+# Epochs by dtype of the parameters: fewer in half precision, where each optimizer trains in six ways.
 EPOCHS = {"float32": 60, "bfloat16": 20, "float16": 20}
 
 # Learning rates that suit this example. An optimizer without an entry trains with OTHER_RATE.
@@ -146,7 +146,7 @@ def train(
     Parameters
     ----------
     optimizer : Optimizer
-        A new one, of `fusedstep` or of `fusedstep.reference`. The loss of one that diverges is infinite or NaN.
+        A new optimizer, of `fusedstep` or of `fusedstep.reference`. If it diverges, its loss is infinite or NaN.
     digits : Digits
         What `load` returns.
     epochs : int
@@ -154,7 +154,7 @@ def train(
     after_epoch : callable
         Called without arguments after each epoch.
     dtype : dtype
-        Of the parameters and of their gradients. The network computes in float32 in any case.
+        The dtype of the parameters and of their gradients. The network computes in float32 in any case.
     place : callable
         Puts an array of NumPy where the steps are to be made, as `cupy.asarray` does. The network computes in NumPy.
 

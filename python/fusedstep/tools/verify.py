@@ -160,7 +160,7 @@ class Guarded:
             self._guards += [whole[:start], whole[start + array.size :]]
 
     def intact(self) -> bool:
-        """Return whether nobody wrote outside the arrays."""
+        """Return whether all guard elements are as they were."""
         return all((to_host(guard) == guard.dtype.type(12345.678)).all() for guard in self._guards)
 
 
@@ -186,12 +186,12 @@ def outcome(
     place: Callable[[Array], Array] = np.asarray,
 ) -> list[Array]:
     """
-    Make five steps with arrays of these sizes, and return everything that they change.
+    Make five steps with arrays of `sizes`, and return everything that the steps change.
 
-    These are parameters, gradients and the norm after each step, and states and averages in the end. After the second
-    step, some states are overwritten, so that awkward states meet awkward gradients. Where gradients are clipped by a
-    norm, they have ordinary sizes until the last step: an infinite norm would make them all 0 or NaN. The steps are
-    made where `place` puts NumPy arrays.
+    Returned are parameters, gradients and the norm after each step, and states and averages in the end. After the
+    second step, some states are overwritten, so that awkward states meet awkward gradients. Where gradients are
+    clipped by a norm, they have ordinary sizes until the last step: an infinite norm would make them all 0 or NaN. The
+    steps are made where `place` puts NumPy arrays.
     """
     rng = np.random.default_rng(sum(sizes))
     grad_dtype = grad_dtype or dtype

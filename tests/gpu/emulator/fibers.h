@@ -68,7 +68,7 @@ static_assert(sizeof(Frame) == 72);  // the stack is aligned as it is after a ca
 
 struct Fiber {
     uint3 index;
-    char* end = nullptr;  // the end of its stack, while it has one
+    char* end = nullptr;  // the end of the fiber's stack, while it has one
     void* left;           // stack pointer when the fiber left its stack
 };
 
@@ -76,7 +76,7 @@ struct Fiber {
 // the barrier of the block.
 struct Warp {
     uint32_t alive, ready, waiting;
-    alignas(16) char values[kWarp][16];  // exchanged by shuffles
+    alignas(16) char values[kWarp][16];  // values that shuffles exchange
 };
 
 struct Block {

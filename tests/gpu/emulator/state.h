@@ -101,7 +101,7 @@ struct CUstream_st {
     std::deque<emulator::Work> works = {};
     std::shared_ptr<emulator::Capture> capture = {};
     size_t captured = 0;  // how many pieces of its work are in the capture
-    size_t joined = 0;    // how many of them another stream of the capture waits for
+    size_t joined = 0;    // how many of the captured pieces another stream waits for
 };
 
 struct CUevent_st {
@@ -136,7 +136,7 @@ struct State {
     int devices = 1;
     std::vector<std::unique_ptr<CUstream_st>> streams;
     std::vector<std::unique_ptr<CUevent_st>> events;
-    std::vector<std::shared_ptr<Capture>> captures;  // that have begun and not ended
+    std::vector<std::shared_ptr<Capture>> captures;  // captures that have begun and not ended
     Ranges memory, places;                           // allocated memory, and other memory that tests have declared
     std::deque<std::pair<void*, size_t>> freed;      // poisoned and kept for a while, so that late writes harm nobody
     size_t bytes_freed = 0;

@@ -22,7 +22,7 @@ from .cases import SIZES, Heat, crossed, devices, dtypes, rules, thread_counts, 
 __all__ = ["main"]
 
 ROUNDS, QUICK_ROUNDS = 15, 6  # `bench compare` needs 6 rounds for a verdict
-REST, QUICK_REST = 0.02, 0.01  # seconds; threads of other pools have stopped spinning after 0.02 for sure
+REST, QUICK_REST = 0.02, 0.01  # seconds of sleep before a turn; threads of other pools spin for less than 0.02
 QUICK_MINUTES = 0.7
 
 
@@ -93,7 +93,8 @@ def _heats(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
         here = {"threads": choices["threads"][-1:], "isa": choices["isa"][-1:], "device": ["cpu"]}
         return crossed(**(here | axes))
     where = axes.get("device", choices["device"])
-    tours = zip_longest(*(tour(device, options.quick) for device in where))  # in turn: if time runs out, each had some
+    # Devices take turns: if time runs out, each has had some heats.
+    tours = zip_longest(*(tour(device, options.quick) for device in where))
     return [heat for heats in tours for heat in heats if heat]
 
 
@@ -138,7 +139,7 @@ def _peers(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     from .peers import PEERS
 
     names = [cls.name for cls in PEERS]
-    wanted = ["numpy" if name == "cupy" else name for name in options.peers or ()]  # one class for both
+    wanted = ["numpy" if name == "cupy" else name for name in options.peers or ()]  # the class of numpy also runs CuPy
     if unknown := [name for name in wanted if name not in names]:
         parser.error(f"--peers is {unknown[0]!r}, expected {', '.join(names)}")
     if options.peers is None:

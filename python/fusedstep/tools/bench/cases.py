@@ -34,7 +34,7 @@ __all__ = [
 SIZES = tuple(10**exponent for exponent in range(3, 9))
 SHORT = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
 NORMS = {"clip_norm", "clip_global_norm", "skip_nonfinite"}  # options for which gradients are read twice
-NORMAL, SUBNORMAL = 1e-3, 1e-40  # for `Case.states`
+NORMAL, SUBNORMAL = 1e-3, 1e-40  # numbers for `Case.states`
 Heat = tuple["Case", ...]
 
 
@@ -91,7 +91,7 @@ class Case:
 
     @property
     def where(self) -> str:
-        """Where it runs: threads and instruction set, or the GPU."""
+        """Where the case runs: threads and instruction set, or the GPU."""
         if self.device != "cpu":
             return self.device
         return f"{self.threads} thread{'s' * (self.threads > 1)}, {self.isa}"
@@ -137,7 +137,7 @@ class Case:
 
     @property
     def limit(self) -> str | None:
-        """The rule without arithmetic that moves the same bytes; None for a number of states that none has."""
+        """The rule that moves the bytes of the case without arithmetic; None if the rule has too many states."""
         rule = f"limit{len(_cpu.rules[self.rule][1])}"
         moves_more = dict(self.options).keys() & {"ema", "master_weights", "zero_grad", *NORMS}
         return rule if rule in _cpu.rules and not moves_more else None
@@ -169,7 +169,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return np.dtype(import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
 
 
-# The axes: the values of each that this machine has.
+# The axes of cases, with the values that this machine has.
 
 
 def dtypes() -> list[str]:
@@ -219,7 +219,7 @@ def tour(device: str, quick: bool) -> list[Heat]:
     device : str
         "cpu" or "cuda:0" and so on.
     quick : bool
-        Fewer of them, and none that takes long.
+        Fewer heats, and none that takes long.
     """
     here: dict[str, Any] = {"device": [device], "threads": thread_counts()[-1:], "isa": _cpu.isas[-1:]}
     cpu = device == "cpu"

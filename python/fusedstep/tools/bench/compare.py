@@ -12,7 +12,7 @@ from .record import Measured, Record, read
 __all__ = ["Verdict", "compare", "interval", "main"]
 
 FEWEST = 6  # rounds: with fewer, no interval holds the median with 95 % confidence
-FLOOR = 0.03  # two runs of the same build differ by so much: arrays lie elsewhere in memory, the machine is busier
+FLOOR = 0.03  # what two runs of one build may differ by, as arrays lie elsewhere in memory and the machine is busier
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Verdict:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """
-    Return the narrowest interval between two of these numbers that holds the true median with 95 % confidence.
+    Return the narrowest interval between two of `values` that holds the true median with 95 % confidence.
 
     No distribution is assumed (the sign test): the median lies between the k-th smallest and the k-th largest number
     unless fewer than k numbers fall on one side of it. With fewer than 6 numbers, the interval holds all of them.
@@ -76,7 +76,8 @@ def compare(a: Record, b: Record) -> list[Verdict]:
         that a machine that is slower for everybody makes no case slower. A case is "faster" or "slower" if the
         intervals of the two medians are apart by more than 3 %.
     """
-    before, after = ({each.case: each for each in reversed(some.cases)} for some in (a, b))  # the first of equal ones
+    # Of equal cases in a record, the first one counts.
+    before, after = ({each.case: each for each in reversed(some.cases)} for some in (a, b))
     return [_verdict(before[case], each) for case, each in reversed(after.items()) if case in before]
 
 

@@ -30,7 +30,7 @@ DIGITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}  # of the 
 # Seed, smallest and largest magnitude of the random numbers. Parameters are small enough for a step to change them in
 # half precision. Gradients are large enough for states to be normal numbers, but for their squares in float16.
 PARAMS, GRADS = (0, 2**-6, 2**-4), (1, 0.1, 2.0)
-FACTORS = (1.0, -0.5, 1.0)  # gradients of the three compared steps are multiplied by these
+FACTORS = (1.0, -0.5, 1.0)  # factors on the gradients in the three steps that are compared
 
 
 class AbsentError(Exception):
@@ -38,7 +38,7 @@ class AbsentError(Exception):
 
 
 def on_device(name: str) -> Any:
-    """Return a context in which new arrays of CuPy are on this device."""
+    """Return a context in which new arrays of CuPy are on the device called `name`."""
     if name == "cpu":
         return nullcontext()
     return cupy().cuda.Device(int(name.partition(":")[2] or 0))
@@ -57,7 +57,7 @@ def _drawn(dtype: str, seed: int, smallest: float, largest: float, factor: float
 
 
 def set_all(array: Array, value: float) -> None:
-    """Set all elements. Their bits are set, as unsigned integers: CuPy would flush a subnormal number."""
+    """Set all elements of an array. Bits are set, as unsigned integers, since CuPy would flush a subnormal number."""
     array.view(f"u{array.itemsize}").fill(array.dtype.type(value).view(f"u{array.itemsize}"))
 
 
@@ -94,7 +94,7 @@ class Job:
         return made
 
     def _empty(self, i: int, dtype: str, place: int) -> Array:
-        """Return array number `i`, which begins at cache line 3 * `place` of its memory, or, if odd, off the line."""
+        """Return array number `i`, from cache line 3 * `place` of its memory on, or off the line if the case is odd."""
         case, itemsize, start = self.case, dtype_of(dtype).itemsize, 3 * LINE * place
         size = max(1, case.size + (-1) ** i * (1 + i // 2 * 2 % 6) * case.odd)
         start += itemsize * (1 + i % 3) * case.odd
@@ -149,8 +149,8 @@ class Contestant:
 
     name: str
     steps = 1  # how many steps a call of `step` makes
-    starts_slowly = False  # whether it compiles for seconds
-    kinds: tuple[str, ...] = ("cpu", "cuda")  # the devices that it runs on
+    starts_slowly = False  # whether a contestant compiles for seconds
+    kinds: tuple[str, ...] = ("cpu", "cuda")  # the devices that a contestant runs on
 
     def __init__(self, job: Job) -> None:
         raise NotImplementedError
@@ -208,7 +208,7 @@ class Limit(Contestant):
     steps = 2
 
     def __init__(self, ours: Fusedstep) -> None:
-        ours.step()  # makes the states
+        ours.step()  # the first step makes the states
         found = ours.optimizer.state
         rule = f"limit{len(next(iter(found.values()), ()))}"
         states = {key: dict(zip(_cpu.rules[rule][1], each.values(), strict=True)) for key, each in found.items()}
@@ -233,20 +233,20 @@ class Copy(Contestant):
         self._copy = partial(self.target.data.copy_from_device_async, source.data, source.nbytes)
 
     def step(self) -> None:
-        """Copy."""
+        """Copy the buffers."""
         self._copy()
 
 
 def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float | None, float | None]]:
     """
-    Let all make three steps with changing gradients, and return how far each ends from the reference.
+    Let all contestants make three steps with changing gradients, and return how far each ends from the reference.
 
     Parameters
     ----------
     job : Job
-        What they were made from.
+        The job that the contestants were made from.
     contestants : list of Contestant
-        New ones, which have made no step yet; the first is ours.
+        New contestants, which have made no step yet; the first is fusedstep.
 
     Returns
     -------
@@ -263,7 +263,7 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float |
             one.step()
     samples = [job.sample(one.params()) for one in contestants]
     right = samples[0] if expected is None else expected
-    ulp = np.maximum(_ulp(right), _ulp(before))  # where a step cancels most of a parameter, the one before counts
+    ulp = np.maximum(_ulp(right), _ulp(before))  # a step may cancel most of a parameter
     change = float(np.abs(right.astype(np.float64) - before.astype(np.float64)).max()) or 1.0
     found: list[tuple[float | None, float | None]] = []
     for sample in samples:

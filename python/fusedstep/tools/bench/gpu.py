@@ -13,7 +13,7 @@ from .harness import host_time
 
 __all__ = ["about", "call_time", "cupy", "free_bytes", "gpu_time", "loop_time"]
 
-QUEUE = 200  # at most so many calls wait for the GPU, whose queue has room for about 1000 launches
+QUEUE = 200  # calls that may wait for the GPU, whose queue has room for about 1000 launches
 WAIT = r"""
 extern "C" __global__ void wait(long long nanoseconds) {
     long long start, now;
@@ -37,7 +37,7 @@ def _wait() -> Callable[..., None]:
 
 def _events(step: Callable[[], object], calls: int, wait: float = 0.0) -> tuple[float, float, bool]:
     """
-    Return the seconds between events around these calls, the seconds of the host, and whether the host came first.
+    Return the seconds between events around calls of a step, the seconds of the host, and whether the host came first.
 
     The GPU begins after `wait` seconds. The host came first if it had queued all calls by then, so that the seconds
     between the events are those of the GPU alone.
@@ -81,7 +81,7 @@ def gpu_time(step: Callable[[], object], calls: int) -> float:
 
 
 def call_time(step: Callable[[], object], calls: int) -> float:
-    """Return the seconds of the host: until the calls return, which find room in the queue."""
+    """Return the seconds until the calls return to the host. The queue of the GPU has room for all of them."""
     seconds = 0.0
     some = QUEUE // 4
     for begin in range(0, calls, some):

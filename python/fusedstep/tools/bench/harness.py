@@ -71,7 +71,7 @@ def _quartiles(values: list[float]) -> tuple[float, float]:
 
 
 def host_time(step: Callable[[], object], calls: int) -> float:
-    """Return the seconds until these calls have returned."""
+    """Return the seconds until some calls of a step have returned."""
     start = time.perf_counter()
     for _ in repeat(None, calls):
         step()

@@ -36,7 +36,7 @@ def run(
     Parameters
     ----------
     heat : tuple of Case
-        All on the same device.
+        Cases, all on the same device.
     peers : iterable of Contestant classes
         Who else is to take part, where they are installed and can do the job.
     rounds, inner, rest, after_turn
@@ -62,7 +62,7 @@ def run(
         wanted = [_invited(case, peers) for case in heat]
         jobs = [Job(case) for case in heat]
         built = [_build(job, some) for job, some in zip(jobs, wanted, strict=True)]
-        pools = ThreadpoolController()  # made here: it controls the thread pools of libraries that are loaded by now
+        pools = ThreadpoolController()  # created late: it controls only libraries that are loaded by now
         try:
             with pools.limit(limits=threads):
                 for job, (ours, others, absent) in zip(jobs, built, strict=True):
@@ -124,7 +124,7 @@ def _enter(
     everyone = [ours, *others]
     if job.case.states:
         for one in everyone:
-            one.step()  # makes the states
+            one.step()  # the first step makes the states
         return [Row(one.name, []) for one in everyone], [
             Entry(_refilled(one, job.case.states), prepare) for one in everyone
         ]

@@ -101,7 +101,7 @@ def processors() -> int:
 
 
 def busy() -> tuple[float, float, float]:
-    """Return seconds so far: of the clock, of work of all processors, and of their work for this process."""
+    """Return seconds so far: of the clock, of work on all processors, and of work for this process."""
     times = os.times()
     ours = times.user + times.system + times.children_user + times.children_system
     if not (stat := _read("/proc/stat")):

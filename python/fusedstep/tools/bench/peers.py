@@ -169,7 +169,7 @@ class TorchSingle(Torch):
 
 def _tensor(torch: Any, array: Array) -> Any:
     """Return a tensor over the memory of an array."""
-    if array.dtype.name == "bfloat16":  # torch has the dtype, but takes no array of it from others
+    if array.dtype.name == "bfloat16":  # torch has bfloat16, but takes no such array from other libraries
         return torch.from_dlpack(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_dlpack(array)
 

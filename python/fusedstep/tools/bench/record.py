@@ -38,12 +38,12 @@ class Row:
 
     @property
     def timing(self) -> Timing:
-        """The rounds."""
+        """The seconds of the row, as a timing."""
         return Timing(self.seconds)
 
     @property
     def agrees(self) -> bool:
-        """Whether it did the same work, but for rounding: peers round in another order and, in 16 bits, more often."""
+        """Whether parameters agree but for rounding: peers round in another order and, in 16 bits, more often."""
         return self.ulp is None or self.change is None or self.ulp <= 4 or self.change <= 1e-3
 
 
@@ -206,7 +206,7 @@ def _row(found: Any, where: str) -> Row:
 
 
 def _keys(found: Any, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of these keys of a JSON object, after checking that all are there and have these types."""
+    """Return the values of a JSON object, after checking that the keys of `types` are there and have these types."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is {type(found).__name__}, expected an object")
     for name, wanted in types.items():

@@ -15,7 +15,7 @@ from .harness import Entry, host_time, race
 
 __all__ = ["flop_per_s", "functions", "operations"]
 
-OPERATIONS = ("add", "subtract", "multiply", "divide", "sqrt", "negative", "absolute")  # selections cost nothing here
+OPERATIONS = ("add", "subtract", "multiply", "divide", "sqrt", "negative", "absolute")  # selections count as free
 
 
 class _Counted(np.ndarray):
@@ -31,7 +31,8 @@ class _Counted(np.ndarray):
 
     def __array_function__(self, function: Any, *arguments: Any) -> Any:
         found = super().__array_function__(function, *arguments)
-        return found.view(_Counted) if isinstance(found, np.ndarray) else found  # what follows a selection counts too
+        # A view that counts, so that operations on the selected elements count too.
+        return found.view(_Counted) if isinstance(found, np.ndarray) else found
 
 
 def _plain(x: Any) -> Any:
@@ -44,7 +45,7 @@ def functions(rule: str) -> Counter[str]:
     optimizer = Case(rule).optimizer(reference)
     scalars = {name: np.float32(value) for name, value in optimizer.host(optimizer.lr, 1, {}).items()}
     g, *states = (np.ones(1, np.float32).view(_Counted) for _ in ("g", *optimizer.states()))
-    _Counted.counts = Counter(subtract=1)  # p - u
+    _Counted.counts = Counter(subtract=1)  # the subtraction p - u
     optimizer.elem(SimpleNamespace(**scalars), g, **dict(zip(optimizer.states(), states, strict=True)))
     return _Counted.counts
 

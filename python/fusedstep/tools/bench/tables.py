@@ -178,7 +178,7 @@ def _benchmarks(path: Path, test: str) -> list[Any]:
 
 
 def _ratios(benchmark: Any) -> dict[str, float]:
-    """Return the numbers of a test that compare: theirs over ours, or ours over what it is relative to."""
+    """Return the ratios of a test: a peer's time over that of fusedstep, or fusedstep's over another time."""
     info = benchmark["extra_info"]
     return {name: value for name, value in info.items() if isinstance(value, float) and name not in _ABOUT}
 
@@ -194,7 +194,7 @@ def _plain(value: str) -> Any:
     return float(value) if re.fullmatch(r"[\d.]+(e\d+)?", value) else value
 
 
-# Cells.
+# The cells of a table.
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

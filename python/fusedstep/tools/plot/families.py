@@ -39,7 +39,7 @@ def line(axes: Any, name: str, rate: float, points: int) -> dict[str, Any]:
     return {
         **style([cls.__name__ for cls in classes()].index(name)),
         "label": f"{name} {rate:g}",
-        "markevery": (drawn * every // 4, every),  # so that lines on top of each other show all their markers
+        "markevery": (drawn * every // 4, every),  # shifted, so that lines on top of each other show all markers
     }
 
 

@@ -18,8 +18,8 @@ from .picture import blank, style, write
 __all__ = ["draw_ratios", "draw_roofline", "draw_small", "draw_throughput"]
 
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo", "**", "||||")
-MARKERS = "osDv^<>PXhd*p8"  # of rules in the roofline; each has one of 12 colours, too
-INTENSITIES = (0.1, 12)  # operations per byte
+MARKERS = "osDv^<>PXhd*p8"  # markers of rules in the roofline; each rule has one of 12 colours, too
+INTENSITIES = (0.1, 12)  # ends of the axis of the roofline, in operations per byte
 BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["blank", "style", "write"]
 
-# 7 dashes and 11 markers: no two of the first 77 lines look alike, in black and white either.
+# Looks of lines. With 7 dashes and 11 markers, no two of the first 77 lines look alike, even without colours.
 COLOURS = (
     *("black", "#0072b2", "#d55e00", "#009e73", "#a01c48", "#4aa3df"),
     *("#332288", "#e07b00", "#117733", "#aa4499", "#d6459a", "#8c6d1f"),
@@ -48,7 +48,7 @@ def write(figure: Any, paths: Iterable[Path]) -> None:
     from matplotlib import rc_context
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # all files have one layout: a second one would differ a little
+    figure.set_layout_engine("none")  # frozen: computed anew for each file, it would differ a little
     with rc_context({"svg.hashsalt": "fusedstep", "svg.fonttype": "path"}):
         for path in paths:
             figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -10,7 +10,8 @@ from .picture import blank, write
 __all__ = ["Panel", "draw_schedules", "panels", "values"]
 
 STYLES = ({"color": "black", "linewidth": 1.4}, {"color": "C0", "linewidth": 1.8, "linestyle": (0, (4, 2))})
-METRIC = [max(0.97**done, 0.3) for done in range(240)]  # observed by plateau; it gets no better after 40 updates
+# What a plateau observes: a metric that gets no better after 40 updates.
+METRIC = [max(0.97**done, 0.3) for done in range(240)]
 
 
 class Panel(NamedTuple):
