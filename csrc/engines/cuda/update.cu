@@ -179,16 +179,19 @@ INLINE_HOST_DEVICE void zero(Type type, void* array, int i) {
     else if (type == kFloat32)
         put<float>(array, i, zeros);
     else
-        with_narrow(type, [&](auto storage) INLINE_LAMBDA { put<typename decltype(storage)::Word>(array, i, zeros); });
+        put_words(type, array, i, zeros);
 }
 
-// The bytes of an element. Code on a device cannot index kItemSize, which is an array on the host.
+// Bytes of an element: four bits of a number for each type. A device cannot index kItemSize, which is an array of the
+// host, and a choice among all types would be long.
+constexpr uint64_t packed_sizes() {
+    uint64_t sizes = 0;
+    for (int type = 0; type < kTypes; ++type) sizes |= static_cast<uint64_t>(kItemSize[type]) << 4 * type;
+    return sizes;
+}
 INLINE_HOST_DEVICE int64_t item_size(Type type) {
-#define FUSEDSTEP_CASE(Storage, name, Word) \
-    if (type == k##Storage) return sizeof(Word);
-    FUSEDSTEP_TYPES(FUSEDSTEP_CASE)
-#undef FUSEDSTEP_CASE
-    return 0;
+    constexpr uint64_t sizes = packed_sizes();
+    return static_cast<int64_t>(sizes >> 4 * type & 15);
 }
 
 INLINE_HOST_DEVICE void* at(void* array, Type type, int64_t i) {
@@ -218,16 +221,16 @@ struct Tile {
                             int n)
         : k(prepared.derived, kLoop == float64 ? prepared.scale64 : prepared.scale32),
           found{tensor.param, gradient.type, tensor.state, tensor.master},
-          param(at(tensor.arrays[kParam], found.param, first)),
-          grad(at(gradient.data, found.grad, first)),
-          average(at(tensor.arrays[kAverage], found.state, first)),
-          master(at(tensor.arrays[kMaster], found.master, first)),
+          param(at(tensor.arrays[kParam], types().param, first)),
+          grad(at(gradient.data, types().grad, first)),
+          average(at(tensor.arrays[kAverage], types().state, first)),
+          master(at(tensor.arrays[kMaster], types().master, first)),
           element(tensor.origin + first),
           averages(kBody == kFullBody && prepared.derived.variant == kAveraged),
           zeroes(prepared.derived.zero_grad),
           stochastic(kLoop == generic && prepared.derived.stochastic),
           noise(prepared.noise) {
-        each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], found.state, first); });
+        each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], types().state, first); });
         head = tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
         if (in_vectors == 0) head = 0;
