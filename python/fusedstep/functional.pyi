@@ -160,7 +160,7 @@ def nadam(
     v: Any,
     *,
     t: int,
-    product: float = 0.0,
+    product: float,
     lr: float,
     beta1: float = 0.9,
     beta2: float = 0.999,

@@ -23,6 +23,11 @@ OUTLINES = functions.outlines(classes())
 STUB = Path(functional.__file__).with_suffix(".pyi")
 
 
+def clock(outline):
+    """Return what tells a function how far its arrays are, as before the first update."""
+    return dict.fromkeys(outline.rule.memory, 0.0) | ({"t": 1} if outline.rule.counts else {})
+
+
 def test_every_rule_has_a_function_in_the_order_of_the_rules():
     assert functional.__all__ == [name for name in _cpu.rules if not name.startswith("limit")]
     assert {outline.cls for outline in OUTLINES} >= {cls for cls in classes() if "rule" in vars(cls)}
@@ -43,8 +48,20 @@ def test_a_function_is_one(outline):
         if hasattr(opt, name) and name not in ("t", "lr"):
             assert parameter.default == getattr(opt, name), name
     with pytest.raises(TypeError) as caught:
-        function(*(3 for _ in arrays), lr=1.0, **({"t": 1} if "t" in parameters else {}))
+        function(*(3 for _ in arrays), lr=1.0, **clock(outline))
     assert "_packed(lr" in traceback.extract_tb(caught.value.__traceback__)[1].line
+
+
+@pytest.mark.parametrize("outline", OUTLINES, ids=lambda outline: outline.name)
+def test_nothing_that_tells_how_far_arrays_are_can_be_forgotten(outline):
+    function, told = getattr(functional, outline.name), clock(outline)
+    arrays = np.full((2 + len(outline.rule.states), 3), 0.5)
+    for name in told:
+        with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
+            function(*arrays, lr=0.1, **{other: value for other, value in told.items() if other != name})
+    assert (arrays == 0.5).all()
+    function(*arrays, lr=0.1, **told)
+    assert (arrays[0] != 0.5).all()
 
 
 @pytest.mark.parametrize("name", functional.__all__)
@@ -127,14 +144,14 @@ def strange(monkeypatch):
 def test_a_new_rule_needs_its_class_only(monkeypatch):
     made, calls = strange(monkeypatch)
     assert str(inspect.signature(made["strange"])).startswith(
-        "(p: Any, g: Any, x: Any, y: Any, *, t: int, c: float = 0.0, d: float = 0.0, "
+        "(p: Any, g: Any, x: Any, y: Any, *, t: int, c: float, d: float, "
         "lr: float, speed: float = 2.0, drift: float = 0.5, **options"
     )
     assert str(inspect.signature(made["stranger"])).startswith(
-        "(p: Any, g: Any, *, t: int, c: float = 0.0, lr: float, speed: float = 2.0, **options"
+        "(p: Any, g: Any, *, t: int, c: float, lr: float, speed: float = 2.0, **options"
     )
     assert made["strange"](1, 2, 3, 4, t=5, c=1, d=-1e9, lr=0.5, speed=4, drift=-0.25) == (1.5, 2.5)
-    assert made["stranger"](1, 2, t=1, lr=0.5) == 1.5
+    assert made["stranger"](1, 2, t=1, c=0, lr=0.5) == 1.5
     (number, arrays, packed, t, memory), other = calls
     assert (number, arrays, t, memory) == (90, (1, 2, 3, 4), 5, (1, -1e9))
     assert np.frombuffer(packed)[:2].tolist() == [0.5, -1.0]
@@ -146,6 +163,6 @@ def test_a_new_rule_needs_its_class_only(monkeypatch):
         ({"speed": np.nan}, "^speed is nan, expected -inf < speed < inf$"),
     ):
         with pytest.raises(ValueError, match=message):
-            made["strange"](1, 2, 3, 4, t=5, lr=0.5, **wrong)
+            made["strange"](1, 2, 3, 4, **{"t": 5, "c": 1, "d": 0, "lr": 0.5} | wrong)
     assert "lr, speed : float\n    How fast.\ndrift : float\n    As for the class: drift." in made["strange"].__doc__
     assert made["stranger"].__doc__.startswith("Make one update of `Strange` with ``wild=True``, in place.\n\nStrange.")

@@ -156,7 +156,7 @@ def test_functional_has_the_bits_of_the_reference(name, dtype, many, own_state, 
     rng = np.random.default_rng(1)
     found, wanted = np.ones(67, dtype), np.ones(67, dtype)
     states = own_state(function, 67, dtype)
-    memory = {}
+    memory = dict.fromkeys(_cpu.rules[name].memory, 0.0)
     for t in range(1, 6):
         g = verify.values(rng, 67, dtype)
         clock = memory | ({"t": t} if _cpu.rules[name].counts else {})

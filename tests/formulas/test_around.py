@@ -290,7 +290,7 @@ def test_functions_are_the_classes(name, options, own_state, own_memory):
     function = getattr(functional, name)
     params, twins = ([normal(40), normal(2100, F64)] for _ in range(2))
     states = [own_state(function, p.size, p.dtype) for p in params]
-    memory = {}
+    memory = dict.fromkeys(_cpu.rules[name].memory, 0.0)
     for t in (1, 2):
         grads = [normal(p.size, p.dtype, t) for p in params]
         others = copies(grads)

@@ -105,7 +105,7 @@ def signature(outline: Outline) -> str:
     lines = [f"{name}: Any" for name in arrays]
     lines.append("*")
     lines += ["t: int"] if outline.rule.counts else []
-    lines += [f"{name}: float = 0.0" for name in outline.rule.memory]
+    lines += [f"{name}: float" for name in outline.rule.memory]
     for name in outline.own:
         optional = "" if name == "lr" else f" = {_literal(outline.defaults[name])}"
         lines.append(f"{name}: {_type(hints[name])}{optional}")
@@ -246,7 +246,7 @@ def _docstring(outline: Outline) -> str:
     if rule.counts:
         parameters.append("t : int\n    Number of this update, 1 for the first.")
     for name in rule.memory:
-        words = "What the last update returned; before the first update, it is not read."
+        words = "What the last update returned. The first update does not read it: any number in its range will do."
         parameters.append(_entry(name, "float", words))
     parameters += _entries(sections.get("Parameters", ""), own, declared(cls))
     returns = ""
