@@ -171,11 +171,7 @@ View Plan::look_at_param(size_t i) {
             if (contains(like.types, tensor.views[role].type)) like.type = tensor.views[role].type;
         }
     like.device = kAnywhere;
-    View seen = look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
-    const int first = tensors_.front().views[kParam].device;
-    if (i && (seen.device == kHost) != (first == kHost))
-        refuse_device(param_name(i), seen.device, param_name(0), first);
-    return seen;
+    return look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
 }
 
 View Plan::look_at_grad(size_t i, bool writable) {
@@ -216,6 +212,9 @@ bool Plan::check_arrays() {
             slot.device = param.device;
             update_types(i);
         }
+        // Also of a parameter that was only recognised: the first one may have moved away from it.
+        const int first = slots_.front().device;
+        if ((slot.device == kHost) != (first == kHost)) refuse_device(param_name(i), slot.device, param_name(0), first);
         grads_changed_ = grads_changed_ || slot.has_grad == grads_[i].is_none();
         slot.has_grad = !grads_[i].is_none();
         if (!slot.has_grad) {

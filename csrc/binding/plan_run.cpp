@@ -26,7 +26,6 @@ py::object Plan::run_on_host(py::handle grad_scale, py::handle stream) {
         throw py::type_error(
             "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
     if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
-    if (tensors_changed_) devices_.clear();
     Request request;
     request.grad_scale.value = py::cast<double>(grad_scale);
     return run(host_engine(), request);

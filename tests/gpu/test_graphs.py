@@ -125,6 +125,26 @@ def test_a_graph_has_the_hyperparameters_of_its_capture(cupy, recorder):
     assert same(q, p)
 
 
+def test_nothing_moves_to_the_host_amid_a_capture(cupy, recorder):
+    """A parameter that moves takes its step count along, which cannot be read from the GPU then."""
+    optimizer = fs.SGD(skip_nonfinite=True)
+    (p, g), (q, h) = pairs(cupy, 40, 40)
+    before = p.copy()
+
+    def move():
+        with pytest.raises(RuntimeError, match="the step count is on a GPU, and cannot be read while its stream"):
+            optimizer.step(p, g)
+
+    with recorder:
+        optimizer.step(q, h)
+        recorder.capture(move)
+        assert same(p, before)
+        optimizer.step(q, h)
+    assert optimizer.t == {0: 2}
+    optimizer.step(p, g)
+    assert optimizer.t == {0: 3}
+
+
 def test_a_schedule_cannot_be_captured_twice(cupy, recorder):
     optimizer = fs.SGD(lr=fs.schedules.step(0.1, 0.5, every=2))
     _, (q, h) = pairs(cupy, 40, 40)

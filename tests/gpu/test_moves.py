@@ -65,6 +65,28 @@ def test_a_gradient_may_be_missing_where_states_have_yet_to_follow(cupy):
     assert same(q2, p2)
 
 
+@pytest.mark.parametrize("has_grad", [True, False])
+@pytest.mark.parametrize("to_gpu", [True, False])
+@pytest.mark.parametrize("cls", [fs.SGD, fs.Adam])
+def test_the_first_parameter_does_not_move_alone(cupy, cls, to_gpu, has_grad):
+    """Parameters that have not changed since the last step are refused too, once the first one has left them."""
+    host, gpu = pairs(cupy, 50, 60, 50, 60)
+    start, other = (host, gpu) if to_gpu else (gpu, host)
+    optimizer, twin = cls(), cls()
+    twins = [p.copy() for p in start]
+    for _ in range(2):
+        optimizer.step(start[:2], start[2:])
+        twin.step(twins[:2], twins[2:])
+    where = ("in host memory", "on GPU 0") if to_gpu else ("on GPU 0", "in host memory")
+    with pytest.raises(TypeError, match=r"^params\[1\] is {}, expected it {} like params\[0\]$".format(*where)):
+        optimizer.step([other[0], start[1]], [other[2] if has_grad else None, start[3]])
+    assert optimizer.t == twin.t
+    assert all(map(same, start, twins))
+    optimizer.step(start[:2], start[2:])
+    twin.step(twins[:2], twins[2:])
+    assert all(map(same, start, twins))
+
+
 def test_what_is_saved_is_of_one_moment(cupy):
     """States are saved as they are after the last step, though that may be still under way in another stream."""
     host, gpu = fs.Momentum(), fs.Momentum()
