@@ -57,8 +57,8 @@ public:
     virtual bool was_captured() const { return false; }
     // Whether the clocks of the slots may be behind those on the device.
     virtual bool has_stale_clocks() const { return false; }
-    // Wait for the steps so far, and bring the clocks of the slots up to date.
-    virtual void refresh_clocks() {}
+    // Wait for the steps so far, from any thread, and tell how far the slots are.
+    virtual void read_clocks(std::span<Clock>) {}
 };
 
 // A point in the work of a stream.

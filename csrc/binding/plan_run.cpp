@@ -130,8 +130,12 @@ void Plan::refresh() {
             throw std::runtime_error(
                 "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
                 "it, as a schedule does, must be on the GPU too");
-    py::gil_scoped_release release;
-    session->refresh_clocks();
+    std::vector<Clock> clocks(slots_.size());
+    {
+        py::gil_scoped_release release;
+        session->read_clocks(clocks);
+    }
+    for (size_t i = 0; i < clocks.size(); ++i) *slots_[i].clock = clocks[i];
 }
 
 }  // namespace fusedstep

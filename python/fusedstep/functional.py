@@ -29,11 +29,12 @@ Examples
 
 from fusedstep.core.functions import DecoupledOptions as DecoupledOptions
 from fusedstep.core.functions import Options as Options
-from fusedstep.core.functions import function, outlines
+from fusedstep.core.functions import function as _function
+from fusedstep.core.functions import outlines as _outlines
 
-from .optimizers import classes
+from .optimizers import classes as _classes
 
 __all__ = []
-for _outline in outlines(classes()):
-    globals()[_outline.name] = function(_outline, __name__)
+for _outline in _outlines(_classes()):
+    globals()[_outline.name] = _function(_outline, __name__)
     __all__ += [_outline.name]

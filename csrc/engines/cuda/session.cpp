@@ -1,5 +1,6 @@
 // The engine for GPUs: sessions on one or several devices, and single steps without a session.
 #include <algorithm>
+#include <atomic>
 #include <deque>
 #include <mutex>
 
@@ -132,16 +133,16 @@ public:
     bool was_captured() const override { return devices_.front().was_captured(); }
 
     bool has_stale_clocks() const override { return stale_; }
-    void refresh_clocks() override {
-        if (!stale_) return;
-        std::vector<Clock> clocks(slots_.size());
-        {
-            const std::lock_guard lock(reading_);
+    void read_clocks(std::span<Clock> clocks) override {
+        const std::lock_guard lock(reading_);
+        stale_ = was_captured();  // before the clocks are read: a step that begins meanwhile makes them stale again
+        try {
             const OnDevice here(devices_.front().number);
             devices_.front().read_clocks(clocks);
+        } catch (...) {
+            stale_ = true;
+            throw;
         }
-        for (size_t i = 0; i < slots_.size(); ++i) *slots_[i].clock = clocks[i];
-        stale_ = was_captured();
     }
 
 private:
@@ -202,7 +203,8 @@ private:
     Rows rows_;
     int32_t gradient_count_ = 0;
     bool reads_device_ = false;  // whether a hyperparameter is on a device
-    bool stale_ = false;         // whether the host's clocks may be wrong, after steps that were skipped or in a graph
+    std::atomic<bool> stale_ =
+        false;  // whether the host's clocks may be wrong, after steps that were skipped or in a graph
     int64_t tickets_ = 0, captured_tickets_ = 0;
 };
 

@@ -34,6 +34,8 @@ class Result:
     nonfinite: Hashable = None
 
 
+Result.__module__ = "fusedstep"  # where it is public, so that pickles outlive a move of this file
+
 PLAIN = Result()
 
 
