@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import fusedstep as fs
-from fusedstep import functional
+from fusedstep import _cpu, functional
 from fusedstep.tools import verify
 from tests.api.arrays import F32, ones, read_only, unaligned
 
@@ -253,7 +253,7 @@ def test_functional_refuses_by_name(name, own_state):
     function = getattr(functional, name)
 
     def call(p, g, changes=(), **more):
-        clock = {"t": 1} if "t" in function.__annotations__ else {}
+        clock = dict.fromkeys(_cpu.rules[name].memory, 0.0) | ({"t": 1} if _cpu.rules[name].counts else {})
         states = own_state(function, 8, F32) | dict(changes)
         function(p, g, *states.values(), **({"lr": 0.1} | clock | more))
         return states
