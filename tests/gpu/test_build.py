@@ -30,7 +30,7 @@ ARITHMETIC = re.compile(r"(add|sub|mul|div|sqrt)\.rn(\.ftz\.f32|\.f64)")
 EXACT = re.compile(
     r"(setp|set)\.\w+(\.\w+)?(\.ftz\.f32|\.f64)|selp\.f(32|64)|(neg|abs)(\.ftz\.f32|\.f64)|mov\.f(32|64)"
     r"|(ld|st)\.\w+(\.v[24])?\.f(32|64)|(ld|st)(\.v[24])?\.f(32|64)"
-    r"|cvt\.rn\.f32\.s32|cvt\.rzi\.ftz\.s32\.f32|cvt\.rzi\.u64\.f64|cvt\.ftz\.f64\.f32|cvt\.rn\.ftz\.f32\.f64"
+    r"|cvt\.rn\.f32\.s32|cvt\.rn\.f64\.s64|cvt\.rzi\.ftz\.s32\.f32|cvt\.rzi\.u64\.f64|cvt\.ftz\.f64\.f32|cvt\.rn\.ftz\.f32\.f64"
 )
 
 
