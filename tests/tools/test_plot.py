@@ -179,7 +179,7 @@ def test_a_new_optimizer_appears(monkeypatch):
 def test_optimizers_differ_without_colours(every_trajectory, every_loss):
     for axes in [*every_trajectory[1].values(), *every_loss[1].values()]:
         lines = labelled([axes])
-        dashes = {str(picture.style(NAMES.index(name))["linestyle"]) for name in lines}
+        dashes = {str(picture.style(families.places()[name])["linestyle"]) for name in lines}
         assert len(dashes) == len({line.get_marker() for line, _ in lines.values()}) == len(lines)
     assert len({(str(look["linestyle"]), look["marker"]) for look in map(picture.style, range(77))}) == 77
 

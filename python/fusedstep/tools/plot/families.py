@@ -7,9 +7,9 @@ import numpy as np
 from fusedstep import optimizers
 from fusedstep.optimizers import classes
 
-from .picture import style
+from .picture import LOOKS, alike, style
 
-__all__ = ["FAMILIES", "family", "legend", "line"]
+__all__ = ["FAMILIES", "family", "legend", "line", "places"]
 
 FAMILIES = (
     "gradient, its mean, or the mean's sign",
@@ -32,12 +32,24 @@ def family(name: str) -> str:
     return FAMILIES[0 if len(means) == len(states) else 2 if means else 1]
 
 
+def places() -> dict[str, int]:
+    """Return the number of the look of each optimizer: the first that is free, and unlike all others in its panel."""
+    kinds: dict[str, str] = {}
+    found: dict[str, int] = {}
+    for name in (cls.__name__ for cls in classes()):
+        kinds[name] = family(name)
+        beside = [found[other] for other in found if kinds[other] == kinds[name]]
+        free = [i for i in range(LOOKS) if i not in found.values()]
+        found[name] = next((i for i in free if not any(alike(i, j) for j in beside)), free[0])
+    return found
+
+
 def line(axes: Any, name: str, rate: float, points: int) -> dict[str, Any]:
     """Return label and look of the line of an optimizer, which is about to be drawn in a panel."""
     every = max(1, points // 10)
     drawn = len(axes.get_legend_handles_labels()[1])
     return {
-        **style([cls.__name__ for cls in classes()].index(name)),
+        **style(places()[name]),
         "label": f"{name} {rate:g}",
         "markevery": (drawn * every // 4, every),  # shifted, so that lines on top of each other show all markers
     }

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["blank", "style", "write"]
+__all__ = ["LOOKS", "alike", "blank", "style", "write"]
 
 # Looks of lines. With 7 dashes and 11 markers, no two of the first 77 lines look alike, even without colours.
 COLOURS = (
@@ -16,6 +16,7 @@ DASHES: tuple[Any, ...] = (
     *((0, gaps) for gaps in ((5, 1.5), (1.2, 1.2), (6, 1.5, 1.2, 1.5), (9, 2), (3, 1), (4, 2, 1, 2, 1, 2))),
 )
 MARKERS = "osDv^P<X>hd"
+LOOKS = len(DASHES) * len(MARKERS)
 
 
 def blank(height: float) -> Any:
@@ -23,6 +24,11 @@ def blank(height: float) -> Any:
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     return Figure(figsize=(9, height), layout="constrained")
+
+
+def alike(i: int, j: int) -> bool:
+    """Return whether lines number `i` and `j` share their dashes or their marker."""
+    return i % len(DASHES) == j % len(DASHES) or i % len(MARKERS) == j % len(MARKERS)
 
 
 def style(i: int) -> dict[str, Any]:

@@ -87,7 +87,8 @@ SURFACES = {
         levels=[0.02 * 3**k for k in range(5)],
     ),
 }
-# Learning rates, on each surface in the order of SURFACES. An optimizer without an entry takes those of its family.
+# Learning rates, on each surface in the order of SURFACES. An optimizer without an entry takes those of its family, or
+# tenths and hundredths of them where it would leave the picture.
 RATES = {
     "SGD": (0.01, 0.001, 0.05),
     "Momentum": (0.001, 0.0003, 0.02),
@@ -102,13 +103,21 @@ RATES = {
     "Lion": (0.05, 0.005, 0.02),
 }
 OTHER_RATES = dict(zip(FAMILIES, ((0.001, 0.0003, 0.02), (0.02, 0.02, 0.02), (0.1, 0.1, 0.05)), strict=True))
+NEAR = 10  # a little beyond the edge of every picture
 FAR = 1e6  # far beyond the edge of every picture, but near enough for the powers in the gradients
 
 
 def rate(name: str, title: str) -> float:
     """Return the learning rate of an optimizer on a surface."""
-    rates = RATES.get(name) or OTHER_RATES[family(name)]
-    return rates[list(SURFACES).index(title)]
+    i = list(SURFACES).index(title)
+    if name in RATES:
+        return RATES[name][i]
+    tried: list[float] = [OTHER_RATES[family(name)][i] / 10**tenths for tenths in range(4)]
+    return next((rate for rate in tried if _stays(getattr(optimizers, name)(lr=rate), SURFACES[title])), tried[-1])
+
+
+def _stays(optimizer: Any, surface: Surface) -> bool:
+    return bool((np.abs(trajectory(optimizer, surface)) < NEAR).all())
 
 
 def trajectory(optimizer: Any, surface: Surface) -> Point:
