@@ -10,6 +10,7 @@
 #include "rules/momentum.h"
 #include "rules/nadam.h"
 #include "rules/nag.h"
+#include "rules/radam.h"
 #include "rules/rmsprop.h"
 #include "rules/sgd.h"
 
@@ -27,6 +28,7 @@
     X(AMSGrad)                 \
     X(Adamax)                  \
     X(Nadam)                   \
+    X(RAdam)                   \
     X(Lion)
 
 #define FUSEDSTEP_LIMITS(X) X(Limit0) X(Limit1) X(Limit2) X(Limit3) X(Limit4)

@@ -17,6 +17,7 @@ from .lion import Lion
 from .momentum import Momentum
 from .nadam import Nadam
 from .nag import NAG
+from .radam import RAdam
 from .rmsprop import RMSprop
 from .sgd import SGD
 
@@ -32,6 +33,7 @@ __all__ = [
     "Momentum",
     "Nadam",
     "Optimizer",
+    "RAdam",
     "RMSprop",
 ]
 

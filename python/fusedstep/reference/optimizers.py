@@ -25,6 +25,7 @@ __all__ = [
     "Lion",
     "Momentum",
     "Nadam",
+    "RAdam",
     "RMSprop",
 ]
 
@@ -279,6 +280,36 @@ class Nadam(Optimizer):
         m[...] = k.beta1 * m + k.o1 * g
         v[...] = k.beta2 * v + k.o2 * (g * g)
         return (k.cm * m + k.cg * g) / (np.sqrt(v) + k.eo)
+
+
+@dataclass(eq=False)
+class RAdam(Optimizer):
+    """Liu et al. 2020, Algorithm 2, with the threshold 5 of PyTorch."""
+
+    lr: Scheduled = 1e-3
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.999
+    eps: Scheduled = 1e-8
+
+    def states(self) -> str:
+        return "mv"
+
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
+        o1, o2 = 1 - self.beta1, 1 - self.beta2
+        c1, b2 = 1 - power(self.beta1, t), power(self.beta2, t)
+        rho_inf = 2 / o2 - 1
+        rho = rho_inf - 2.0 * t * b2 / (1 - b2)
+        k = {"beta1": self.beta1, "o1": o1, "beta2": self.beta2, "o2": o2}
+        if rho > 5:
+            r = math.sqrt(((rho - 4) * (rho - 2) * rho_inf) / ((rho_inf - 4) * (rho_inf - 2) * rho))
+            return k | {"step": lr * r * math.sqrt(1 - b2) / c1, "a": 1.0, "e": self.eps}
+        return k | {"step": lr / c1, "a": 0.0, "e": 1.0}
+
+    def elem(self, k: Any, g: Any, m: Any, v: Any) -> Any:
+        m[...] = k.beta1 * m + k.o1 * g
+        v[...] = k.beta2 * v + k.o2 * (g * g)
+        deviation = np.where(k.a != 0, np.sqrt(v), 0)
+        return (k.step * m) / (deviation + k.e)
 
 
 @dataclass(eq=False)
