@@ -1,5 +1,6 @@
 // The list of rules, from simple to complex. Every engine expands the list, so no engine can lack a rule.
 #pragma once
+#include "rules/adabelief.h"
 #include "rules/adadelta.h"
 #include "rules/adagrad.h"
 #include "rules/adam.h"
@@ -29,6 +30,7 @@
     X(Adamax)                  \
     X(Nadam)                   \
     X(RAdam)                   \
+    X(AdaBelief)               \
     X(Lion)
 
 #define FUSEDSTEP_LIMITS(X) X(Limit0) X(Limit1) X(Limit2) X(Limit3) X(Limit4)

@@ -8,6 +8,7 @@ and, in plain NumPy, by the class of the same name in `fusedstep.reference`.
 from fusedstep import _cpu
 from fusedstep.core.optimizer import Optimizer
 
+from .adabelief import AdaBelief
 from .adadelta import Adadelta
 from .adagrad import Adagrad
 from .adam import Adam
@@ -24,6 +25,7 @@ from .sgd import SGD
 __all__ = [
     "NAG",
     "SGD",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",

@@ -17,6 +17,7 @@ from .optimizer import Memory, Optimizer, Scalars, Scheduled, larger, power, rat
 __all__ = [
     "NAG",
     "SGD",
+    "AdaBelief",
     "Adadelta",
     "Adagrad",
     "Adam",
@@ -310,6 +311,38 @@ class RAdam(Optimizer):
         v[...] = k.beta2 * v + k.o2 * (g * g)
         deviation = np.where(k.a != 0, np.sqrt(v), 0)
         return (k.step * m) / (deviation + k.e)
+
+
+@dataclass(eq=False)
+class AdaBelief(Optimizer):
+    """Zhuang et al. 2020, Algorithm 2, where eps is added to s itself, and again to its corrected root."""
+
+    lr: Scheduled = 1e-3
+    beta1: Scheduled = 0.9
+    beta2: Scheduled = 0.999
+    eps: Scheduled = 1e-16
+
+    def states(self) -> str:
+        return "ms"
+
+    def host(self, lr: float, t: int, memory: Memory) -> Scalars:
+        c1 = 1 - power(self.beta1, t)
+        c2 = math.sqrt(1 - power(self.beta2, t))
+        return {
+            "beta1": self.beta1,
+            "o1": 1 - self.beta1,
+            "beta2": self.beta2,
+            "o2": 1 - self.beta2,
+            "eps": self.eps,
+            "step": lr * c2 / c1,
+            "eo": self.eps * c2,
+        }
+
+    def elem(self, k: Any, g: Any, m: Any, s: Any) -> Any:
+        m[...] = k.beta1 * m + k.o1 * g
+        d = g - m
+        s[...] = k.beta2 * s + k.o2 * (d * d) + k.eps
+        return (k.step * m) / (np.sqrt(s) + k.eo)
 
 
 @dataclass(eq=False)
