@@ -168,6 +168,32 @@ def nadam(
     schedule_decay: float = 0.004,
     **options: Unpack[Options],
 ) -> float: ...
+def radam(
+    p: Any,
+    g: Any,
+    m: Any,
+    v: Any,
+    *,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-08,
+    **options: Unpack[Options],
+) -> None: ...
+def adabelief(
+    p: Any,
+    g: Any,
+    m: Any,
+    s: Any,
+    *,
+    t: int,
+    lr: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-16,
+    **options: Unpack[Options],
+) -> None: ...
 def lion(
     p: Any,
     g: Any,
