@@ -113,6 +113,11 @@ def _build_emulated(folder):
     return module
 
 
+def pytest_collection_modifyitems(items):
+    """Run tests on a GPU last: the emulated engine stays once it is loaded, and others expect that there is none."""
+    items.sort(key=lambda item: "cupy" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cupy(request, tmp_path_factory):
     """CuPy itself, or a stand-in with `emulator`, the library that tells what the engine asked of the runtime."""
