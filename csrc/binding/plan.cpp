@@ -317,7 +317,7 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
             if (role == kMaster) {
                 const bool split = py::cast<int64_t>(array.attr("dtype").attr("itemsize")) == kItemSize[kUInt16];
                 const Type master = split ? kUInt16 : kFloat32;
-                if (!(contains(params_of(master) & kNarrow, param))) {
+                if (!contains(params_of(master) & kNarrow, param)) {
                     tensor.bound = false;  // no step is made while master and parameter do not fit
                     continue;
                 }

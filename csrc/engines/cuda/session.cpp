@@ -110,9 +110,11 @@ public:
                         rows_.variant() <= kDecayed ? kShortBody : kFullBody,
                         request.captured,
                         tickets % kTickets + (request.captured ? kTickets : 0)};
+        const bool was_stale = stale_;
         make(step, request.streams);
-        stale_ = stale_ || was_captured() || request.skips_nonfinite || reads_device_;
         advance_clocks();
+        // Last: another thread may have read clocks since the step was launched, before the host's copy was advanced.
+        if (was_stale || was_captured() || request.skips_nonfinite || reads_device_) stale_ = true;
         if (!measures) return Done();
         ++tickets;
         return Ticket(step.ticket);
@@ -203,8 +205,8 @@ private:
     Rows rows_;
     int32_t gradient_count_ = 0;
     bool reads_device_ = false;  // whether a hyperparameter is on a device
-    std::atomic<bool> stale_ =
-        false;  // whether the host's clocks may be wrong, after steps that were skipped or in a graph
+    // Whether the host's clocks may be wrong, after steps that were skipped or in a graph.
+    std::atomic<bool> stale_ = false;
     int64_t tickets_ = 0, captured_tickets_ = 0;
 };
 
