@@ -30,6 +30,12 @@ struct Clock {
     double memory[kMaxMemory];  // the numbers that the rule keeps between updates
 };
 
+// An axis of a tensor, for a gradient that does not lie in memory like its parameter.
+struct Axis {
+    int64_t size;    // elements along the axis
+    int64_t stride;  // bytes from one element of the gradient to the next one, of any sign
+};
+
 constexpr int kHost = -1;  // the device of arrays in host memory; others are numbers of GPUs
 
 // A tensor, or a part of one: the engine updates the elements that its arrays hold.
@@ -39,6 +45,10 @@ struct Slot {
     int64_t origin = 0;     // number of the first element in the whole tensor: a multiple of 1024, a block of the norm
     uint64_t noise_id = 0;  // makes the random bits of each tensor different
     Clock* clock = nullptr;
+    // The axes, from the slowest to the fastest one in the parameter's memory, without those of one element, neighbours
+    // joined where the gradient allows it. Null where the gradient lies in memory like its parameter.
+    const Axis* grad_axes = nullptr;
+    int32_t grad_axis_count = 0;
     Types types;
     int32_t row = 0;  // the row of the table of hyperparameters
     int32_t device = kHost;
