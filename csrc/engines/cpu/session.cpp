@@ -40,14 +40,17 @@ public:
         bytes_ = 0;
         for (const Slot& slot : slots_) {
             if (!slot.has_grad) continue;
-            const Types& types = slot.types;
+            Types types = slot.types;
             const auto traffic =
                 static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
                                      2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+            if (is_gathered(slot)) types.grad = computed_in(types.param);  // what the loop finds in a tile
             tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
             bytes_ += slot.size * traffic;
         }
     }
+
+    void set_gradient_addresses() override {}  // a task reads the address in its slot
 
     void set_hypers(std::span<const Number> table) override { rows_.set(table); }
 
@@ -110,9 +113,8 @@ private:
     // one.
     static bool is_finite(const Slot& slot, double sum_of_squares) {
         if (std::isfinite(sum_of_squares)) return true;
-        if (slot.types.grad != kFloat64) return false;
-        auto* g = static_cast<const double*>(slot.arrays[kGrad]);
-        return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
+        if (slot.types.param != kFloat64) return false;
+        return all_finite(slot);
     }
 
     // Advance the clocks, and derive the scalars of each tensor.

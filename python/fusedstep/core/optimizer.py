@@ -4,11 +4,10 @@ What all optimizers have in common: hyperparameters, the step, and what an optim
 This module knows no formula, pointer or device: it hands arrays and hyperparameters to a plan of the engine.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -20,15 +19,19 @@ from fusedstep.schedules.description import remember
 from . import snapshot
 from .arrays import Array, copied, fill, is_on_gpu
 from .attributes import Attributes, Average
+from .containers import Bound, renamed
 from .hyperparameters import Scheduled, check, evaluated, on_host
-from .overrides import Matching, match
-from .progress import Progress, noise_id
+from .memory import Counts, States
+from .overrides import Matching, Settings, match
+from .plans import Planned, mark_of
+from .progress import Look, Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
 
 __all__ = ["Optimizer"]
 
 
 _ONE = 1.0
+_BUSY = "this optimizer is already in a step, expected one step at a time"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -129,18 +132,23 @@ class Optimizer(Attributes):
     def __post_init__(self) -> None:
         self._turn = Lock()  # one step at a time
         self._progress = Progress()
-        self._plan: _cpu.Plan | None = None
-        self._captured: list[_cpu.Plan] = []  # plans of earlier steps that CUDA graphs may repeat
         self._pending = Pendings()
+        self._version = object()
         self._settings = self._settings_with()
-        self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
-        self._clock_index = np.zeros(0, np.int64)  # index of the clock of each tensor of the plan
-        self._stale = self._changed = True
+        self._settled = self._version  # the version of the settings
         self._ready = True
 
     # Steps.
 
-    def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
+    def step(
+        self,
+        params: Any,
+        grads: Any = None,
+        *,
+        grad_scale: Any = _ONE,
+        grad_key: str | Callable[[Any], Any] | None = None,
+        stream: Any = None,
+    ) -> Result:
         """
         Update parameters in place, once.
 
@@ -200,102 +208,117 @@ class Optimizer(Attributes):
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
-            if self._stale:
-                self._refresh()
+        if grads is None and isinstance(params, Bound):
+            params, grads = params.params, params.grads
+        if grad_key is not None:
+            grads = renamed(params, grads, grad_key)
+        if self._turn.locked():
+            raise RuntimeError(_BUSY)
+        # Nobody looks at signals between the lock's __enter__, which is written in C, and the block.
+        with self._turn:
             if self._pending:
                 self._pending.make_room()
-            plan = self._plan
-            if plan is not None:
-                outcome = plan.run(params, grads, grad_scale, stream)
-                if outcome is True:
-                    return PLAIN
-                if outcome is not False:
-                    return self._result(plan, outcome)
-            return self._replan(params, grads, grad_scale, stream)
-        finally:
-            self._turn.release()
+            now = self._progress.plans.now
+            if now is not None:
+                if now.told is not self._version:
+                    self._tell(now, self._progress, *self._settle())
+                if self._progress.plans.now is now:
+                    outcome = now.plan.run(params, grads, grad_scale, stream)
+                    if outcome is True:
+                        return PLAIN
+                    if outcome is not False:
+                        return self._result(now.plan, outcome)
+            return self._step_anew(params, grads, grad_scale, stream)
 
     def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
         if isinstance(outcome, bool):
             return PLAIN
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
 
-    def _refresh(self) -> None:
-        """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        self._stale = False  # reset first: a hyperparameter that is set meanwhile counts in the next step
-        changed, self._changed = self._changed, False
-        try:
-            if changed:
-                before, self._settings = self._settings, self._settings_with()
-                if self._plan is not None and self._settings.rule == before.rule:
-                    self._match(self._plan.keys)
-                else:
-                    self._drop_plan()
-            if self._plan is not None:
-                self._hand_over(self._plan, self._progress, self._clock_index)
-        except BaseException:
-            self._changed = self._stale = True
-            raise
+    def _settle(self) -> tuple[Settings, object]:
+        """Return the present hyperparameters and their version. Where they ask for another rule, plans are dropped."""
+        version = self._version
+        if self._settled is not version:
+            settings = self._settings_with()
+            if settings.rule != self._settings.rule:
+                self._progress.plans.drop()
+            self._settings = settings
+            self._settled = version  # last: what is interrupted before is done again
+        return self._settings, version
 
-    def _match(self, keys: list[Hashable]) -> None:
-        self._matching = match(self._settings, keys, self._progress.clock_of, self._matching)
+    def _tell(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> None:
+        """Hand hyperparameters to a plan that have changed, or that change with every step."""
+        if planned.rule != settings.rule:
+            return
+        if planned.matching.settings is not settings:
+            planned.matching = match(settings, planned.plan.keys, progress.clock_of, planned.matching)
+        planned.matching.hand_over(planned.plan, progress, planned.clock_index)
+        planned.told = None if planned.matching.is_scheduled else version
 
-    def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
-        self._stale |= self._matching.is_scheduled
-        self._matching.hand_over(plan, progress, clock_index)
+    def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+        """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
+        settings, version = self._settle()
+        mark = mark_of(params)
+        found = self._progress.plans.find(mark)
+        if found is not None:
+            self._progress.plans.use(found)
+            self._tell(found, self._progress, settings, version)
+            outcome = found.plan.run(params, grads, grad_scale, stream)
+            if outcome is not False:
+                return self._result(found.plan, outcome)
 
-    def _drop_plan(self) -> None:
-        if self._plan is not None and self._plan.was_captured:
-            self._captured.append(self._plan)
-        self._plan = None
-
-    def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
-        """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
-        self._drop_plan()
-        rule = _cpu.rules[self._settings.rule]
+        rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
-        seen = plan.check(params, grads)
-        keys = plan.keys
-        self._match(keys)
-
-        progress = self._progress.extended(keys)
-        counts = progress.t
-        for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
-            if look is not None:
-                values, start = self._matching.layers[i].values, dict.fromkeys(rule.states, 0.0)
-                if self.accumulator:
-                    name = "initial_accumulator"
-                    start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
-                progress.make(
-                    key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
-                )
-        states = [progress.state.get(key, {}) for key in keys]
-        clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
+        looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads)]
+        matching = match(settings, plan.keys, self._progress.clock_of, None)
+        before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
+        clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
         plan.bind(
-            [
-                (*(s[n] for n in rule.states), progress.ema.get(key), s.get("master", s.get("remainder")))
-                if s.keys() >= set(rule.states)
-                else None
-                for key, s in zip(keys, states, strict=True)
-            ],
-            progress.clocks,
+            [_kept(progress, key, rule) for key in plan.keys],
+            progress._clocks,
             clock_index,
-            np.array([noise_id(key) for key in keys], np.uint64),
+            np.array([noise_id(key) for key in plan.keys], np.uint64),
         )
-        self._hand_over(plan, progress, clock_index)
-
-        progress.plan = plan
-        outcome = plan.run(params, grads, grad_scale, stream)
+        planned = Planned(plan, clock_index, matching, settings.rule)
+        progress.plans.use(planned)
+        self._tell(planned, progress, settings, version)
+        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
+        progress.plans.add(mark, planned)
         result = self._result(plan, outcome)
-        if not result.skipped:  # a step that is skipped leaves no new states or plan behind
-            self._progress.become(progress)
-            self._plan, self._clock_index = plan, clock_index
+        if progress is not before and result.skipped:  # a step that is skipped leaves no new states behind
+            self._progress = before
         return result
+
+    def _prepared_for(
+        self, keys: list[Hashable], looks: list[Look | None], matching: Matching, rule: _cpu.Rule
+    ) -> Progress:
+        """Return a progress with all that the parameters of a step need: the present one, if it has all."""
+        layers = [matching.layers[i] for i in matching.layer_of]
+        taking_part = [(key, look, layer) for key, look, layer in zip(keys, looks, layers, strict=True) if look]
+        wanted = {
+            key: (layer.values["state_dtype"], layer.values["ema"] is not None, layer.values["master_weights"])
+            for key, _, layer in taking_part
+        }
+        progress = self._progress
+        lacking = [
+            (key, look, layer)
+            for key, look, layer in taking_part
+            if progress.needs(key, look, rule.states, *wanted[key][1:])
+        ]
+        if any(progress.misplaced(key, look) for key, look, _ in lacking):
+            progress = progress.without_plans()
+        if lacking or any(key not in progress.clock_of for key in keys):
+            progress = progress.extended(keys)
+        counts = progress.t if lacking and self.accumulator else {}
+        for key, look, layer in lacking:
+            start = dict.fromkeys(rule.states, 0.0)
+            if self.accumulator:
+                name = "initial_accumulator"
+                start[self.accumulator] = evaluated({name: layer.values[name]}, counts[key], self.ranges)[name]
+            progress.make(key, look, start, *wanted[key])
+        return progress
 
     # What an optimizer remembers.
 
@@ -304,14 +327,18 @@ class Optimizer(Attributes):
         """
         The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
 
-        The arrays may be written to, not replaced.
+        The arrays are views of the states, which may be written to, not replaced.
         """
-        return MappingProxyType(self._progress.state)
+        return States(self)
 
     @property
-    def t(self) -> Mapping[Hashable, int]:
-        """The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps."""
-        return MappingProxyType(self._progress.t)
+    def t(self) -> MutableMapping[Hashable, int]:
+        """
+        The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps.
+
+        A number may be set; what a rule keeps between updates besides arrays stays as it is.
+        """
+        return Counts(self)
 
     def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
         """
@@ -402,7 +429,7 @@ class Optimizer(Attributes):
         now = self._values()
         values = {f.name: now[f.name] for f in fields(self) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        self._progress.wait()
+        self._progress.plans.wait()
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
     def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
@@ -419,20 +446,28 @@ class Optimizer(Attributes):
         return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
 
     def _become(self, prepared: snapshot.Prepared) -> None:
+        self._progress.plans.drop()
         for target, source in prepared.copies:
             fill(target, source)
         remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
-        self._progress.become(prepared.progress)
-        self._drop_plan()
-        self._changed = self._stale = True
+        prepared.progress.plans.captured = self._progress.plans.captured
+        self._progress = prepared.progress
+        self._version = object()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
+        if self._turn.locked():
+            raise RuntimeError(_BUSY)
+        with self._turn:
             yield
-        finally:
-            self._turn.release()
+
+
+def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...] | None:
+    """Return the arrays of a parameter as a plan takes them: states, average, master; None before they are made."""
+    states = progress.state.get(key, {})
+    if states.keys() < set(rule.states) or not all(name in states for name in rule.states):
+        return None
+    master = states.get("master", states.get("remainder"))
+    return (*(states[name] for name in rule.states), progress.ema.get(key), master)
