@@ -1,0 +1,171 @@
+"""What an optimizer remembers: states and step counts by key, as mappings, as plain values, and back."""
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields
+from threading import Lock
+from types import MappingProxyType
+from typing import Any, cast
+
+from fusedstep import _cpu
+from fusedstep.schedules.description import remember
+
+from . import snapshot
+from .arrays import Array, copied, fill
+from .attributes import Attributes
+from .hyperparameters import on_host
+from .progress import Progress
+
+__all__ = ["Stateful"]
+
+
+class Stateful(Attributes):
+    """The base of optimizers, which remember the progress of each parameter."""
+
+    _turn: Lock  # one step at a time
+    _progress: Progress
+    _plan: _cpu.Plan | None
+    _captured: list[_cpu.Plan]  # plans of earlier steps that CUDA graphs may repeat
+
+    @property
+    def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
+        """
+        The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
+
+        The arrays may be written to, not replaced.
+        """
+        return MappingProxyType(self._progress.state)
+
+    @property
+    def t(self) -> Mapping[Hashable, int]:
+        """The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps."""
+        return MappingProxyType(self._progress.t)
+
+    def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
+        """
+        Return what this optimizer knows, as plain values and copies of its arrays.
+
+        Parameters
+        ----------
+        names : {"fusedstep", "torch"}
+            What states are called: by the letters of the papers, or as in PyTorch. In the latter, step count and memory
+            stand among the states, the step count as "step". What PyTorch does not have, such as the masters of
+            half-precision parameters, "master" and "remainder", is called the same in both.
+
+        Returns
+        -------
+        dict
+            "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the
+            description of a schedule; a function of the caller's own is only noted. "t": key -> finished updates.
+            "memory": key -> name -> number, of rules that keep numbers between updates. "state": key -> name -> array.
+            "ema": key -> array. All keys are those of the caller.
+
+        Raises
+        ------
+        ValueError
+            If `names` is another.
+        RuntimeError
+            If this optimizer is in a step.
+
+        Examples
+        --------
+        Parameters of PyTorch have the keys 0, 1, ... Its state dict of an optimizer is made like this:
+
+        >>> import numpy as np, fusedstep as fs
+        >>> opt = fs.Adam()
+        >>> result = opt.step([np.ones(3)], [np.ones(3)])
+        >>> state = opt.state_dict(names="torch")["state"]  # values for torch.as_tensor
+        >>> sorted(state[0]), state[0]["step"]
+        (['exp_avg', 'exp_avg_sq', 'step'], 1)
+        """
+        snapshot.check_names(names)
+        known = snapshot.described(type(self).__name__, self.__getstate__())
+        return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
+
+    def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
+        """
+        Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
+
+        Parameters
+        ----------
+        saved : mapping
+            What `state_dict` returned, in this version or an older one. Where "optimizer" or "hyperparameters" are
+            missing, those of this optimizer stay. Schedules that are equal to the present ones stay the same objects,
+            with the memory that was saved. Arrays are copied; those of other libraries will do. A master that is
+            missing begins anew from its parameter.
+        names : {"fusedstep", "torch"}
+            What its states are called. The state of a PyTorch optimizer is loaded by
+            ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. PyTorch's SGD does not
+            count, so that its parameters have one finished update. NumPy cannot view bfloat16 tensors of PyTorch: of
+            those, take ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is missing, unknown, of another type, dtype or shape, or out of range, or if another class has
+            saved it. Nothing has changed then.
+        BufferError
+            If an array of another library does not export its memory.
+        RuntimeError
+            If this optimizer is in a step.
+        """
+        snapshot.check_names(names)
+        with self._alone():
+            self._become(self._prepared(saved, names))
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._alone():
+            known = self._known()
+            known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
+            known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
+            known["hyperparameters"] = on_host(known["hyperparameters"])
+        return known
+
+    def __setstate__(self, known: dict[str, Any]) -> None:
+        type(self).__init__(self, **known["hyperparameters"])
+        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
+
+    def _known(self) -> dict[str, Any]:
+        """Return all that this optimizer is, as plain values and the arrays themselves."""
+        now = self._values()
+        values = {f.name: now[f.name] for f in fields(cast(Any, self)) if f.init}
+        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
+        self._progress.wait()
+        return {"hyperparameters": values, **self._progress.export(self._present_rule())}
+
+    def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
+        """Check a state dict, and return what it will make of this optimizer."""
+        saved = snapshot.upgraded(saved)
+        snapshot.check_parts(saved, type(self).__name__)
+        values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
+        candidate = type(self)(**values)
+        rule = candidate._present_rule()
+        if names == "torch":
+            saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
+        possible = {name for some in self._rules() for name in some.states}
+        progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
+        return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
+
+    def _become(self, prepared: snapshot.Prepared) -> None:
+        for target, source in prepared.copies:
+            fill(target, source)
+        remember(prepared.plateaus)
+        for name, value in prepared.values.items():
+            object.__setattr__(self, name, value)
+        self._progress.become(prepared.progress)
+        self._drop_plan()
+        self._changed = self._stale = True
+
+    def _drop_plan(self) -> None:
+        if self._plan is not None and self._plan.was_captured:
+            self._captured.append(self._plan)
+        self._plan = None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if not self._turn.acquire(False):
+            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
+        try:
+            yield
+        finally:
+            self._turn.release()
