@@ -4,14 +4,14 @@ import json
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fusedstep.core.arrays import Array, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import listed
-from fusedstep.core.snapshot import described
+from fusedstep.core.snapshot import check_hyperparameters, described
 
 __all__ = ["load", "save"]
 
@@ -80,7 +80,9 @@ def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -
         archive.write(path, arrays, meta)
 
 
-def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
+def load(
+    path: Path, opt: Optimizer, params: Any = None, *, hyperparameters: Literal["file", "mine"] | None = None
+) -> Any:
     """
     Fill an optimizer, and parameters, from a file that `save` has written.
 
@@ -89,15 +91,24 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
     path : str or os.PathLike
         Ends in .safetensors or .npz.
     opt : Optimizer
-        An optimizer of the class that was saved. Its hyperparameters, step counts, memory, states and averages become
-        those of the file, its schedules as in `load_state_dict`.
+        An optimizer of the class that was saved. Its step counts, memory, states and averages become those of the file,
+        and so do its hyperparameters, its schedules as in `load_state_dict`.
     params : array, sequence or mapping of arrays, optional
         The parameters to fill, in place. Keys, shapes and dtypes must be those that were saved.
+    hyperparameters : {None, "file", "mine"}
+        Whose hyperparameters hold afterwards. None stands for those of the file, with a warning that lists the ones
+        that differ from what `opt` was told, as by its constructor. The memory of a `plateau` comes from the file in
+        any case.
 
     Returns
     -------
     object
         The `extra` that was saved, as JSON gives it back: tuples have become lists, and keys strings.
+
+    Warns
+    -----
+    UserWarning
+        If `hyperparameters` is None, and some are replaced that are not the defaults of the class.
 
     Raises
     ------
@@ -121,6 +132,7 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
     from fusedstep.core import archive
 
     _check_optimizer(opt)
+    check_hyperparameters(hyperparameters, "file")
     arrays, meta = archive.read(path)
     try:
         saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
@@ -141,7 +153,7 @@ def load(path: Path, opt: Optimizer, params: Any = None) -> Any:
         raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
 
     with opt._alone():
-        prepared = opt._prepared(saved)
+        prepared = opt._prepared(saved, hyperparameters=hyperparameters, source="file")
         if params is not None:
             if not has_params:
                 raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")

@@ -281,7 +281,7 @@ def test_equal_schedules_stay_and_others_are_replaced(path):
     assert [float(p[key][0]) for key in "ab"] == [0.625, 0.25]
     changed = make(steps=11)
     other = fs.SGD(schedules.product(*changed), overrides={"b": {"lr": 1}})
-    fs.load(path, other)
+    fs.load(path, other, hyperparameters="file")
     assert snapshot(other) == snapshot(opt)
     assert other.lr.schedules[0] is not changed[0]
     assert changed[0].rate == 1.0
@@ -363,7 +363,7 @@ def test_parameters_without_updates_have_no_states(path):
     never = fs.Adam()
     fs.save(path, never)
     fs.load(path, fs.Adam())
-    fs.load(path, other)  # a file from before the first step takes all progress away
+    fs.load(path, other, hyperparameters="file")  # a file from before the first step takes all progress away
     assert not other.t
     assert not other.state
     assert not other.ema

@@ -6,6 +6,7 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,18 +17,32 @@ from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus, describe, rebuild
 from fusedstep.schedules.plateau import plateau
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
+from .arrays import (
+    MASTER_DTYPES,
+    MASTERS,
+    Array,
+    as_array,
+    as_number,
+    device_of,
+    fits,
+    is_narrow,
+    is_on_gpu,
+    new_array,
+    to_host,
+)
 from .hyperparameters import Range, check, on_host
 from .progress import Progress, listed
 
 __all__ = [
     "Names",
     "Prepared",
+    "check_hyperparameters",
     "check_names",
     "check_parts",
     "described",
     "from_torch",
     "rebuilt",
+    "replaced",
     "restored",
     "to_torch",
     "upgraded",
@@ -40,6 +55,7 @@ class Prepared(NamedTuple):
     """What an optimizer will be once each target has been filled from its source. Nothing of it can fail any more."""
 
     values: dict[str, Any]  # hyperparameters
+    replaced: str  # which of them the caller had set otherwise, as a warning, or nothing
     plateaus: Plateaus
     progress: Progress
     copies: list[tuple[Array, Array]]  # targets and sources
@@ -49,6 +65,12 @@ def check_names(names: str) -> None:
     """Refuse any other value than those of `Names`."""
     if names not in get_args(Names):
         raise ValueError(f"names is {names!r}, expected one of {', '.join(map(repr, get_args(Names)))}")
+
+
+def check_hyperparameters(choice: Any, source: str) -> None:
+    """Refuse any other choice of whose hyperparameters hold than those of `source`, "mine", or None."""
+    if choice not in (None, source, "mine"):
+        raise ValueError(f"hyperparameters is {choice!r}, expected {source!r} or 'mine'")
 
 
 # State dicts: made of what an optimizer knows, checked, and read for hyperparameters.
@@ -78,7 +100,7 @@ def check_parts(saved: Any, optimizer: str) -> None:
         raise ValueError(f"optimizer is {name!r}, expected {optimizer!r}")
 
 
-def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str, Any], Plateaus]:
+def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = False) -> tuple[dict[str, Any], Plateaus]:
     """
     Return the hyperparameters of a state dict with their schedules, and the plateaus among these.
 
@@ -89,17 +111,50 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str
     present : dict
         The present hyperparameters, which stay where the state dict has none, and whose schedules stay where they are
         equal.
+    mine : bool
+        Whether the present hyperparameters stay in any case. Plateaus among them that are those of the state dict get
+        its memory even so.
     """
     plateaus: Plateaus = {}
-    if "hyperparameters" not in saved:
+    values: dict[str, Any] = {}
+    for name, value in _mapping(saved.get("hyperparameters", {}), "hyperparameters").items():
+        try:
+            values |= _rebuilt({name: value}, present, plateaus, "hyperparameters")
+        except RecursionError:
+            raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
+        except (TypeError, ValueError):
+            if not mine:
+                raise
+    if mine or "hyperparameters" not in saved:
         return present, plateaus
-    try:
-        values = _rebuilt(saved["hyperparameters"], present, plateaus, "hyperparameters")
-    except RecursionError:
-        raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
     if values.keys() != present.keys():
         raise ValueError(f"hyperparameters are {listed(values)}, expected {', '.join(present)}")
     return values, plateaus
+
+
+def replaced(optimizer: Any, present: dict[str, Any], values: dict[str, Any], source: str) -> str:
+    """
+    Return a warning if values of `source` replace hyperparameters that the caller has set, and otherwise nothing.
+
+    A hyperparameter that has the default of its class may be one that the caller leaves to the source.
+    """
+    defaults: dict[str, Any] = {f.name: {} if f.name == "overrides" else f.default for f in fields(optimizer)}
+    changes = [
+        f"{name} {_brief(value)} by {_brief(values[name])}"
+        for name, value in present.items()
+        if is_on_gpu(value) or (value != values[name] and value != defaults[name])
+    ]
+    if not changes or values is present:
+        return ""
+    return (
+        f"hyperparameters that were saved replace those of this {type(optimizer).__name__}: {', '.join(changes)}; say "
+        f"hyperparameters={source!r} to agree, or 'mine' to keep those of this optimizer"
+    )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label: str) -> dict[Any, Any]:

@@ -1,11 +1,12 @@
 """What an optimizer remembers: states and step counts by key, as mappings, as plain values, and back."""
 
+import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from threading import Lock
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from fusedstep import _cpu
 from fusedstep.schedules.description import remember
@@ -82,7 +83,13 @@ class Stateful(Attributes):
         known = snapshot.described(type(self).__name__, self.__getstate__())
         return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
 
-    def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
+    def load_state_dict(
+        self,
+        saved: Mapping[str, Any],
+        names: snapshot.Names = "fusedstep",
+        *,
+        hyperparameters: Literal["saved", "mine"] | None = None,
+    ) -> None:
         """
         Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
 
@@ -98,6 +105,15 @@ class Stateful(Attributes):
             ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. PyTorch's SGD does not
             count, so that its parameters have one finished update. NumPy cannot view bfloat16 tensors of PyTorch: of
             those, take ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
+        hyperparameters : {None, "saved", "mine"}
+            Whose hyperparameters hold afterwards. None stands for those that were saved, with a warning that lists the
+            ones that differ from what this optimizer was told, as by its constructor. The memory of a `plateau` is
+            taken over in any case.
+
+        Warns
+        -----
+        UserWarning
+            If `hyperparameters` is None, and some are replaced that are not the defaults of the class.
 
         Raises
         ------
@@ -110,8 +126,9 @@ class Stateful(Attributes):
             If this optimizer is in a step.
         """
         snapshot.check_names(names)
+        snapshot.check_hyperparameters(hyperparameters, "saved")
         with self._alone():
-            self._become(self._prepared(saved, names))
+            self._become(self._prepared(saved, names, hyperparameters))
 
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
@@ -133,20 +150,26 @@ class Stateful(Attributes):
         self._progress.wait()
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
-    def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
+    def _prepared(
+        self, saved: Any, names: snapshot.Names = "fusedstep", hyperparameters: str | None = None, source: str = "saved"
+    ) -> snapshot.Prepared:
         """Check a state dict, and return what it will make of this optimizer."""
         saved = snapshot.upgraded(saved)
         snapshot.check_parts(saved, type(self).__name__)
-        values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
+        present = self._known()["hyperparameters"]
+        values, plateaus = snapshot.rebuilt(saved, present, hyperparameters == "mine")
         candidate = type(self)(**values)
+        replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source)
         rule = candidate._present_rule()
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
         possible = {name for some in self._rules() for name in some.states}
         progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
-        return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
+        return snapshot.Prepared(candidate._values(), replaced, plateaus, progress, copies)
 
     def _become(self, prepared: snapshot.Prepared) -> None:
+        if prepared.replaced:
+            warnings.warn(prepared.replaced, stacklevel=3)
         for target, source in prepared.copies:
             fill(target, source)
         remember(prepared.plateaus)

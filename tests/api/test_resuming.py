@@ -1,0 +1,91 @@
+"""Resuming under other circumstances than those of the save: what differs is told, and the caller decides."""
+
+import copy
+import warnings
+
+import pytest
+
+import fusedstep as fs
+from fusedstep import schedules
+from tests.api.runs import rich_adam, snapshot, trained
+
+
+@pytest.fixture(params=["file", "state dict"])
+def resume(request, tmp_path):
+    """Return a function that loads into an optimizer what another one knows, and the word for what was saved."""
+
+    def load(saved, opt, **options):
+        if request.param == "file":
+            fs.save(tmp_path / "x.npz", saved)
+            fs.load(tmp_path / "x.npz", opt, **options)
+        else:
+            opt.load_state_dict(saved.state_dict(), **options)
+
+    return load, "file" if request.param == "file" else "saved"
+
+
+# Hyperparameters.
+
+
+def test_replaced_hyperparameters_are_told(resume):
+    load, word = resume
+    saved, _ = trained(lambda: fs.Adam(0.25))
+    opt = fs.Adam(schedules.cosine(0.5, 9), clip_norm=1.0, beta1=0.5, overrides={"w": {"lr": 3}})
+    with pytest.warns(UserWarning, match="replace") as caught:
+        load(saved, opt)
+    assert [str(each.message) for each in caught] == [
+        "hyperparameters that were saved replace those of this Adam: clip_norm 1.0 by None, overrides {'w': {'lr': "
+        "3.0}} by {}, lr cosine(lr=0.5, steps=9, alpha=0.0, after='hold') by 0.25, beta1 0.5 by 0.9; say "
+        f"hyperparameters='{word}' to agree, or 'mine' to keep those of this optimizer"
+    ]
+    assert caught[0].filename == __file__
+    assert snapshot(opt) == snapshot(saved)
+
+
+def test_a_warning_that_is_an_error_changes_nothing(resume):
+    load, _ = resume
+    saved, _ = trained(lambda: fs.Adam(0.25))
+    opt = fs.Adam(0.5)
+    before = snapshot(opt)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match=r"lr 0\.5 by 0\.25;"):
+            load(saved, opt)
+    assert snapshot(opt) == before
+
+
+def test_nothing_is_told_where_nothing_was_asked_for(resume):
+    load, word = resume
+    saved, _ = trained()
+    for opt in (fs.Adam(), rich_adam()):
+        load(saved, opt)
+        assert snapshot(opt) == snapshot(saved)
+    opt = fs.Adam(0.5)
+    load(saved, opt, hyperparameters=word)
+    assert snapshot(opt) == snapshot(saved)
+
+
+def test_the_hyperparameters_of_the_optimizer_may_stay(resume):
+    load, _ = resume
+    plateau = schedules.plateau(1.0, 0.5, patience=0)
+    saved, _ = trained(lambda: fs.Adam(plateau, beta1=lambda done: 0.5, ema=0.9, overrides={"w": {"lr": 1}}))
+    for x in (1, 2):
+        plateau.observe(x)
+    mine = schedules.plateau(1.0, 0.5, patience=0)
+    opt = fs.Adam(mine, clip_norm=1.0, eps=0.25)
+    load(saved, opt, hyperparameters="mine")
+    assert (opt.lr is mine, opt.clip_norm, opt.eps, opt.beta1, opt.ema.decay) == (True, 1.0, 0.25, 0.9, None)
+    assert not opt.overrides
+    assert mine.rate == plateau.rate < 1.0  # what a plateau has seen is progress, which goes on
+    one, other = (copy.deepcopy(each.state_dict()) for each in (opt, saved))
+    assert all((one["state"][k][n] == a).all() for k, some in other["state"].items() for n, a in some.items())
+    assert one["t"] == other["t"]
+    with pytest.raises(ValueError, match=r"state\['w'\] lacks w, expected m, v, w"):
+        load(saved, fs.Adam(amsgrad=True), hyperparameters="mine")
+
+
+def test_another_word_is_refused(resume):
+    load, word = resume
+    for wrong in ("theirs", True, 3, "saved" if word == "file" else "file"):
+        with pytest.raises(ValueError, match=f"hyperparameters is {wrong!r}, expected '{word}' or 'mine'"):
+            load(fs.Adam(), fs.Adam(), hyperparameters=wrong)
