@@ -11,7 +11,7 @@ import numpy as np
 from fusedstep.core.arrays import Array, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import listed
-from fusedstep.core.snapshot import check_hyperparameters, described
+from fusedstep.core.snapshot import Keys, check_hyperparameters, described, renamed
 
 __all__ = ["load", "save"]
 
@@ -81,7 +81,12 @@ def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -
 
 
 def load(
-    path: Path, opt: Optimizer, params: Any = None, *, hyperparameters: Literal["file", "mine"] | None = None
+    path: Path,
+    opt: Optimizer,
+    params: Any = None,
+    *,
+    hyperparameters: Literal["file", "mine"] | None = None,
+    keys: Keys | None = None,
 ) -> Any:
     """
     Fill an optimizer, and parameters, from a file that `save` has written.
@@ -99,6 +104,9 @@ def load(
         Whose hyperparameters hold afterwards. None stands for those of the file, with a warning that lists the ones
         that differ from what `opt` was told, as by its constructor. The memory of a `plateau` comes from the file in
         any case.
+    keys : mapping or callable, optional
+        New keys of parameters: a mapping of keys in the file to new ones, in which others stay as they are, or a
+        function that returns the new key of a key. Exact keys in overrides are renamed too.
 
     Returns
     -------
@@ -152,6 +160,8 @@ def load(
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
 
+    saved = renamed(saved | {"params": stored}, keys)
+    stored = saved.pop("params")
     with opt._alone():
         prepared = opt._prepared(saved, hyperparameters=hyperparameters, source="file")
         if params is not None:

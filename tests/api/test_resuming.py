@@ -3,6 +3,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 
 import fusedstep as fs
@@ -89,3 +90,89 @@ def test_another_word_is_refused(resume):
     for wrong in ("theirs", True, 3, "saved" if word == "file" else "file"):
         with pytest.raises(ValueError, match=f"hyperparameters is {wrong!r}, expected '{word}' or 'mine'"):
             load(fs.Adam(), fs.Adam(), hyperparameters=wrong)
+
+
+# Keys.
+
+
+def test_states_that_no_step_would_use_are_an_error(resume):
+    load, _ = resume
+    params = [np.ones(2), np.ones(3)]
+    saved = fs.Adam()
+    saved.step(params, copy.deepcopy(params))
+    named = dict(zip("wb", params, strict=True))
+    opt = fs.Adam()
+    load(saved, opt)
+    before = snapshot(opt, named)
+    message = (
+        "^params has the keys 'w', 'b', expected some of 0, 1, whose states were loaded: rename them by keys= of load "
+        "or load_state_dict, or make a new optimizer$"
+    )
+    for each in (opt, copy.deepcopy(opt)):
+        for _ in range(2):
+            with pytest.raises(ValueError, match=message):
+                each.step(named, copy.deepcopy(named))
+            assert snapshot(each, named) == before
+    opt.step(params[:1], copy.deepcopy(params[:1]))
+    opt.step(named, copy.deepcopy(named))  # the states have been used, so others may come
+    assert dict(opt.t) == {0: 2, 1: 1, "w": 1, "b": 1}
+
+
+def test_a_state_without_updates_asks_for_no_use(resume):
+    load, _ = resume
+    saved = fs.Adam(skip_nonfinite=True)
+    saved.step([np.ones(2)], [None])
+    opt = fs.Adam()
+    load(saved, opt)
+    opt.step({"w": np.ones(2)}, {"w": np.ones(2)})
+
+
+@pytest.mark.parametrize("keys", [{0: "w", 1: "b"}, lambda key: "wb"[key]], ids=["mapping", "function"])
+def test_keys_are_renamed(resume, keys):
+    load, _ = resume
+    params = [np.ones(2), np.ones(3)]
+    saved = fs.Nadam(ema=0.5, overrides={0: {"lr": 0.5}, 1: {"eps": 0.1}})
+    expected = fs.Nadam(ema=0.5, overrides={"w": {"lr": 0.5}, "b": {"eps": 0.1}})
+    named = copy.deepcopy(dict(zip("wb", params, strict=True)))
+    saved.step(params, copy.deepcopy(params))
+    expected.step(named, copy.deepcopy(named))
+    opt = fs.Nadam()
+    load(saved, opt, keys=keys)
+    assert snapshot(opt) == snapshot(expected)
+
+
+def test_keys_of_parameters_are_renamed_too(tmp_path):
+    params, opt = {"a": np.ones(2), "b": np.full(2, 3.0)}, fs.Adam()
+    opt.step(params, {"a": np.ones(2)})
+    fs.save(tmp_path / "x.npz", opt, {**params, "c": np.full(2, 5.0)})
+    loaded = {key: np.zeros(2) for key in ("a", 1, "c")}
+    other = fs.Adam()
+    fs.load(tmp_path / "x.npz", other, loaded, keys={"b": 1})
+    assert [array[0] for array in loaded.values()] == [params["a"][0], 3, 5]
+    assert dict(other.t) == {"a": 1, 1: 0}
+
+
+@pytest.mark.parametrize(
+    ("keys", "error", "message"),
+    [
+        ({"x": 1}, ValueError, "keys has 'x', expected some of .*'w'.*, which were saved$"),
+        (lambda key: 0, ValueError, "keys makes 0 of 'w' and of 'layer/b', expected different keys"),
+        ({"w": "layer/b"}, ValueError, "keys makes 'layer/b' of 'w' and of 'layer/b', expected different keys"),
+        ({"w": []}, TypeError, r"keys makes \[\] of 'w', expected something hashable"),
+        (["w"], TypeError, "keys is of type list, expected a mapping or a function: old key -> new key"),
+    ],
+)
+def test_wrong_keys_change_nothing(resume, keys, error, message):
+    load, _ = resume
+    saved, opt = trained()[0], fs.Adam()
+    before = snapshot(opt)
+    with pytest.raises(error, match=message):
+        load(saved, opt, keys=keys)
+    assert snapshot(opt) == before
+
+
+def test_states_of_torch_are_renamed():
+    theirs = {0: {"step": 3, "exp_avg": np.ones(2), "exp_avg_sq": np.ones(2)}}
+    opt = fs.Adam()
+    opt.load_state_dict({"state": theirs}, names="torch", keys={0: "w"})
+    assert dict(opt.t) == {"w": 3}

@@ -173,7 +173,7 @@ class Optimizer(Stateful):
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
             call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
             `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
-            an override fits no parameter.
+            an override fits no parameter; or if states were loaded, and `params` has none of their keys.
         BufferError
             If an array of another library does not export its memory.
         MemoryError
@@ -251,6 +251,7 @@ class Optimizer(Stateful):
         plan = _cpu.Plan(rule.id, params)
         seen = plan.check(params, grads)
         keys = plan.keys
+        self._progress.check_use(keys)
         self._match(keys)
 
         progress = self._progress.extended(keys)

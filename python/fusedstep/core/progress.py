@@ -71,6 +71,7 @@ class Progress:
         self.plan: _cpu.Plan | None = None  # the plan that advances the clocks, perhaps on a GPU
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
+        self.is_unused = False  # whether it was loaded, and no step has used it since
 
     @property
     def clocks(self) -> Array:
@@ -93,6 +94,14 @@ class Progress:
         """Wait until steps on a GPU have left the arrays as they will be."""
         if self.plan is not None:
             self.plan.wait()
+
+    def check_use(self, keys: Iterable[Hashable]) -> None:
+        """Refuse the keys of a step that would use nothing of what was loaded."""
+        if self.is_unused and not any(key in self.clock_of for key in keys):
+            raise ValueError(
+                f"params has the keys {listed(keys)}, expected some of {listed(self.clock_of)}, whose states were "
+                "loaded: rename them by keys= of load or load_state_dict, or make a new optimizer"
+            )
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
         """Return a copy with room for further parameters; the arrays in it are the same ones."""
@@ -174,7 +183,7 @@ class Progress:
 
     def become(self, other: "Progress") -> None:
         """Take over another progress, in place: callers may hold the mappings of this one."""
-        self._clocks, self.plan = other._clocks, other.plan
+        self._clocks, self.plan, self.is_unused = other._clocks, other.plan, other.is_unused
         for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
             mine.clear()
             mine.update(others)  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
@@ -34,6 +34,7 @@ from .hyperparameters import Range, check, on_host
 from .progress import Progress, listed
 
 __all__ = [
+    "Keys",
     "Names",
     "Prepared",
     "check_hyperparameters",
@@ -42,6 +43,7 @@ __all__ = [
     "described",
     "from_torch",
     "rebuilt",
+    "renamed",
     "replaced",
     "restored",
     "to_torch",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 Names = Literal["fusedstep", "torch"]
+Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
 
 
 class Prepared(NamedTuple):
@@ -98,6 +101,40 @@ def check_parts(saved: Any, optimizer: str) -> None:
     name = saved.get("optimizer", optimizer)
     if not isinstance(name, str) or name != optimizer:
         raise ValueError(f"optimizer is {name!r}, expected {optimizer!r}")
+
+
+def renamed(saved: Any, keys: Keys | None) -> Any:
+    """Return a state dict, and the part "params" if it has one, with other keys of parameters, also in overrides."""
+    if keys is None:
+        return saved
+    parts = ("t", "memory", "product", "state", "ema", "params")  # "product" in a state dict of version 0.1.0
+    some = {part: _mapping(saved[part], part) for part in parts if part in _mapping(saved, "saved")}
+    new = _new_keys(dict.fromkeys(key for each in some.values() for key in each), keys)
+    found = {**saved, **{part: {new[key]: value for key, value in each.items()} for part, each in some.items()}}
+    if "hyperparameters" in saved:
+        values = _mapping(saved["hyperparameters"], "hyperparameters")
+        overrides = _mapping(values.get("overrides", {}), "hyperparameters['overrides']")
+        found["hyperparameters"] = {**values, "overrides": {new.get(key, key): each for key, each in overrides.items()}}
+    return found
+
+
+def _new_keys(known: Collection[Any], keys: Keys) -> dict[Any, Hashable]:
+    if callable(keys):
+        new = {key: keys(key) for key in known}
+    elif isinstance(keys, Mapping):
+        if strange := [key for key in keys if key not in known]:
+            raise ValueError(f"keys has {listed(strange)}, expected some of {listed(known)}, which were saved")
+        new = {key: keys.get(key, key) for key in known}
+    else:
+        raise TypeError(f"keys is of type {type(keys).__name__}, expected a mapping or a function: old key -> new key")
+    old: dict[Hashable, Any] = {}
+    for key, other in new.items():
+        if not isinstance(other, Hashable):
+            raise TypeError(f"keys makes {other!r} of {key!r}, expected something hashable")
+        if other in old:
+            raise ValueError(f"keys makes {other!r} of {old[other]!r} and of {key!r}, expected different keys")
+        old[other] = key
+    return new
 
 
 def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = False) -> tuple[dict[str, Any], Plateaus]:
@@ -313,6 +350,7 @@ def restored(
             other.ema[key] = pairs[-1][0]
         memory = _memory(parts["memory"].get(key, {}), rule.memory, ranges, f"memory[{key!r}]", bool(t[key]))
         other.set_clock(key, t[key], memory)
+    other.is_unused = any(t.values())
     return other, _apart(copies)
 
 

@@ -89,6 +89,7 @@ class Stateful(Attributes):
         names: snapshot.Names = "fusedstep",
         *,
         hyperparameters: Literal["saved", "mine"] | None = None,
+        keys: snapshot.Keys | None = None,
     ) -> None:
         """
         Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
@@ -109,6 +110,9 @@ class Stateful(Attributes):
             Whose hyperparameters hold afterwards. None stands for those that were saved, with a warning that lists the
             ones that differ from what this optimizer was told, as by its constructor. The memory of a `plateau` is
             taken over in any case.
+        keys : mapping or callable, optional
+            New keys of parameters: a mapping of keys that were saved to new ones, in which others stay as they are, or
+            a function that returns the new key of a key. Exact keys in overrides are renamed too.
 
         Warns
         -----
@@ -128,7 +132,7 @@ class Stateful(Attributes):
         snapshot.check_names(names)
         snapshot.check_hyperparameters(hyperparameters, "saved")
         with self._alone():
-            self._become(self._prepared(saved, names, hyperparameters))
+            self._become(self._prepared(snapshot.renamed(saved, keys), names, hyperparameters))
 
     def __getstate__(self) -> dict[str, Any]:
         with self._alone():
