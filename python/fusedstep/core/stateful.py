@@ -16,6 +16,7 @@ from .arrays import Array, copied, fill
 from .attributes import Attributes
 from .hyperparameters import on_host
 from .progress import Progress
+from .restore import Prepared, restored
 
 __all__ = ["Stateful"]
 
@@ -156,7 +157,7 @@ class Stateful(Attributes):
 
     def _prepared(
         self, saved: Any, names: snapshot.Names = "fusedstep", hyperparameters: str | None = None, source: str = "saved"
-    ) -> snapshot.Prepared:
+    ) -> Prepared:
         """Check a state dict, and return what it will make of this optimizer."""
         saved = snapshot.upgraded(saved)
         snapshot.check_parts(saved, type(self).__name__)
@@ -168,10 +169,10 @@ class Stateful(Attributes):
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
         possible = {name for some in self._rules() for name in some.states}
-        progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
-        return snapshot.Prepared(candidate._values(), replaced, plateaus, progress, copies)
+        progress, copies = restored(self._progress, saved, rule, possible, self.ranges)
+        return Prepared(candidate._values(), replaced, plateaus, progress, copies)
 
-    def _become(self, prepared: snapshot.Prepared) -> None:
+    def _become(self, prepared: Prepared) -> None:
         if prepared.replaced:
             warnings.warn(prepared.replaced, stacklevel=3)
         for target, source in prepared.copies:
