@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 from fusedstep.core.arrays import Array, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import listed
+from fusedstep.core.restore import check_separate, span
 from fusedstep.core.snapshot import Keys, check_hyperparameters, described, renamed
 
 __all__ = ["load", "save"]
@@ -58,7 +59,7 @@ def save(path: Path, opt: Optimizer, params: Any = None, *, extra: Any = None) -
     _check_optimizer(opt)
     with opt._alone():
         known = described(type(opt).__name__, opt._known())
-        parameters = dict(_items(params))
+        parameters = _arrays(params)
         if params is not None:
             _check_like_states(parameters, known)
         flat = [("state", key, name, a) for key, some in known["state"].items() for name, a in some.items()]
@@ -121,8 +122,8 @@ def load(
     Raises
     ------
     ValueError
-        If the file is damaged, truncated, no checkpoint or of a newer version; or if keys, shapes, names or values do
-        not fit.
+        If the file is damaged, truncated, no checkpoint or of a newer version; if keys, shapes, names or values do not
+        fit; or if a parameter is read-only, overlaps another one or a state, or is made anew each time it is asked for.
     TypeError
         If a dtype does not fit, or a parameter is no array.
     ImportError
@@ -167,8 +168,10 @@ def load(
         if params is not None:
             if not has_params:
                 raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
-            targets = dict(_items(params))
+            targets = _arrays(params)
+            _check_kept(params, targets)
             _check_targets(targets, stored)
+            check_separate({f"params[{key!r}]": array for key, array in targets.items()} | opt._progress.labelled())
             prepared.copies.extend((target, stored[key]) for key, target in targets.items())
         opt._become(prepared)
     return extra
@@ -182,16 +185,27 @@ def _check_optimizer(opt: Any) -> None:
 # Parameters by key, and keys as JSON.
 
 
-def _items(params: Any) -> Iterator[tuple[Hashable, Array]]:
-    """Yield keys and arrays of one array, a sequence or a mapping; nothing of None."""
+def _arrays(params: Any) -> dict[Hashable, Array]:
+    """Return the arrays of one array, a sequence or a mapping by their keys; nothing of None."""
     if params is None:
-        return
+        return {}
     if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__") or is_on_gpu(params):
         params = [params]
     if not isinstance(params, (Mapping, Sequence)):
         raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
-    for key, array in params.items() if isinstance(params, Mapping) else enumerate(params):
-        yield key, as_array(array, f"params[{key!r}]")
+    items = dict(params.items() if isinstance(params, Mapping) else enumerate(params))
+    return {key: as_array(value, f"params[{key!r}]") for key, value in items.items()}
+
+
+def _check_kept(params: Any, arrays: Mapping[Hashable, Array]) -> None:
+    """Refuse a container that makes its arrays when it is asked for them: what is loaded into them would be lost."""
+    has_items = isinstance(params, (Mapping, Sequence)) and type(params) not in (dict, list, tuple)
+    for key, array in arrays.items() if has_items else ():
+        if span(as_array(params[key], f"params[{key!r}]")) != span(array):
+            plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
+            raise ValueError(
+                f"params[{key!r}] is a new array each time it is asked for, expected the same one: {plain}, say"
+            )
 
 
 def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:

@@ -6,11 +6,11 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus
@@ -20,7 +20,7 @@ from .hyperparameters import Range, check
 from .progress import Progress, listed
 from .snapshot import mapping
 
-__all__ = ["Prepared", "restored"]
+__all__ = ["Prepared", "check_separate", "restored", "span"]
 
 
 class Prepared(NamedTuple):
@@ -163,14 +163,40 @@ def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
             raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
 
 
+# Where arrays lie.
+
+
+def check_separate(arrays: Mapping[str, Array]) -> None:
+    """Refuse arrays, by their labels, of which two elements lie in the same memory."""
+    for label, array in arrays.items():
+        room = array.itemsize
+        for stride, count in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True)):
+            if count > 1 and array.size and stride < room:
+                raise ValueError(f"{label} has strides {array.strides}, expected each element in memory of its own")
+            room += stride * (count - 1)
+    spans = sorted((span(array), label) for label, array in arrays.items() if array.size)
+    for ((device, _, end), label), ((other, begin, _), overlapping) in pairwise(spans):
+        if device == other and begin < end:
+            first, second = sorted((label, overlapping), key=list(arrays).index)
+            raise ValueError(f"{first} overlaps {second} in memory, expected separate arrays")
+
+
+def span(array: Array) -> tuple[int, int, int]:
+    """Return the number of the GPU, or -1 for host memory, and the first address of an array and the one behind it."""
+    device = device_of(array)
+    start: int = array.ctypes.data if device is None else array.data.ptr  # type: ignore[attr-defined]
+    ends = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
+    low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
+    return -1 if device is None else device, start + low, start + high + array.itemsize
+
+
 def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
     """Return pairs of targets and sources, with a copy of each source that lies in the memory of a target."""
-    in_host = (target for target, _ in pairs if target.size and device_of(target) is None)
-    bounds = sorted(map(byte_bounds, in_host))  # of targets, which do not overlap
+    spans = sorted(span(target) for target, _ in pairs if target.size)  # of targets, which do not overlap
 
     def is_in_a_target(source: Array) -> bool:
-        low, high = byte_bounds(source)
-        i = bisect_left(bounds, (high,))
-        return i > 0 and bounds[i - 1][1] > low
+        device, low, high = span(source)
+        i = bisect_left(spans, (device, high))
+        return i > 0 and spans[i - 1][0] == device and spans[i - 1][2] > low
 
     return [(target, source.copy() if is_in_a_target(source) else source) for target, source in pairs]

@@ -1,0 +1,97 @@
+"""Parameters that a file is loaded into: memory of their own, which stays, or an error that changes nothing."""
+
+from collections import OrderedDict, UserDict, UserList
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+
+import fusedstep as fs
+from tests.api.runs import snapshot
+
+VALUES = {"a": np.arange(1.0, 7), "b": np.arange(7.0, 13)}
+
+
+@pytest.fixture
+def saved(path):
+    opt, params = fs.Adam(ema=0.5), {key: value.copy() for key, value in VALUES.items()}
+    opt.step(params, {key: np.ones(6) for key in params})
+    fs.save(path, opt, VALUES)
+    return opt
+
+
+def refused(path, opt, params, message):
+    before = snapshot(opt, params)
+    with pytest.raises(ValueError, match=message):
+        fs.load(path, opt, params)
+    assert snapshot(opt, params) == before
+
+
+def test_targets_that_overlap(path, saved):
+    memory = np.zeros(12)
+    for a, b in ((memory[:6], memory[:6]), (memory[:6], memory[5:11]), (memory[6::-1][:6], memory[6:])):
+        message = r"^params\['a'\] overlaps params\['b'\] in memory, expected separate arrays$"
+        refused(path, fs.Adam(), {"a": a, "b": b}, message)
+    fs.load(path, fs.Adam(), {"a": memory[:6], "b": memory[6:]})
+    assert memory.tolist() == list(range(1, 13))
+
+
+@pytest.mark.parametrize(("strides", "shape"), [((0,), (6,)), ((8, 8), (2, 3)), ((0, 8), (2, 3)), ((4,), (6,))])
+def test_targets_that_overlap_themselves(path, strides, shape):
+    params = {"a": np.lib.stride_tricks.as_strided(np.zeros(6), shape, strides)}
+    fs.save(path, fs.SGD(), {"a": np.zeros(shape)})
+    refused(path, fs.SGD(), params, r"^params\['a'\] has strides \(.*\), expected each element in memory of its own$")
+
+
+def test_targets_of_any_order(path):
+    values = np.arange(24.0).reshape(2, 3, 4)
+    fs.save(path, fs.SGD(), {"a": values})
+    for a in (np.zeros((4, 3, 2)).T, np.zeros((3, 2, 4)).swapaxes(0, 1), np.zeros((4, 6, 8))[::2, ::-2, ::2][:2]):
+        fs.load(path, fs.SGD(), {"a": a})
+        assert (a == values).all()
+
+
+def test_targets_that_are_states_of_the_optimizer(path, saved):
+    for name, array in (("state['a']['m']", saved.state["a"]["m"]), ("ema['b']", saved.ema["b"])):
+        name = name.replace("[", r"\[").replace("]", r"\]")
+        refused(path, saved, {"a": array, "b": np.zeros(6)}, rf"^params\['a'\] overlaps {name} in memory, expected")
+
+
+class Remade(UserDict):
+    def __getitem__(self, key):
+        return super().__getitem__(key).copy()
+
+
+class RemadeList(UserList):
+    def __getitem__(self, i):
+        return super().__getitem__(i).copy()
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+
+class Viewed(UserDict):
+    def __getitem__(self, key):
+        return super().__getitem__(key)[...]
+
+
+def test_containers_that_make_their_values_anew(path, saved, tmp_path):
+    np.savez(tmp_path / "w.npz", **VALUES)
+    with np.load(tmp_path / "w.npz") as file:
+        for params in (file, Remade(VALUES)):
+            with pytest.raises(
+                ValueError,
+                match=r"^params\['a'\] is a new array each time it is asked for, expected the same one: dict\(params\)",
+            ):
+                fs.load(path, fs.Adam(), params)
+        fs.load(path, fs.Adam(), dict(file))
+        fs.save(path, fs.Adam(), file)  # only reads
+    with pytest.raises(ValueError, match=r"^params\[0\] is a new array .* expected the same one: list\(params\), say$"):
+        fs.load(path, fs.Adam(), RemadeList(VALUES.values()))
+
+
+@pytest.mark.parametrize("container", [dict, OrderedDict, UserDict, MappingProxyType, Viewed])
+def test_containers_that_keep_their_values(path, saved, container):
+    params = {key: np.zeros(6) for key in VALUES}
+    fs.load(path, fs.Adam(), container(params))
+    assert all((params[key] == value).all() for key, value in VALUES.items())
