@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, as_array, device_of, fits, is_on_gpu, to_host
+from fusedstep.core.arrays import Array, Stored, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import listed
 from fusedstep.core.restore import check_separate, span
@@ -127,7 +127,7 @@ def load(
     TypeError
         If a dtype does not fit, or a parameter is no array.
     ImportError
-        If a package is missing.
+        If there is bfloat16, and ml_dtypes is not installed.
     OSError
         If the file cannot be read.
     RuntimeError
@@ -135,35 +135,22 @@ def load(
 
     Notes
     -----
-    Everything is checked first: an error leaves optimizer and parameters as they were. Files of older versions can be
+    Everything is checked first: an error leaves optimizer and parameters as they were. Each array is then read straight
+    from the file to where it stays, so that no memory is needed but for new states. Files of older versions can be
     loaded.
     """
     from fusedstep.core import archive
 
     _check_optimizer(opt)
     check_hyperparameters(hyperparameters, "file")
-    arrays, meta = archive.read(path)
-    try:
-        saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
-        overrides = {_decoded(key): some for key, some in meta["hyperparameters"]["overrides"]}
-        saved["hyperparameters"] = meta["hyperparameters"] | {"overrides": overrides}
-        # Format version 1 has "product" in place of "memory".
-        for part in ("t", "product" if "product" in meta else "memory"):
-            saved[part] = {_decoded(key): value for key, value in meta[part]}
-        stored: dict[Hashable, Array] = {}
-        for (part, encoded, name), array in zip(meta["arrays"], arrays.values(), strict=True):
-            key = _decoded(encoded)
-            if part == "state":
-                saved["state"].setdefault(key, {})[name] = array
-            else:
-                (saved["ema"] if part == "ema" else stored)[key] = array
-        has_params, extra = meta["has_params"], meta["extra"]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
-
-    saved = renamed(saved | {"params": stored}, keys)
-    stored = saved.pop("params")
-    with opt._alone():
+    with archive.opened(path) as (arrays, meta), opt._alone():
+        try:
+            saved, stored = _parts(arrays, meta)
+            has_params, extra = meta["has_params"], meta["extra"]
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{os.fspath(path)} is no checkpoint of an optimizer, expected a file of save") from error
+        saved = renamed(saved | {"params": stored}, keys)
+        stored = saved.pop("params")
         prepared = opt._prepared(saved, hyperparameters=hyperparameters, source="file")
         if params is not None:
             if not has_params:
@@ -175,6 +162,24 @@ def load(
             prepared.copies.extend((target, stored[key]) for key, target in targets.items())
         opt._become(prepared)
     return extra
+
+
+def _parts(arrays: Mapping[str, Stored], meta: Mapping[str, Any]) -> tuple[dict[str, Any], dict[Hashable, Stored]]:
+    """Return the state dict, and the parameters, of a file."""
+    saved: dict[str, Any] = {"optimizer": meta["optimizer"], "state": {}, "ema": {}}
+    overrides = {_decoded(key): some for key, some in meta["hyperparameters"]["overrides"]}
+    saved["hyperparameters"] = meta["hyperparameters"] | {"overrides": overrides}
+    # Format version 1 has "product" in place of "memory".
+    for part in ("t", "product" if "product" in meta else "memory"):
+        saved[part] = {_decoded(key): value for key, value in meta[part]}
+    stored: dict[Hashable, Stored] = {}
+    for (part, encoded, name), array in zip(meta["arrays"], arrays.values(), strict=True):
+        key = _decoded(encoded)
+        if part == "state":
+            saved["state"].setdefault(key, {})[name] = array
+        else:
+            (saved["ema"] if part == "ema" else stored)[key] = array
+    return saved, stored
 
 
 def _check_optimizer(opt: Any) -> None:
@@ -223,7 +228,7 @@ def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any
                 )
 
 
-def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Array]) -> None:
+def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Stored]) -> None:
     if targets.keys() != stored.keys():
         raise ValueError(f"params has the keys {listed(targets)}, expected {listed(stored)} like the file")
     for key, target in targets.items():

@@ -1,5 +1,7 @@
 """Parameters that a file is loaded into: memory of their own, which stays, or an error that changes nothing."""
 
+import copy
+import tracemalloc
 from collections import OrderedDict, UserDict, UserList
 from types import MappingProxyType
 
@@ -95,3 +97,23 @@ def test_containers_that_keep_their_values(path, saved, container):
     params = {key: np.zeros(6) for key in VALUES}
     fs.load(path, fs.Adam(), container(params))
     assert all((params[key] == value).all() for key, value in VALUES.items())
+
+
+# Memory.
+
+
+def test_loading_needs_no_memory_but_for_new_states(path):
+    n = 250_000
+    opt, params = fs.Adam(), {"a": np.ones(n), "b": np.ones(n)}
+    opt.step(params, {key: np.ones(n) for key in params})
+    fs.save(path, opt, params)
+    new, megabyte = 4 * 8 * n, 1e6
+    for other, expected in ((fs.Adam(), new), (opt, 0)):
+        fs.load(path, copy.deepcopy(other), params)  # imports what it needs
+        tracemalloc.start()
+        try:
+            fs.load(path, other, params)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert expected <= peak < expected + megabyte

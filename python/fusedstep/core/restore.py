@@ -15,7 +15,7 @@ import numpy as np
 from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus
 
-from .arrays import MASTER_DTYPES, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
+from .arrays import MASTER_DTYPES, Array, Stored, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
 from .hyperparameters import Range, check
 from .progress import Progress, listed
 from .snapshot import mapping
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
     replaced: str  # which of them the caller had set otherwise, as a warning, or nothing
     plateaus: Plateaus
     progress: Progress
-    copies: list[tuple[Array, Array]]  # targets and sources
+    copies: list[tuple[Array, Array | Stored]]  # targets and sources
 
 
 def restored(
@@ -39,7 +39,7 @@ def restored(
     rule: _cpu.Rule,
     possible: Collection[str],
     ranges: Mapping[str, Range],
-) -> tuple[Progress, list[tuple[Array, Array]]]:
+) -> tuple[Progress, list[tuple[Array, Array | Stored]]]:
     """
     Prepare a progress that is what was exported from another.
 
@@ -60,7 +60,7 @@ def restored(
     -------
     Progress
         The one that is prepared, with the arrays of `progress` where it has them.
-    list of (array, array)
+    list of (array, array or Stored)
         Targets and sources: `saved` is restored once each target has been filled from its source.
 
     Raises
@@ -126,7 +126,7 @@ def _memory(
     return [memory[name] for name in names] if has_begun else []
 
 
-def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
+def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array | Stored]]:
     """Return targets and sources of one parameter, all of one shape and, but for masters, of one dtype."""
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
@@ -135,7 +135,7 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array
             shape, dtype = target.shape, dtype if name in MASTER_DTYPES else target.dtype
     pairs = []
     for label, (name, target, source) in arrays.items():
-        source = to_host(as_array(source, label))
+        source = source if isinstance(source, Stored) else to_host(as_array(source, label))
         wanted = MASTER_DTYPES.get(name, dtype)
         if wanted is None and source.dtype not in (np.float32, np.float64) and not is_narrow(source.dtype):
             raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
@@ -190,7 +190,7 @@ def span(array: Array) -> tuple[int, int, int]:
     return -1 if device is None else device, start + low, start + high + array.itemsize
 
 
-def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
+def _apart(pairs: list[tuple[Array, Array | Stored]]) -> list[tuple[Array, Array | Stored]]:
     """Return pairs of targets and sources, with a copy of each source that lies in the memory of a target."""
     spans = sorted(span(target) for target, _ in pairs if target.size)  # of targets, which do not overlap
 
@@ -199,4 +199,7 @@ def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
         i = bisect_left(spans, (device, high))
         return i > 0 and spans[i - 1][0] == device and spans[i - 1][2] > low
 
-    return [(target, source.copy() if is_in_a_target(source) else source) for target, source in pairs]
+    def apart(source: Array | Stored) -> Array | Stored:
+        return source.copy() if not isinstance(source, Stored) and is_in_a_target(source) else source
+
+    return [(target, apart(source)) for target, source in pairs]
