@@ -176,3 +176,107 @@ def test_states_of_torch_are_renamed():
     opt = fs.Adam()
     opt.load_state_dict({"state": theirs}, names="torch", keys={0: "w"})
     assert dict(opt.t) == {"w": 3}
+
+
+# Less, or more, than what was saved.
+
+
+def ones_like(params):
+    return {key: np.ones_like(p) for key, p in params.items()}
+
+
+@pytest.fixture
+def body_and_head(path):
+    params = {"body": np.full(2, 1.0), "head": np.full(3, 2.0)}
+    opt = fs.Nadam(ema=0.5, overrides={"body": {"eps": 0.5}, "head": {"lr": 0.25}})
+    opt.step(params, ones_like(params))
+    opt.step(params, ones_like(params))
+    fs.save(path, opt, params)
+    return opt, params
+
+
+def test_a_part_of_a_file_is_loaded(path, body_and_head):
+    saved, values = body_and_head
+    params = {"body": np.zeros(2), "other": np.full(4, 7.0)}
+    opt = fs.Nadam()
+    fs.load(path, opt, params, strict=False)
+    assert params["body"].tolist() == values["body"].tolist()
+    assert params["other"].tolist() == [7] * 4
+    assert dict(opt.t) == {"body": 2}
+    assert [list(some) for some in (opt.state, opt.ema, opt.overrides)] == [["body"]] * 3
+    opt.step(params, ones_like(params))
+    saved.step(values, ones_like(values))
+    assert params["body"].tolist() == values["body"].tolist()
+    assert dict(opt.t) == {"body": 3, "other": 1}
+
+
+def test_what_a_partial_file_lacks_stays(path, body_and_head):
+    saved, values = body_and_head
+    params = {"other": np.full(4, 7.0), "head": np.zeros(3)}
+    opt = fs.Nadam(ema=0.5, overrides={"head": {"lr": 0.25}})
+    opt.step(params, ones_like(params))
+    kept = {name: array.copy() for name, array in opt.state["other"].items()}
+    average = opt.ema["other"].copy()
+    for given in (params, None):
+        fs.load(path, opt, given, strict=False, hyperparameters="mine")
+        assert dict(opt.t) == {"other": 1, "head": 2}
+        assert opt.state_dict()["memory"]["head"] == saved.state_dict()["memory"]["head"]
+        assert all((opt.state["other"][name] == array).all() for name, array in kept.items())
+        assert all((opt.state["head"][name] == array).all() for name, array in saved.state["head"].items())
+        assert (opt.ema["other"] == average).all()
+        assert (opt.ema["head"] == saved.ema["head"]).all()
+    assert params["head"].tolist() == values["head"].tolist()
+
+
+def test_a_partial_load_needs_something_that_fits(path, body_and_head):
+    began = fs.Nadam()
+    began.step({"x": np.ones(2)}, {"x": np.ones(2)})
+    none = "has the keys .*, expected some of .* like"
+    for opt, params, error, message in (
+        (fs.Nadam(), {"x": np.ones(2)}, ValueError, f"^params {none} the file"),
+        (None, {"x": np.ones(2)}, ValueError, f"^params {none} the file"),
+        (began, None, ValueError, f"^t {none} this optimizer"),
+        (
+            fs.Nadam(),
+            {"body": np.ones(3)},
+            ValueError,
+            r"params\['body'\] has shape \(3,\), expected \(2,\) like the file",
+        ),
+        (fs.Nadam(), {"body": np.ones(2, np.float32)}, TypeError, "expected float64 like the file"),
+    ):
+        before = None if opt is None else snapshot(opt, params)
+        with pytest.raises(error, match=message):
+            fs.load(path, opt, params, strict=False)
+        assert opt is None or snapshot(opt, params) == before
+
+
+def test_parameters_without_an_optimizer(path, body_and_head):
+    _, values = body_and_head
+    for _ in range(2):  # from a file that holds an optimizer, and from one that does not
+        params = {key: np.zeros_like(p) for key, p in values.items()}
+        fs.load(path, None, params)
+        assert all((params[key] == p).all() for key, p in values.items())
+        fs.load(path, None, {"x": (body := np.zeros(2))}, keys={"body": "x"}, strict=False)
+        assert (body == values["body"]).all()
+        fs.save(path, None, values, extra=3)
+    assert fs.load(path, None) == 3
+    with pytest.raises(ValueError, match="holds no optimizer, expected a file that was saved with one"):
+        fs.load(path, fs.Nadam(), values)
+    with pytest.raises(ValueError, match=r"^opt and params are None, expected something to save"):
+        fs.save(path, None)
+    with pytest.raises(ValueError, match="expected keys that differ as text"):
+        fs.save(path, None, {"0": np.ones(1), 0: np.ones(1)})
+    for call in (fs.save, fs.load):
+        with pytest.raises(TypeError, match=r"^opt is of type dict, expected an optimizer or None"):
+            call(path, values)
+
+
+def test_parameters_that_have_left(path, body_and_head):
+    opt, values = body_and_head
+    data = path.read_bytes()
+    message = (
+        r"^params lacks 'head', expected all parameters .*: opt.forget\(key\) drops what it knows of one that has left$"
+    )
+    with pytest.raises(ValueError, match=message):
+        fs.save(path, opt, {"body": values["body"]})
+    assert path.read_bytes() == data

@@ -1,14 +1,17 @@
 """Parameters that a file is loaded into: memory of their own, which stays, or an error that changes nothing."""
 
 import copy
+import sys
 import tracemalloc
 from collections import OrderedDict, UserDict, UserList
+from itertools import count
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 import fusedstep as fs
+from fusedstep import schedules
 from tests.api.runs import snapshot
 
 VALUES = {"a": np.arange(1.0, 7), "b": np.arange(7.0, 13)}
@@ -117,3 +120,74 @@ def test_loading_needs_no_memory_but_for_new_states(path):
         finally:
             tracemalloc.stop()
         assert expected <= peak < expected + megabyte
+
+
+# Interrupts.
+
+
+def interrupted(call, number):
+    """Call a function with an interrupt before the number-th line of the package that it reaches; return whether."""
+    lines = set()
+
+    def trace(frame, event, arg):
+        code = frame.f_code
+        if "fusedstep" not in code.co_filename or code.co_name == "_alone":
+            return None
+        line = code, frame.f_lineno
+        if event == "line" and line not in lines:
+            lines.add(line)
+            if len(lines) == number:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed file", "ignore:.*FileIO")  # the interrupt comes as `with` ends
+@pytest.mark.parametrize("way", ["file", "params", "state dict"])
+def test_an_interrupt_comes_before_everything_or_after(tmp_path, way):
+    path = tmp_path / "x.npz"
+
+    def make(steps):
+        opt, params = fs.Nadam(schedules.plateau(0.5), ema=0.5), {"a": np.ones(2)}
+        for _ in range(steps):
+            opt.step(params, {"a": np.ones(2)})
+        opt.lr.observe(steps)
+        return opt, params
+
+    saved, values = make(3)
+    fs.save(path, saved, values)
+    state_dict = saved.state_dict()
+
+    def load(opt, params):
+        if way == "file":
+            fs.load(path, opt, params)
+        elif way == "params":
+            fs.load(path, None, params)
+        else:
+            opt.load_state_dict(state_dict)
+
+    opt, params = make(2)
+    old = snapshot(opt, params)
+    load(opt, params)
+    new = snapshot(opt, params)
+    seen = set()
+    for number in count(1):
+        opt, params = make(2)
+        if not interrupted(lambda opt=opt, params=params: load(opt, params), number):
+            break
+        found = snapshot(opt, params)
+        assert found in (old, new), number
+        seen.add(found == new)
+        load(opt, params)
+        assert snapshot(opt, params) == new
+    assert seen == {False, True}
+    assert number > 50  # lines

@@ -5,7 +5,7 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 """
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -15,12 +15,24 @@ import numpy as np
 from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus
 
-from .arrays import MASTER_DTYPES, Array, Stored, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
+from .arrays import (
+    MASTER_DTYPES,
+    Array,
+    Stored,
+    as_array,
+    as_number,
+    device_of,
+    fill,
+    fits,
+    is_narrow,
+    new_array,
+    to_host,
+)
 from .hyperparameters import Range, check
 from .progress import Progress, listed
 from .snapshot import mapping
 
-__all__ = ["Prepared", "check_separate", "restored", "span"]
+__all__ = ["Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
 
 
 class Prepared(NamedTuple):
@@ -39,6 +51,7 @@ def restored(
     rule: _cpu.Rule,
     possible: Collection[str],
     ranges: Mapping[str, Range],
+    strict: bool = True,
 ) -> tuple[Progress, list[tuple[Array, Array | Stored]]]:
     """
     Prepare a progress that is what was exported from another.
@@ -55,6 +68,8 @@ def restored(
         The names that states may have: those of all rules of the class.
     ranges : mapping
         Name -> the numbers that a memory of this name may be.
+    strict : bool
+        Whether `saved` must have the keys of `progress`. If not, what `progress` has under other keys stays.
 
     Returns
     -------
@@ -74,15 +89,19 @@ def restored(
     parts = {part: mapping(saved.get(part, {}), part) for part in ("t", "memory", "state", "ema")}
     t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
     known = progress.clock_of
-    if t and known and known.keys() != t.keys():  # a state dict without updates always fits
+    if strict and t and known and known.keys() != t.keys():  # a state dict without updates always fits
         raise ValueError(f"t has the keys {listed(t)}, expected {listed(known)} like this optimizer")
     for part in ("memory", "state", "ema"):
         for key in parts[part]:
             if key not in t:
                 raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {listed(t)}")
 
-    other, copies = Progress().extended(t), []
+    if not strict and known and not known.keys() & t.keys():
+        raise ValueError(f"t has the keys {listed(t)}, expected some of {listed(known)} like this optimizer")
+    other, copies = (Progress() if strict else progress).extended(t), []
     for key in t:
+        other.state.pop(key, None)
+        other.ema.pop(key, None)
         states = mapping(parts["state"].get(key, {}), f"state[{key!r}]")
         if missing := [name for name in rule.states if name not in states and (t[key] or states)]:
             raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(rule.states)}")
@@ -161,6 +180,26 @@ def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
         if not fits(param, name, MASTER_DTYPES[name]):
             wanted = "float32, float16 or bfloat16" if name == "master" else "float32 or bfloat16"
             raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
+
+
+def fill_all(copies: list[tuple[Array, Array | Stored]]) -> None:
+    """Fill each target from its source, and take each pair that is done away from the list."""
+    while copies:
+        fill(*copies[-1])
+        copies.pop()
+
+
+def carry_out(action: Callable[[], None]) -> None:
+    """Do all of an action that may be begun again, and raise an interrupt by the user that comes meanwhile after it."""
+    interrupt = None
+    while True:
+        try:
+            action()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 # Where arrays lie.

@@ -20,6 +20,7 @@ __all__ = [
     "described",
     "from_torch",
     "mapping",
+    "narrowed",
     "rebuilt",
     "renamed",
     "replaced",
@@ -29,6 +30,8 @@ __all__ = [
 
 Names = Literal["fusedstep", "torch"]
 Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
+
+_BY_KEY = ("t", "memory", "product", "state", "ema", "params")  # parts by key; "product" is one of version 0.1.0
 
 
 def check_names(names: str) -> None:
@@ -81,8 +84,7 @@ def renamed(saved: Any, keys: Keys | None) -> Any:
     """Return a state dict, and the part "params" if it has one, with other keys of parameters, also in overrides."""
     if keys is None:
         return saved
-    parts = ("t", "memory", "product", "state", "ema", "params")  # "product" in a state dict of version 0.1.0
-    some = {part: mapping(saved[part], part) for part in parts if part in mapping(saved, "saved")}
+    some = {part: mapping(saved[part], part) for part in _BY_KEY if part in mapping(saved, "saved")}
     new = _new_keys(dict.fromkeys(key for each in some.values() for key in each), keys)
     found = {**saved, **{part: {new[key]: value for key, value in each.items()} for part, each in some.items()}}
     if "hyperparameters" in saved:
@@ -90,6 +92,16 @@ def renamed(saved: Any, keys: Keys | None) -> Any:
         overrides = mapping(values.get("overrides", {}), "hyperparameters['overrides']")
         found["hyperparameters"] = {**values, "overrides": {new.get(key, key): each for key, each in overrides.items()}}
     return found
+
+
+def narrowed(saved: dict[str, Any], keys: Collection[Hashable]) -> dict[str, Any]:
+    """Return the state dict of a file, with the part "params", without what belongs to other parameters than `keys`."""
+    found = {part: {k: v for k, v in saved[part].items() if k in keys} for part in _BY_KEY if part in saved}
+    if "hyperparameters" in saved:
+        left = saved["t"].keys() - set(keys)
+        overrides = {key: some for key, some in saved["hyperparameters"]["overrides"].items() if key not in left}
+        found["hyperparameters"] = saved["hyperparameters"] | {"overrides": overrides}
+    return saved | found
 
 
 def _new_keys(known: Collection[Any], keys: Keys) -> dict[Any, Hashable]:

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Literal, cast
@@ -12,11 +13,11 @@ from fusedstep import _cpu
 from fusedstep.schedules.description import remember
 
 from . import snapshot
-from .arrays import Array, copied, fill
+from .arrays import Array, copied
 from .attributes import Attributes
 from .hyperparameters import on_host
 from .progress import Progress
-from .restore import Prepared, restored
+from .restore import Prepared, carry_out, fill_all, restored
 
 __all__ = ["Stateful"]
 
@@ -156,7 +157,12 @@ class Stateful(Attributes):
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
     def _prepared(
-        self, saved: Any, names: snapshot.Names = "fusedstep", hyperparameters: str | None = None, source: str = "saved"
+        self,
+        saved: Any,
+        names: snapshot.Names = "fusedstep",
+        hyperparameters: str | None = None,
+        source: str = "saved",
+        strict: bool = True,
     ) -> Prepared:
         """Check a state dict, and return what it will make of this optimizer."""
         saved = snapshot.upgraded(saved)
@@ -169,14 +175,16 @@ class Stateful(Attributes):
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
         possible = {name for some in self._rules() for name in some.states}
-        progress, copies = restored(self._progress, saved, rule, possible, self.ranges)
+        progress, copies = restored(self._progress, saved, rule, possible, self.ranges, strict)
         return Prepared(candidate._values(), replaced, plateaus, progress, copies)
 
     def _become(self, prepared: Prepared) -> None:
         if prepared.replaced:
             warnings.warn(prepared.replaced, stacklevel=3)
-        for target, source in prepared.copies:
-            fill(target, source)
+        carry_out(partial(self._fill, prepared))
+
+    def _fill(self, prepared: Prepared) -> None:
+        fill_all(prepared.copies)
         remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
