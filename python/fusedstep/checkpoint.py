@@ -34,7 +34,7 @@ def save(path: Path, opt: Optimizer | None, params: Any = None, *, extra: Any = 
     params : array, sequence or mapping of arrays, optional
         The parameters, as `Optimizer.step` takes them, all of those that the optimizer knows. Only read.
     extra : optional
-        Anything that JSON can hold, such as the number of batches done; `load` returns it.
+        Anything that JSON can hold, such as the number of batches done, and numbers of NumPy; `load` returns it.
 
     Raises
     ------
@@ -55,7 +55,8 @@ def save(path: Path, opt: Optimizer | None, params: Any = None, *, extra: Any = 
     Notes
     -----
     The file is written beside the old one, flushed to the disk, and renamed; a process that is killed meanwhile leaves
-    a folder ``.NAME.*.tmp`` behind. It holds a digest of every array, one of the whole, and the version of its format.
+    a folder ``.NAME.*.tmp`` behind, which a later call removes. The file holds a digest of every array, one of the
+    whole, and the version of its format.
     """
     from fusedstep.core import archive  # late, because archive imports much that a step does not need
 
@@ -86,7 +87,7 @@ def save(path: Path, opt: Optimizer | None, params: Any = None, *, extra: Any = 
         meta |= {
             "arrays": [[part, _encoded(key), name] for part, key, name, _ in flat],
             "has_params": params is not None,
-            "extra": extra,
+            "extra": _plain(extra),
         }
         archive.write(path, arrays, meta)
 
@@ -278,6 +279,23 @@ def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, 
             raise ValueError(f"params[{key!r}] has shape {target.shape}, expected {stored[key].shape} like the file")
         if device_of(target) is None and not target.flags.writeable:
             raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
+
+
+def _plain(extra: Any) -> Any:
+    """Return `extra` as JSON gives it back, or refuse it."""
+
+    def number(value: Any) -> Any:
+        plain = value.item() if isinstance(value, np.generic) else value
+        if not isinstance(plain, (bool, int, float, str)):
+            raise TypeError(f"extra holds {value!r} of type {type(value).__name__}")
+        return plain
+
+    try:
+        return json.loads(json.dumps(extra, default=number))
+    except (TypeError, ValueError, RecursionError) as error:
+        said = str(error)
+        said = said if said.startswith("extra ") else f"extra cannot be written: {said}"
+        raise TypeError(f"{said}, expected what JSON can hold: numbers, strings, None, lists and dicts") from error
 
 
 def _encoded(key: Hashable) -> Any:

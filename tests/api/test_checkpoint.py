@@ -304,6 +304,28 @@ def test_one_plateau_in_two_places_stays_one(path):
         assert other.lr(0) == other.overrides["a"]["lr"](0) == 0.5
 
 
+# What else the loop needs.
+
+
+def test_numbers_of_numpy_in_extra(path):
+    extra = {"loss": np.float32(0.1), "n": [np.int64(3), np.uint8(4)], "done": np.bool_(True), "name": np.str_("x")}
+    fs.save(path, fs.SGD(), extra=extra)
+    found = fs.load(path, fs.SGD())
+    assert found == {"loss": float(np.float32(0.1)), "n": [3, 4], "done": True, "name": "x"}
+
+
+@pytest.mark.parametrize(
+    "extra", [{1, 2}, [np.ones(2)], 3j, np.complex64(3), np.longdouble(3), {(1,): 2}, {np.int64(1): 2}, b"x", len]
+)
+def test_an_extra_that_cannot_be_written(path, extra):
+    with pytest.raises(TypeError, match=r"^extra .*, expected what JSON can hold: numbers, strings"):
+        fs.save(path, fs.SGD(), extra=extra)
+    (circle := []).append(circle)
+    with pytest.raises(TypeError, match=r"^extra cannot be written: Circular reference detected, expected"):
+        fs.save(path, fs.SGD(), extra=circle)
+    assert os.listdir(path.parent) == []
+
+
 # Containers, and optimizers without states.
 
 
