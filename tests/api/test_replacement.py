@@ -136,6 +136,60 @@ def test_a_disk_that_is_full(path):
     run(DISK_FULL, path)
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("where", ["open", "fsync"])
+def test_folders_that_cannot_be_flushed(path, monkeypatch, where, code):
+    called = getattr(os, where)
+
+    def fail(first, *args, **options):
+        if first == str(path.parent) if where == "open" else stat.S_ISDIR(os.fstat(first).st_mode):
+            raise OSError(code, os.strerror(code))
+        return called(first, *args, **options)
+
+    monkeypatch.setattr(os, where, fail)
+    if code == errno.EIO:  # the disk is broken
+        with pytest.raises(OSError, match="error"):
+            save(path)
+    else:
+        save(path)
+    monkeypatch.undo()
+    read(path)
+
+
+def test_long_names(path):
+    long = path.with_name("é" * 121 + "x" * (13 - len(path.suffix)) + path.suffix)
+    assert len(os.fsencode(long.name)) == 255
+    expected = save(long)
+    assert_same(read(long)[0], expected)
+    too_long = long.with_name(f"y{long.name}")
+    with pytest.raises(OSError, match=f"File name too long: '{too_long}'"):
+        save(too_long)
+    assert os.listdir(path.parent) == [long.name]
+
+
+def test_drafts_of_dead_processes_are_removed(path):
+    def age(folder):
+        os.utime(folder, (0, 0))
+        return folder
+
+    dead, alive, new = (path.with_name(f".{path.name}.{word:_<8}.tmp") for word in ("dead", "alive", "new"))
+    others = [path.with_name(f".{path.name}.{word}") for word in ("other123", "shrt.tmp", "toolong___.tmp")]
+    others.append(path.with_name(f".x{path.name}.dead____.tmp"))
+    for folder in (dead, alive, new, *others):
+        folder.mkdir()
+        (folder / "draft").write_bytes(b"x")
+    age(dead)
+    with archive._lock(age(alive)) as locked:
+        assert locked
+        save(path)
+    left = {other.name for other in (path, alive, new, *map(age, others))}
+    assert set(os.listdir(path.parent)) == left
+    save(path)
+    assert set(os.listdir(path.parent)) == left - {alive.name}
+    with archive._lock(path.parent / "missing") as locked:
+        assert not locked
+
+
 KILL = """
 import os, random, shutil, signal, sys, time
 import numpy as np

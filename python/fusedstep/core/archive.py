@@ -13,13 +13,15 @@ import math
 import operator
 import os
 import re
+import shutil
 import stat
 import struct
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from itertools import pairwise
@@ -38,6 +40,9 @@ _PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # nam
 # What safetensors calls the dtypes of NumPy.
 _CODES = {"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 _CODES |= {f"{code}{bits}": f"{name}{bits}" for code, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+
+# What systems say that cannot flush a folder, or do not let this user.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
 class _NamedError(Exception):
@@ -172,11 +177,18 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         entries.append({"name": name, "key": key, **_identity(array)})
     header = json.dumps({"format": FORMAT, "version": VERSION, "meta": meta, "arrays": entries})
 
+    try:
+        mode = os.stat(target).st_mode  # refuses a name that is too long
+    except FileNotFoundError:
+        mode = None
+
     # The draft is in a folder, since safetensors makes a temporary file beside it, with a mode of its own.
-    with tempfile.TemporaryDirectory(prefix=f".{filename}.", suffix=".tmp", dir=folder) as temporary:
-        draft = os.path.join(temporary, filename)
+    prefix = f".{os.fsencode(filename)[:200].decode(errors='ignore')}."
+    _remove_dead_drafts(folder, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=folder) as temporary, _lock(temporary):
+        draft = os.path.join(temporary, "draft")
         with open(draft, "xb"):
-            mode = os.stat(target if os.path.exists(target) else draft).st_mode
+            mode = mode or os.stat(draft).st_mode
         form.write(draft, members, header)
         with open(draft, "r+b") as file:
             start = form.find_seal(file)
@@ -187,12 +199,50 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
             os.chmod(draft, stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(draft, target)
-    if os.name == "posix":  # other systems cannot open a folder
+    _flush(folder)
+
+
+def _flush(folder: str) -> None:
+    """Flush a folder to the disk, where the system can do that."""
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+@contextmanager
+def _lock(folder: str) -> Iterator[bool]:
+    """Lock a folder until the end, also that of the process, and yield whether it could be locked."""
+    descriptor, locked = None, False
+    with suppress(ImportError, OSError):
+        fcntl = import_module("fcntl")
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    try:
+        yield locked
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_dead_drafts(folder: str, prefix: str) -> None:
+    """Remove folders of drafts that have been left by processes that were killed: nobody holds their locks."""
+    name = re.compile(re.escape(prefix) + r"\w{8}\.tmp")
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                is_new = time.time() - entry.stat().st_mtime < 60  # its process may not have come to lock it yet
+                with _lock(entry.path) as locked:
+                    if locked and not is_new:
+                        shutil.rmtree(entry.path, ignore_errors=True)
 
 
 @contextmanager
