@@ -232,15 +232,14 @@ def _arrays(params: Any) -> dict[Hashable, Array]:
         params = [params]
     if not isinstance(params, (Mapping, Sequence)):
         raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
-    items = dict(params.items() if isinstance(params, Mapping) else enumerate(params))
-    return {key: as_array(value, f"params[{key!r}]") for key, value in items.items()}
+    items = params.items() if isinstance(params, Mapping) else enumerate(params)
+    return {key: as_array(value, f"params[{key!r}]") for key, value in items}
 
 
 def _check_kept(params: Any, arrays: Mapping[Hashable, Array]) -> None:
     """Refuse a container that makes its arrays when it is asked for them: what is loaded into them would be lost."""
-    has_items = isinstance(params, (Mapping, Sequence)) and type(params) not in (dict, list, tuple)
-    for key, array in arrays.items() if has_items else ():
-        if span(as_array(params[key], f"params[{key!r}]")) != span(array):
+    for key, again in _arrays(params).items():
+        if span(again) != span(arrays[key]):
             plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
             raise ValueError(
                 f"params[{key!r}] is a new array each time it is asked for, expected the same one: {plain}, say"
