@@ -87,7 +87,7 @@ def test_loading_in_mid_run_fills_the_arrays_that_are_there():
 def test_other_hyperparameters_are_overwritten_and_missing_ones_stay():
     opt, _ = trained()
     other = fs.Adam(0.5, beta1=0.1, eps_mode="hat", overrides={"x": {"lr": 3}, "w": {"eps": 1}}, maximize=True)
-    other.load_state_dict(opt.state_dict())
+    other.load_state_dict(opt.state_dict(), hyperparameters="saved")
     assert snapshot(other) == snapshot(opt)
     third = fs.Adam(0.5, amsgrad=True)
     third.load_state_dict({part: value for part, value in opt.state_dict().items() if part != "hyperparameters"})

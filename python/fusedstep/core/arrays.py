@@ -1,9 +1,9 @@
 """Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy or CuPy sees them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ __all__ = [
     "MASTERS",
     "MASTER_DTYPES",
     "Array",
+    "Stored",
     "as_array",
     "as_number",
     "as_numpy",
@@ -36,6 +37,14 @@ _LINE = 64  # bytes of a cache line
 # Masters of parameters: the hyperparameter master_weights -> the name of the master among the states -> its dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
+
+
+class Stored(NamedTuple):
+    """An array in a file: what it is, and how it is read into a C-contiguous array in host memory."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read_into: Callable[[Array], None]
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
@@ -135,7 +144,14 @@ def copied(array: Array) -> Array:
 
 
 def fill(target: Array, source: Any) -> None:
-    """Copy an array, or a number, into an array, wherever they are."""
+    """Copy an array, also one in a file, or a number, into an array, wherever they are."""
+    if isinstance(source, Stored):
+        if isinstance(target, np.ndarray) and target.flags.c_contiguous:
+            source.read_into(target)
+            return
+        host = np.empty(source.shape, source.dtype)
+        source.read_into(host)
+        source = host
     if isinstance(target, np.ndarray):
         target[...] = to_host(source) if is_on_gpu(source) else source
         return

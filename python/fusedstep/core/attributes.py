@@ -8,8 +8,8 @@ from fusedstep import _cpu
 
 from .arrays import is_on_gpu
 from .hyperparameters import CLIPS, RANGES, Range, Scheduled, arguments, check, check_clips, declared
-from .overrides import Settings
 from .memory import Averages
+from .overrides import Settings
 from .progress import Progress
 
 __all__ = ["Attributes", "Average"]

@@ -39,7 +39,7 @@ def _read(one: Any, attribute: Callable[[Any], Any]) -> Any:
 
 def bind(objects: Any, param: str | Iterable[str], grad: str | Iterable[str]) -> Bound:
     """
-    Bind the attributes of objects, such as the layers of a network, so that `step` finds parameters and gradients there.
+    Bind attributes of objects, such as the layers of a network, so that `step` finds parameters and gradients there.
 
     Parameters
     ----------

@@ -1,41 +1,36 @@
 """
-What all optimizers have in common: hyperparameters, the step, and what an optimizer remembers.
+What all optimizers have in common: hyperparameters, and the step.
 
 This module knows no formula, pointer or device: it hands arrays and hyperparameters to a plan of the engine.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fusedstep import _cpu
-from fusedstep.schedules.description import remember
 
-from . import snapshot
-from .arrays import Array, copied, fill, is_on_gpu
-from .attributes import Attributes, Average
+from .arrays import Array, is_on_gpu
+from .attributes import Average
 from .containers import Bound, renamed
-from .hyperparameters import Scheduled, check, evaluated, on_host
-from .memory import Counts, States
+from .hyperparameters import Scheduled, check, evaluated
 from .overrides import Matching, Settings, match
 from .plans import Planned, mark_of
 from .progress import Look, Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
+from .stateful import BUSY, Stateful
 
 __all__ = ["Optimizer"]
 
 
 _ONE = 1.0
-_BUSY = "this optimizer is already in a step, expected one step at a time"
 
 
 @dataclass(eq=False, kw_only=True)
-class Optimizer(Attributes):
+class Optimizer(Stateful):
     """
     What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
 
@@ -130,7 +125,7 @@ class Optimizer(Attributes):
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._turn = Lock()  # one step at a time
+        self._turn = Lock()
         self._progress = Progress()
         self._pending = Pendings()
         self._version = object()
@@ -184,7 +179,7 @@ class Optimizer(Attributes):
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
             call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
             `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
-            an override fits no parameter.
+            an override fits no parameter; or if states were loaded, and `params` has none of their keys.
         BufferError
             If an array of another library does not export its memory.
         MemoryError
@@ -213,7 +208,7 @@ class Optimizer(Attributes):
         if grad_key is not None:
             grads = renamed(params, grads, grad_key)
         if self._turn.locked():
-            raise RuntimeError(_BUSY)
+            raise RuntimeError(BUSY)
         # Nobody looks at signals between the lock's __enter__, which is written in C, and the block.
         with self._turn:
             if self._pending:
@@ -270,6 +265,7 @@ class Optimizer(Attributes):
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
         looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads)]
+        self._progress.check_use(plan.keys)
         matching = match(settings, plan.keys, self._progress.clock_of, None)
         before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
         clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
@@ -286,6 +282,7 @@ class Optimizer(Attributes):
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         progress.plans.add(mark, planned)
+        progress.is_unused = False
         result = self._result(plan, outcome)
         if progress is not before and result.skipped:  # a step that is skipped leaves no new states behind
             self._progress = before
@@ -319,149 +316,6 @@ class Optimizer(Attributes):
                 start[self.accumulator] = evaluated({name: layer.values[name]}, counts[key], self.ranges)[name]
             progress.make(key, look, start, *wanted[key])
         return progress
-
-    # What an optimizer remembers.
-
-    @property
-    def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
-        """
-        The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
-
-        The arrays are views of the states, which may be written to, not replaced.
-        """
-        return States(self)
-
-    @property
-    def t(self) -> MutableMapping[Hashable, int]:
-        """
-        The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps.
-
-        A number may be set; what a rule keeps between updates besides arrays stays as it is.
-        """
-        return Counts(self)
-
-    def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
-        """
-        Return what this optimizer knows, as plain values and copies of its arrays.
-
-        Parameters
-        ----------
-        names : {"fusedstep", "torch"}
-            What states are called: by the letters of the papers, or as in PyTorch. In the latter, step count and memory
-            stand among the states, the step count as "step". What PyTorch does not have, such as the masters of
-            half-precision parameters, "master" and "remainder", is called the same in both.
-
-        Returns
-        -------
-        dict
-            "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the
-            description of a schedule; a function of the caller's own is only noted. "t": key -> finished updates.
-            "memory": key -> name -> number, of rules that keep numbers between updates. "state": key -> name -> array.
-            "ema": key -> array. All keys are those of the caller.
-
-        Raises
-        ------
-        ValueError
-            If `names` is another.
-        RuntimeError
-            If this optimizer is in a step.
-
-        Examples
-        --------
-        Parameters of PyTorch have the keys 0, 1, ... Its state dict of an optimizer is made like this:
-
-        >>> import numpy as np, fusedstep as fs
-        >>> opt = fs.Adam()
-        >>> result = opt.step([np.ones(3)], [np.ones(3)])
-        >>> state = opt.state_dict(names="torch")["state"]  # values for torch.as_tensor
-        >>> sorted(state[0]), state[0]["step"]
-        (['exp_avg', 'exp_avg_sq', 'step'], 1)
-        """
-        snapshot.check_names(names)
-        known = snapshot.described(type(self).__name__, self.__getstate__())
-        return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
-
-    def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
-        """
-        Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
-
-        Parameters
-        ----------
-        saved : mapping
-            What `state_dict` returned, in this version or an older one. Where "optimizer" or "hyperparameters" are
-            missing, those of this optimizer stay. Schedules that are equal to the present ones stay the same objects,
-            with the memory that was saved. Arrays are copied; those of other libraries will do. A master that is
-            missing begins anew from its parameter.
-        names : {"fusedstep", "torch"}
-            What its states are called. The state of a PyTorch optimizer is loaded by
-            ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. PyTorch's SGD does not
-            count, so that its parameters have one finished update. NumPy cannot view bfloat16 tensors of PyTorch: of
-            those, take ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If something is missing, unknown, of another type, dtype or shape, or out of range, or if another class has
-            saved it. Nothing has changed then.
-        BufferError
-            If an array of another library does not export its memory.
-        RuntimeError
-            If this optimizer is in a step.
-        """
-        snapshot.check_names(names)
-        with self._alone():
-            self._become(self._prepared(saved, names))
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._alone():
-            known = self._known()
-            known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
-            known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
-            known["hyperparameters"] = on_host(known["hyperparameters"])
-        return known
-
-    def __setstate__(self, known: dict[str, Any]) -> None:
-        type(self).__init__(self, **known["hyperparameters"])
-        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
-
-    def _known(self) -> dict[str, Any]:
-        """Return all that this optimizer is, as plain values and the arrays themselves."""
-        now = self._values()
-        values = {f.name: now[f.name] for f in fields(self) if f.init}
-        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        self._progress.plans.wait()
-        return {"hyperparameters": values, **self._progress.export(self._present_rule())}
-
-    def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
-        """Check a state dict, and return what it will make of this optimizer."""
-        saved = snapshot.upgraded(saved)
-        snapshot.check_parts(saved, type(self).__name__)
-        values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
-        candidate = type(self)(**values)
-        rule = candidate._present_rule()
-        if names == "torch":
-            saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
-        possible = {name for some in self._rules() for name in some.states}
-        progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
-        return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
-
-    def _become(self, prepared: snapshot.Prepared) -> None:
-        self._progress.plans.drop()
-        for target, source in prepared.copies:
-            fill(target, source)
-        remember(prepared.plateaus)
-        for name, value in prepared.values.items():
-            object.__setattr__(self, name, value)
-        prepared.progress.plans.captured = self._progress.plans.captured
-        self._progress = prepared.progress
-        self._version = object()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if self._turn.locked():
-            raise RuntimeError(_BUSY)
-        with self._turn:
-            yield
 
 
 def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...] | None:

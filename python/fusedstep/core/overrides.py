@@ -71,7 +71,9 @@ class Matching(NamedTuple):
         plan.set_hypers([self.layers[i].at(t) for i, t in rows], row_of, self.settings.values["skip_nonfinite"])
 
 
-def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashable], before: Matching | None) -> Matching:
+def match(
+    settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashable], before: Matching | None
+) -> Matching:
     """
     Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key.
 

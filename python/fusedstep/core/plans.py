@@ -88,4 +88,4 @@ def mark_of(params: Any) -> Hashable:
         return dict, len(params), next(iter(params), None), next(reversed(params), None)
     if isinstance(params, (list, tuple)):
         return list, len(params)
-    return type(params)
+    return type(params).__qualname__

@@ -33,7 +33,7 @@ def noise_id(key: Hashable) -> int:
 
 
 class Look(NamedTuple):
-    """What a plan has found out about a parameter; `device` is the number of a GPU or None, `order` that of its axes."""
+    """What a plan has found out about a parameter: `device` is a GPU's number or None, `order` that of the axes."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -45,8 +45,8 @@ class Progress:
     """
     Step counts and memory of a rule, in clocks that the engine advances; states and averages by key; and the plans.
 
-    A progress is replaced as a whole where arrays or keys change, so that a step which is interrupted leaves the old one
-    or the new one. What is exported is plain: ``{"t": {key: count}, "memory": {key: {name: number}}, "state": {key:
+    A progress is replaced as a whole where arrays or keys change, so that an interrupted step leaves the old one or the
+    new one. What is exported is plain: ``{"t": {key: count}, "memory": {key: {name: number}}, "state": {key:
     {name: array}}, "ema": {key: array}}``. The memory, numbers that a rule keeps from update to update, begins with the
     first update.
     """
@@ -57,6 +57,7 @@ class Progress:
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
         self.plans = Plans()
+        self.is_unused = False  # whether it was loaded, and no step has used it since
 
     @property
     def clocks(self) -> Array:
@@ -78,6 +79,14 @@ class Progress:
         """Set the step count of a parameter."""
         self.plans.leave()
         self._clocks[self.clock_of[key]]["t"] = t
+
+    def check_use(self, keys: Iterable[Hashable]) -> None:
+        """Refuse the keys of a step that would use nothing of what was loaded."""
+        if self.is_unused and not any(key in self.clock_of for key in keys):
+            raise ValueError(
+                f"params has the keys {listed(keys)}, expected some of {listed(self.clock_of)}, whose states were "
+                "loaded: rename them by keys= of load or load_state_dict, or make a new optimizer"
+            )
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
         """Return a copy with room for further parameters; the arrays in it are the same ones."""
