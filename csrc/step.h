@@ -70,6 +70,13 @@ struct Finding {
 };
 constexpr int64_t kNobody = -1;  // as an unsigned number the largest, where the search for a minimum begins
 
+// The sum of the squares of x / unit, over the elements x of a gradient. The unit is 1, or kLargeUnit where the squares
+// of finite doubles overflow.
+struct SquareSum {
+    double sum, unit;
+};
+constexpr double kLargeUnit = 0x1p600;
+
 // What surrounds the rule in a loop: each variant contains the ones before it. While arrays are in a cache, a loop that
 // contains less is faster.
 enum Variant : int32_t {

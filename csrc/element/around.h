@@ -48,16 +48,16 @@ struct Around {
                 double(begins)};
     }
 
-    // What a tensor contributes to the sum of squares over all tensors: sum_of_squares * (grad_scale / largest)^2,
+    // What a tensor contributes to the sum of squares over all tensors, in `unit`: its sum * (grad_scale / largest)^2,
     // where `largest` is the largest factor on a gradient of the step. Dividing by the largest factor keeps the sum in
-    // range; where all factors are equal the weight is exactly 1.
-    INLINE_HOST_DEVICE static double share(double grad_scale, double largest, double sum_of_squares) {
-        double weight = largest != 0 ? grad_scale / largest : 1;
-        return sum_of_squares * (weight * weight);
+    // range; where all factors are equal the weight is exactly 1. So is the ratio of units, unless squares overflow.
+    INLINE_HOST_DEVICE static double share(double grad_scale, double largest, const SquareSum& squares, double unit) {
+        double weight = largest != 0 ? grad_scale / largest : 1, ratio = squares.unit / unit;
+        return squares.sum * (weight * weight) * ratio * ratio;
     }
 
-    INLINE_HOST_DEVICE static double norm(double sum_of_squares, double scale) {
-        return root(sum_of_squares) * magnitude(scale);
+    INLINE_HOST_DEVICE static double norm(const SquareSum& squares, double scale) {
+        return root(squares.sum) * magnitude(scale) * squares.unit;
     }
 
     // The factor on a gradient, without clipping by a norm. It is negative where the loss is maximized.
@@ -67,10 +67,10 @@ struct Around {
     }
 
     // The factor on a gradient, with clipping by the norm of its tensor, or by the norm of all tensors.
-    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, double sum_of_squares,
+    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, const SquareSum& squares,
                                            double norm_of_all) {
         double own = scale(h, step_scale), coefficient = 1;
-        if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
+        if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(squares, own), h.clip_norm);
         if (h.clip_global_norm < HUGE_VAL)
             coefficient = norm_of_all < HUGE_VAL ? h.clip_global_norm / larger(norm_of_all, h.clip_global_norm)
                                                  : norm_of_all - norm_of_all;  // NaN

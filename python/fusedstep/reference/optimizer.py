@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from numbers import Real
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -131,11 +131,22 @@ def reduced(x: Any) -> float:
             return float(x.sum())
 
 
-def sum_of_squares(g: Any) -> float:
+class SquareSum(NamedTuple):
+    """The sum of the squares of x / unit. The unit is 2^600 where squares of finite numbers overflow, otherwise 1."""
+
+    sum: float = 0.0
+    unit: float = 1.0
+
+
+def sum_of_squares(g: Any) -> SquareSum:
     """Return the sum of the squares of a gradient, in float64."""
     with float_mode(g.dtype):
         x = widened(g.reshape(-1)).astype(np.float64)
-        return reduced(x * x)
+        total = SquareSum(reduced(x * x))
+        if total.sum == math.inf and np.isfinite(x).all():
+            x = x * 2.0**-600
+            total = SquareSum(reduced(x * x), 2.0**600)
+        return total
 
 
 @dataclass(frozen=True)
@@ -201,7 +212,7 @@ class Optimizer:
         params, found = items(params), items(grads)
         grads = {key: found[key] for key in params if found.get(key) is not None}
         h = {key: self.at(key) for key in grads}
-        sums, norm = dict.fromkeys(grads, 0.0), None
+        sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
             sums = {key: sum_of_squares(g) for key, g in grads.items()}
             norm = self.norm(h, grad_scale, sums)
@@ -219,7 +230,7 @@ class Optimizer:
         return self.clip_norm is not None or self.clip_global_norm is not None
 
     @staticmethod
-    def norm(h: dict[Hashable, Any], grad_scale: float, sums: dict[Hashable, float]) -> float:
+    def norm(h: dict[Hashable, Any], grad_scale: float, sums: dict[Hashable, SquareSum]) -> float:
         """
         Return the norm of all gradients, each times its factor; `sums` are their sums of squares, in order.
 
@@ -228,16 +239,21 @@ class Optimizer:
         with float_mode(np.float64):
             largest = max((abs(each.grad_scale) for each in h.values()), default=0.0)
             weights = {key: each.grad_scale / largest if largest else 1.0 for key, each in h.items()}
-            total = reduced(np.array([sums[key] * (weights[key] * weights[key]) for key in h]))
-            return math.sqrt(total) * float(abs(largest * grad_scale))
+            for unit in (1.0, 2.0**600):  # the larger unit is for sums that overflow
+                ratios = {key: sums[key].unit / unit for key in h}
+                shares = [sums[key].sum * (weights[key] * weights[key]) * ratios[key] * ratios[key] for key in h]
+                total = reduced(np.array(shares))
+                if total != math.inf:
+                    break
+            return math.sqrt(total) * float(abs(largest * grad_scale)) * unit
 
     @staticmethod
-    def factor(h: Any, grad_scale: float, sum_of_squares: float, norm: float | None) -> float:
+    def factor(h: Any, grad_scale: float, squares: SquareSum, norm: float | None) -> float:
         """Return the factor on a gradient, from the gradient's own sum of squares and the norm of all gradients."""
         scale, coefficient = h.grad_scale * grad_scale, 1.0
         with float_mode(np.float64):
             if h.clip_norm is not None:
-                own = math.sqrt(sum_of_squares) * abs(scale)
+                own = math.sqrt(squares.sum) * abs(scale) * squares.unit
                 coefficient = h.clip_norm / float(larger(own, h.clip_norm))
             if h.clip_global_norm is not None and norm is not None:
                 limit = h.clip_global_norm
