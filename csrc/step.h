@@ -8,9 +8,9 @@ namespace fusedstep {
 
 constexpr int kMaxStates = 4;
 constexpr int kMaxMemory = 4;
-constexpr int kMaxHypers = 25;       // hyperparameters of a rule, then those around it
+constexpr int kMaxHypers = 28;       // hyperparameters of a rule, then those around it
 constexpr int kMaxRuleScalars = 10;  // scalars of a rule; the scalars around it follow
-constexpr int kMaxScalars = 20;
+constexpr int kMaxScalars = 22;
 
 // The arrays of a tensor.
 enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
@@ -82,7 +82,7 @@ constexpr double kLargeUnit = 0x1p600;
 enum Variant : int32_t {
     kPlain,     // the rule alone
     kDecayed,   // a factor on the gradient, and weight decay
-    kClipped,   // also clipping by value, and L1
+    kClipped,   // also clipping by value, L1, and bounds of the parameters
     kAveraged,  // also the average of the parameters
     kVariants
 };

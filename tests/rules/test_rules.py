@@ -22,6 +22,7 @@ SHARED = {
     "clip_global_norm": None,
     "maximize": False,
     "l1": 0.0,
+    "bounds": None,
     "weight_decay": 0.0,
     "decoupled": False,
     "ema": None,

@@ -20,7 +20,7 @@ from fusedstep.schedules.description import remember
 from . import snapshot
 from .arrays import Array, copied, fill, is_on_gpu
 from .attributes import Attributes, Average
-from .hyperparameters import Scheduled, check, evaluated, on_host
+from .hyperparameters import Bounds, Scheduled, check, evaluated, on_host
 from .overrides import Matching, match
 from .progress import Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
@@ -38,8 +38,9 @@ class Optimizer(Attributes):
 
     A step does the following to every element, in this order, as far as it is asked for: the gradient is multiplied by
     `grad_scale`, clipped by a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule
-    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter;
-    the average is updated, and the gradient is zeroed. All of this happens in one pass over memory.
+    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter,
+    which is kept within `bounds`; the average is updated, and the gradient is zeroed. All of this happens in one pass
+    over memory.
 
     Parameters
     ----------
@@ -59,6 +60,9 @@ class Optimizer(Attributes):
         Hutter 2019, "Decoupled weight decay regularization").
     decoupled : bool
         Whether `weight_decay` bypasses the rule.
+    bounds : (float or None, float or None) or None
+        Lowest and highest value of a parameter after an update: what is beyond becomes the bound, and NaN stays NaN.
+        None is no bound.
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
@@ -117,6 +121,7 @@ class Optimizer(Attributes):
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
+    bounds: Bounds | None = None
     ema: Average = Average()  # noqa: RUF009 (a descriptor, the same for all instances)
     zero_grad: bool = False
     skip_nonfinite: bool = False

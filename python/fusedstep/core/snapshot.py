@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 Names = Literal["fusedstep", "torch"]
+_LATER = {"bounds": None}  # hyperparameters that versions after 0.1.0 have added, with the values they had before
 
 
 class Prepared(NamedTuple):
@@ -178,9 +179,13 @@ def upgraded(saved: Any) -> Any:
     Return a state dict of any version as one of this version.
 
     In version 0.1.0, there was ``"product": {key: number}``, which was 1 before the first update, where
-    ``"memory": {key: {"product": number}}`` is now.
+    ``"memory": {key: {"product": number}}`` is now, and the hyperparameters in `_LATER` were not known.
     """
-    if not isinstance(saved, Mapping) or "product" not in saved or "memory" in saved:
+    if not isinstance(saved, Mapping):
+        return saved
+    if isinstance(hyperparameters := saved.get("hyperparameters"), Mapping):
+        saved = {**saved, "hyperparameters": {**_LATER, **hyperparameters}}
+    if "product" not in saved or "memory" in saved:
         return saved
     products = {key: as_number(x, f"product[{key!r}]") for key, x in _mapping(saved["product"], "product").items()}
     memory = {key: {"product": x} for key, x in products.items() if x != 1}

@@ -98,6 +98,12 @@ def smaller(a: Any, b: Any) -> Any:
     return np.where((a < b) | (a != a), a, b)
 
 
+def limits(bounds: Any) -> tuple[float, float]:
+    """Return lower and upper bound; a side that is None has none."""
+    low, high = bounds
+    return -math.inf if low is None else float(low) + 0.0, math.inf if high is None else float(high) + 0.0
+
+
 def with_sign_of(x: Any, y: Any) -> Any:
     """Return sign(x)*y by selection: y, -y, +0 for both zeros, or NaN."""
     return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
@@ -170,6 +176,7 @@ class Optimizer:
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
+    bounds: tuple[float | None, float | None] | None = None
     ema: Any = None  # an argument is the decay, which is kept as ema_decay; the attribute holds the averages by key
     zero_grad: bool = False
     skip_nonfinite: bool = False
@@ -290,6 +297,9 @@ class Optimizer:
             if decays and h.decoupled:
                 u = u + dec * x
             x = x - u
+            if h.bounds is not None:
+                low, high = (T(side) * T(1) for side in limits(h.bounds))  # the product flushes a subnormal number
+                x = smaller(larger(x, low), high)
             for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
