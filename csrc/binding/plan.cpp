@@ -215,8 +215,10 @@ bool Plan::check_arrays() {
         // Also of a parameter that was only recognised: the first one may have moved away from it.
         const int first = slots_.front().device;
         if ((slot.device == kHost) != (first == kHost)) refuse_device(param_name(i), slot.device, param_name(0), first);
-        grads_changed_ = grads_changed_ || slot.has_grad == grads_[i].is_none();
-        slot.has_grad = !grads_[i].is_none();
+        const bool frozen = !rows_.empty() && rows_[slot.row].frozen;
+        const bool has_grad = !grads_[i].is_none() && !frozen;
+        grads_changed_ = grads_changed_ || slot.has_grad != has_grad;
+        slot.has_grad = has_grad;
         if (!slot.has_grad) {
             grad = {};
             continue;
@@ -373,7 +375,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         for (int j = 0; j < rule_.hyper_count; ++j) values[j] = hypers[begin + j].value;
         const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule_.own_hyper_count);
         const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
-        rows_.push_back({around.averages(), around.zero_grad != 0, master});
+        rows_.push_back({around.averages(), around.zero_grad != 0, around.frozen != 0, master});
     }
     hypers_ = std::move(hypers);
     live_ = std::move(live);

@@ -71,7 +71,7 @@ private:
     };
     // What a row of hyperparameters asks for.
     struct Row {
-        bool averages, zero_grad;
+        bool averages, zero_grad, frozen;
         Type master;  // of half-precision parameters
     };
     class Turn;  // lets in one thread at a time

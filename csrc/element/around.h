@@ -13,12 +13,12 @@ using namespace fusedstep;
 struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled low high ema zero_grad "
-        "rounding_stochastic seed master";
+        "rounding_stochastic seed master frozen";
     // Clipping and bounds that are off have infinite limits, and an average that is off an infinite ema. The master is
-    // 0 (none), 1 (float32) or 2 (split).
+    // 0 (none), 1 (float32) or 2 (split). A plan gives engines no gradient of what is frozen.
     struct Hyper {
         double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, low, high,
-            ema, zero_grad, rounding_stochastic, seed, master;
+            ema, zero_grad, rounding_stochastic, seed, master, frozen;
 
         INLINE_HOST_DEVICE bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
         INLINE_HOST_DEVICE bool bounds() const { return low > -HUGE_VAL || high < HUGE_VAL; }

@@ -27,6 +27,7 @@ SHARED = {
     "decoupled": False,
     "ema": None,
     "zero_grad": False,
+    "frozen": False,
     "skip_nonfinite": False,
     "state_dtype": "float32",
     "master_weights": False,

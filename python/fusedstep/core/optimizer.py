@@ -70,6 +70,9 @@ class Optimizer(Attributes):
         ``optimizer.ema = 0.99`` changes. An average that is switched off and on again goes on from where it was.
     zero_grad : bool
         Whether gradients are set to 0 once they have been read, also in a step that `skip_nonfinite` skips.
+    frozen : bool
+        Whether a parameter takes no part in a step, as if it had no gradient: its states and its step count stay, and
+        its gradient counts neither in a norm nor for `skip_nonfinite`. For single parameters, by `overrides`.
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
         they are. The gradients are read once more for this, as for a norm.
@@ -124,6 +127,7 @@ class Optimizer(Attributes):
     bounds: Bounds | None = None
     ema: Average = Average()  # noqa: RUF009 (a descriptor, the same for all instances)
     zero_grad: bool = False
+    frozen: bool = False
     skip_nonfinite: bool = False
     state_dtype: Literal["float32", "same"] = "float32"
     master_weights: Literal[False, True, "split"] = False
@@ -269,8 +273,9 @@ class Optimizer(Attributes):
         progress = self._progress.extended(keys)
         counts = progress.t
         for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
-            if look is not None:
-                values, start = self._matching.layers[i].values, dict.fromkeys(rule.states, 0.0)
+            values = self._matching.layers[i].values
+            if look is not None and not values["frozen"]:
+                start = dict.fromkeys(rule.states, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
                     start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]

@@ -34,7 +34,10 @@ __all__ = [
 ]
 
 Names = Literal["fusedstep", "torch"]
-_LATER = {"bounds": None}  # hyperparameters that versions after 0.1.0 have added, with the values they had before
+_LATER = {
+    "bounds": None,
+    "frozen": False,
+}  # hyperparameters that versions after 0.1.0 have added, with the values they had before
 
 
 class Prepared(NamedTuple):

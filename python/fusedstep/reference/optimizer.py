@@ -179,6 +179,7 @@ class Optimizer:
     bounds: tuple[float | None, float | None] | None = None
     ema: Any = None  # an argument is the decay, which is kept as ema_decay; the attribute holds the averages by key
     zero_grad: bool = False
+    frozen: bool = False
     skip_nonfinite: bool = False
     state_dtype: str = "float32"
     master_weights: Any = False
@@ -217,7 +218,7 @@ class Optimizer:
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
         params, found = items(params), items(grads)
-        grads = {key: found[key] for key in params if found.get(key) is not None}
+        grads = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
