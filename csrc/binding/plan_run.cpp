@@ -73,7 +73,8 @@ py::object Plan::run(const Engine& engine, const Request& asked) {
 
     Request request = asked;
     request.skips_nonfinite = skip_nonfinite_;
-    const Outcome outcome = without_gil(session_->traffic(), [&] { return session_->run(request); });
+    Outcome outcome;
+    without_gil(session_->traffic(), [&] { outcome = session_->run(request); });
     tensors_changed_ = false;
     if (auto* found = std::get_if<Finding>(&outcome)) return told(*found);
     if (auto* ticket = std::get_if<Ticket>(&outcome)) return py::cast(PendingFinding(session_, *ticket));
@@ -108,17 +109,13 @@ std::vector<Stream> Plan::streams_of(py::handle stream) const {
 
 py::tuple PendingFinding::read() const {
     Finding found;
-    {
-        py::gil_scoped_release release;
-        found = session_->read(ticket_);
-    }
+    without_gil([&] { found = session_->read(ticket_); });
     return told(found);
 }
 
 void Plan::wait() {
     const std::shared_ptr<Session> session = session_;
-    py::gil_scoped_release release;
-    if (session) session->wait();
+    if (session) without_gil([&] { session->wait(); });
 }
 
 void Plan::refresh() {
@@ -131,10 +128,7 @@ void Plan::refresh() {
                 "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
                 "it, as a schedule does, must be on the GPU too");
     std::vector<Clock> clocks(slots_.size());
-    {
-        py::gil_scoped_release release;
-        session->read_clocks(clocks);
-    }
+    without_gil([&] { session->read_clocks(clocks); });
     for (size_t i = 0; i < clocks.size(); ++i) *slots_[i].clock = clocks[i];
 }
 
