@@ -109,8 +109,9 @@ void Plan::check_identity(py::handle params) {
             return look(as_array(array, param_name(i)), param_name(i), Use::kRead, {}, &foreign_).data;
         };
         if (i >= again.size() || data(again[i]) != data(params_[i]))
-            throw py::value_error(param_name(i).text() +
-                                  " is a new array each time it is asked for, expected the same one: dict(params), say");
+            throw py::value_error(
+                param_name(i).text() +
+                " is a new array each time it is asked for, expected the same one: dict(params), say");
     }
 }
 
@@ -212,8 +213,10 @@ bool Plan::check_arrays() {
         Tensor& tensor = tensors_[i];
         Slot& slot = slots_[i];
         View& param = tensor.views[kParam];
-        grads_changed_ = grads_changed_ || slot.has_grad == grads_[i].is_none();
-        slot.has_grad = !grads_[i].is_none();
+        const bool frozen = !rows_.empty() && rows_[slot.row].frozen;
+        const bool has_grad = !grads_[i].is_none() && !frozen;
+        grads_changed_ = grads_changed_ || slot.has_grad != has_grad;
+        slot.has_grad = has_grad;
         if (!slot.has_grad) {
             tensor.views[kGrad] = {};
             if (tensor.has(kParam) && !param.is_still(params_[i], kWriteable)) forget(i);
@@ -366,7 +369,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         for (int j = 0; j < rule_.hyper_count; ++j) values[j] = hypers[begin + j].value;
         const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule_.own_hyper_count);
         const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
-        rows_.push_back({around.averages(), around.zero_grad != 0, master});
+        rows_.push_back({around.averages(), around.zero_grad != 0, around.frozen != 0, master});
     }
     hypers_ = std::move(hypers);
     live_ = std::move(live);

@@ -32,8 +32,9 @@ public:
 
     const py::list& keys() const { return tree_.keys(); }
 
-    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device, order) if it takes part, else
-    // None; the device is the number of a GPU, or None, and the order that of the axes, the slowest in memory first.
+    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device, order) if it takes part,
+    // else None; the device is the number of a GPU, or None, and the order that of the axes, the slowest in memory
+    // first.
     py::list check(py::object params, py::object grads);
 
     // Take over what belongs to each tensor: in `kept` a tuple of its states, its average and its master, with None for
@@ -82,7 +83,7 @@ private:
     };
     // What a row of hyperparameters asks for.
     struct Row {
-        bool averages, zero_grad;
+        bool averages, zero_grad, frozen;
         Type master;  // of half-precision parameters
     };
     class Turn;  // lets in one thread at a time
@@ -136,8 +137,8 @@ private:
     std::vector<std::shared_ptr<Session>> captured_;  // sessions before this one that a graph may still use
     // Since the session was told.
     bool tensors_changed_ = true, grads_changed_ = true, grads_moved_ = false, hypers_changed_ = true;
-    std::vector<int> devices_;                                                    // the GPUs of the session
-    Foreigners foreign_;                                                          // arrays of the step that is running
+    std::vector<int> devices_;  // the GPUs of the session
+    Foreigners foreign_;        // arrays of the step that is running
 };
 
 // A call in which the plan works. A second call meanwhile, from another thread, is an error. The arrays of the call are

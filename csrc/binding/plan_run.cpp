@@ -87,7 +87,7 @@ py::object Plan::run(const Engine& engine, const Request& asked, const Commitmen
     if (commitment) before = commitment->exchange();
     Outcome outcome;
     try {
-        outcome = without_gil(session_->traffic(), [&] { return session_->run(request); });
+        without_gil(session_->traffic(), [&] { outcome = session_->run(request); });
     } catch (...) {  // before anything was written
         if (commitment) Commitment{commitment->owner, commitment->name, before}.exchange();
         throw;
@@ -126,10 +126,7 @@ std::vector<Stream> Plan::streams_of(py::handle stream) const {
 
 py::tuple PendingFinding::read() const {
     Finding found;
-    {
-        py::gil_scoped_release release;
-        found = session_->read(ticket_);
-    }
+    without_gil([&] { found = session_->read(ticket_); });
     return told(found);
 }
 
@@ -140,8 +137,7 @@ void Plan::leave() {
 
 void Plan::wait() {
     const std::shared_ptr<Session> session = session_;
-    py::gil_scoped_release release;
-    if (session) session->wait();
+    if (session) without_gil([&] { session->wait(); });
 }
 
 void Plan::refresh() {
@@ -154,10 +150,7 @@ void Plan::refresh() {
                 "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
                 "it, as a schedule does, must be on the GPU too");
     std::vector<Clock> clocks(slots_.size());
-    {
-        py::gil_scoped_release release;
-        session->read_clocks(clocks);
-    }
+    without_gil([&] { session->read_clocks(clocks); });
     for (size_t i = 0; i < clocks.size(); ++i) *slots_[i].clock = clocks[i];
 }
 

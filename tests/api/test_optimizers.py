@@ -216,7 +216,7 @@ def test_repr_and_positional_rate():
     assert fs.SGD(0.5).lr == 0.5
     assert repr(fs.SGD(0.5, ema=0.9, overrides={"b": {"lr": 1}})) == (
         "SGD(grad_scale=1.0, clip_value=None, clip_norm=None, clip_global_norm=None, maximize=False, l1=0.0, "
-        "weight_decay=0.0, decoupled=False, ema=0.9, zero_grad=False, skip_nonfinite=False, "
+        "weight_decay=0.0, decoupled=False, bounds=None, ema=0.9, zero_grad=False, frozen=False, skip_nonfinite=False, "
         "state_dtype='float32', master_weights=False, rounding='nearest', seed=0, "
         "overrides=mappingproxy({'b': mappingproxy({'lr': 1.0})}), lr=0.5)"
     )

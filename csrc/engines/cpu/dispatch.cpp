@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 
 #include "element/float_mode.h"
 #include "element/norm.h"
@@ -26,7 +25,7 @@ namespace {
 
 constexpr int64_t kBytesToFork = 1 << 20;     // a smaller step is made by the caller's thread alone
 constexpr int64_t kBytesPerPart = 256 << 10;  // a thread with less to do costs more time than it saves
-constexpr int64_t kBatch = 64;  // blocks of a gradient that are collected before their squares are added
+constexpr int64_t kBatch = 64;                // blocks of a gradient that are collected before their squares are added
 constexpr int64_t kBatchBytes = kBatch * kBlock * sizeof(double);
 constexpr int64_t kZeroChunk = 2048;  // elements after which a gradient is zeroed, while it is in the nearest cache
 
@@ -61,6 +60,18 @@ void collect(const Kernels& kernels, const Gathering& what, void* tile) {
     const Types& types = what.slot->types;
     kernels.gather[types.param == kFloat64][types.grad](what, tile);
 }
+
+}  // namespace
+
+void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
+    const int64_t width = kItemSize[computed_in(slot.types.param)];
+    each_box(slot, begin, end, kTileBytes / width, [&](int row_axis, const Box& box) {
+        collect(current_kernels(), {&slot, row_axis, box, box.pitch},
+                static_cast<char*>(to) + (box.first - begin) * width);
+    });
+}
+
+namespace {
 
 // One step, as its threads share it: the elements of all tensors in a row, cut by bytes.
 struct Step {
@@ -148,8 +159,8 @@ struct Step {
 struct Squares {
     const Kernels& kernels;
     std::span<const Slot* const> slots;
-    double* sums;        // one for each block
-    char* batches;       // room for a batch of blocks in each part, where a gradient is collected
+    double* sums;   // one for each block
+    char* batches;  // room for a batch of blocks in each part, where a gradient is collected
     int64_t blocks;
     int parts;
 
@@ -178,12 +189,9 @@ struct Squares {
     // The sums of squares of the blocks [begin, end) of a gradient that is collected, batch by batch.
     void gather(const Slot& slot, int64_t begin, int64_t end, double* sums_of_slot, char* batch) const {
         const Type type = computed_in(slot.types.param);
-        const int64_t width = kItemSize[type];
         for (int64_t b = begin; b < end; b += kBatch) {
             const int64_t first = b * kBlock, last = std::min(std::min(b + kBatch, end) * kBlock, slot.size);
-            each_box(slot, first, last, kTileBytes / width, [&](int row_axis, const Box& box) {
-                collect(kernels, {&slot, row_axis, box, box.pitch}, batch + (box.first - first) * width);
-            });
+            read_gradient(slot, first, last, batch);
             kernels.square[type](batch, last - first, 0, blocks_of(last - first), sums_of_slot + b);
         }
     }
@@ -242,25 +250,6 @@ void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     const int parts = parts_of(bytes);
     std::vector<char> batches(gathers ? std::max(parts, 1) * kBatchBytes : 0);
     run(Squares{current_kernels(), slots, sums, batches.data(), blocks, parts});
-}
-
-bool all_finite(const Slot& slot) {
-    const Kernels& kernels = current_kernels();
-    const Type type = computed_in(slot.types.param);
-    auto are_finite = [](const auto* x, int64_t n) {
-        return std::all_of(x, x + n, [](auto y) { return std::isfinite(y); });
-    };
-    FloatMode mode;
-    set_mode(mode, type);
-    Tile tile;
-    bool finite = true;
-    each_box(slot, 0, slot.size, kTileBytes / kItemSize[type], [&](int row_axis, const Box& box) {
-        collect(kernels, {&slot, row_axis, box, box.count}, tile.bytes);
-        const int64_t n = box.rows * box.count;
-        finite = finite && (type == kFloat64 ? are_finite(reinterpret_cast<const double*>(tile.bytes), n)
-                                             : are_finite(reinterpret_cast<const float*>(tile.bytes), n));
-    });
-    return finite;
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {

@@ -255,10 +255,9 @@ constexpr auto gather_of() {
 namespace fusedstep {
 
 extern const Kernels KERNELS(FUSEDSTEP_ISA);
-const Kernels KERNELS(FUSEDSTEP_ISA) = {
-    QUOTE(FUSEDSTEP_ISA),
-    kKernels,
-    {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
-    {FUSEDSTEP_TYPES(SQUARE)}};
+const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA),
+                                        kKernels,
+                                        {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
+                                        {FUSEDSTEP_TYPES(SQUARE)}};
 
 }  // namespace fusedstep

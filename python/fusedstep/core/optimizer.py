@@ -16,7 +16,7 @@ from fusedstep import _cpu
 from .arrays import Array, is_on_gpu
 from .attributes import Average
 from .containers import Bound, renamed
-from .hyperparameters import Scheduled, check, evaluated
+from .hyperparameters import Bounds, Scheduled, check, evaluated
 from .overrides import Matching, Settings, match
 from .plans import Planned, mark_of
 from .progress import Look, Progress, noise_id
@@ -36,8 +36,9 @@ class Optimizer(Stateful):
 
     A step does the following to every element, in this order, as far as it is asked for: the gradient is multiplied by
     `grad_scale`, clipped by a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule
-    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter;
-    the average is updated, and the gradient is zeroed. All of this happens in one pass over memory.
+    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter,
+    which is kept within `bounds`; the average is updated, and the gradient is zeroed. All of this happens in one pass
+    over memory.
 
     Parameters
     ----------
@@ -57,6 +58,9 @@ class Optimizer(Stateful):
         Hutter 2019, "Decoupled weight decay regularization").
     decoupled : bool
         Whether `weight_decay` bypasses the rule.
+    bounds : (float or None, float or None) or None
+        Lowest and highest value of a parameter after an update: what is beyond becomes the bound, and NaN stays NaN.
+        None is no bound.
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
@@ -64,6 +68,9 @@ class Optimizer(Stateful):
         ``optimizer.ema = 0.99`` changes. An average that is switched off and on again goes on from where it was.
     zero_grad : bool
         Whether gradients are set to 0 once they have been read, also in a step that `skip_nonfinite` skips.
+    frozen : bool
+        Whether a parameter takes no part in a step, as if it had no gradient: its states and its step count stay, and
+        its gradient counts neither in a norm nor for `skip_nonfinite`. For single parameters, by `overrides`.
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
         they are. The gradients are read once more for this, as for a norm.
@@ -115,8 +122,10 @@ class Optimizer(Stateful):
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
+    bounds: Bounds | None = None
     ema: Average = Average()  # noqa: RUF009 (a descriptor, the same for all instances)
     zero_grad: bool = False
+    frozen: bool = False
     skip_nonfinite: bool = False
     state_dtype: Literal["float32", "same"] = "float32"
     master_weights: Literal[False, True, "split"] = False
@@ -293,7 +302,11 @@ class Optimizer(Stateful):
     ) -> Progress:
         """Return a progress with all that the parameters of a step need: the present one, if it has all."""
         layers = [matching.layers[i] for i in matching.layer_of]
-        taking_part = [(key, look, layer) for key, look, layer in zip(keys, looks, layers, strict=True) if look]
+        taking_part = [
+            (key, look, layer)
+            for key, look, layer in zip(keys, looks, layers, strict=True)
+            if look and not layer.values["frozen"]
+        ]
         wanted = {
             key: (layer.values["state_dtype"], layer.values["ema"] is not None, layer.values["master_weights"])
             for key, _, layer in taking_part

@@ -193,6 +193,12 @@ class Progress:
         counts = self.clocks["t"].tolist()
         return {key: counts[i] for key, i in self.clock_of.items()}
 
+    def labelled(self) -> dict[str, Array]:
+        """Return all states and averages, by what messages call them."""
+        states = {(key, name): array for key, some in self.state.items() for name, array in some.items()}
+        found = {f"state[{key!r}][{name!r}]": array for (key, name), array in states.items()}
+        return found | {f"ema[{key!r}]": array for key, array in self.ema.items()}
+
     def export(self, rule: _cpu.Rule) -> dict[str, dict[Hashable, Any]]:
         """Return plain values and the arrays themselves; states of `rule` that are yet to be made are 0."""
         state = {}
