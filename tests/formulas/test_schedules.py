@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import fusedstep as fs
 from fusedstep import schedules as s
+from fusedstep.schedules.trigonometry import cos_pi
 from tests.formulas.schedules import EXAMPLES, INF, NAMES, describe, memories, observed, rebuilt, some
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
@@ -237,7 +238,7 @@ def test_the_length_of_a_period_is_a_power():
     tau = 250.0
     for length in lengths[:-1]:
         tau -= length
-    assert s.cosine_restarts(1, 10, x)(250) == 0.5 * (1 + math.cos(math.pi * tau / lengths[-1]))
+    assert s.cosine_restarts(1, 10, x)(250) == 0.5 * (1 + cos_pi(tau / lengths[-1]))
 
 
 @pytest.mark.parametrize("t_mul", [1, 1.5, 7])

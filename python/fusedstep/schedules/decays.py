@@ -1,6 +1,5 @@
 """Schedules that are formulas: steps, decays and cosines."""
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Literal
 from fusedstep.core.hyperparameters import rational_power
 
 from .schedule import Boundary, Schedule, one_more
+from .trigonometry import cos_pi
 
 __all__ = [
     "cosine",
@@ -253,7 +253,7 @@ class cosine(Schedule):
     def _at(self, done: int) -> float:
         if self.after == "hold":
             done = min(done, self.steps)
-        return self.lr * ((1 - self.alpha) / 2 * (1 + math.cos(math.pi * done / self.steps)) + self.alpha)
+        return self.lr * ((1 - self.alpha) / 2 * (1 + cos_pi(done / self.steps)) + self.alpha)
 
 
 @dataclass(frozen=True)
@@ -305,4 +305,4 @@ class cosine_restarts(Schedule):
     def _at(self, done: int) -> float:
         i, tau, length = self._period(done)
         amplitude = (1 - self.alpha) * _power(self.m_mul, i) / 2
-        return self.lr * (amplitude * (1 + math.cos(math.pi * tau / length)) + self.alpha)
+        return self.lr * (amplitude * (1 + cos_pi(tau / length)) + self.alpha)
