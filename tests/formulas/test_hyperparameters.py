@@ -122,9 +122,9 @@ def test_a_schedule_switches_nothing_off(name, at):
 def test_hyperparameters_that_are_set_during_a_step_hold_in_the_next(monkeypatch):
     """Another thread, or a schedule, may set a hyperparameter while a step is being made."""
     p, g = {"w": np.zeros(3)}, {"w": np.ones(3)}
-    optimizer, hypers = fs.SGD(lr=1.0), overrides.rule_hypers
+    optimizer, layer = fs.SGD(lr=1.0), overrides.Layer
     with monkeypatch.context() as patch:
-        patch.setattr(overrides, "rule_hypers", lambda *args: setattr(optimizer, "lr", 8.0) or hypers(*args))
+        patch.setattr(overrides, "Layer", lambda *args: setattr(optimizer, "lr", 8.0) or layer(*args))
         optimizer.step(p, g)
     p["w"][:] = 0
     optimizer.step(p, g)

@@ -1,13 +1,14 @@
 """Hyperparameters as attributes of an optimizer: checked when they are set, and what a class says of them."""
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import cache
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 from fusedstep import _cpu
 
 from .arrays import is_on_gpu
-from .hyperparameters import CLIPS, RANGES, Range, Scheduled, arguments, check, check_clips, declared
+from .hyperparameters import CLIPS, RANGES, Range, Recipe, Scheduled, arguments, check, check_clips, declared, recipes
 from .overrides import Settings
 from .progress import Averages, Progress
 
@@ -52,8 +53,8 @@ class Attributes:
         value = self._checked(name, value)
         if name in CLIPS:
             check_clips({clip: getattr(self, clip) for clip in CLIPS} | {name: value})
-        if self._ready and (self.overrides or name == "overrides"):
-            self._settings_with(**{name: value})  # refuses a value that clashes with an override
+        if self._ready and (name == "overrides" or (self.overrides and name in self._structural())):
+            self._check_overrides(self._settings_with(**{name: value}))
         object.__setattr__(self, name, value)
         self._changed = True
         self._stale = True  # last, lest a step in another thread miss it
@@ -103,18 +104,26 @@ class Attributes:
         }
 
     def _settings_with(self, **changes: Any) -> Settings:
-        """Return the present hyperparameters, with changes, or refuse overrides that do not fit to them."""
+        """Return the present hyperparameters, with changes."""
         values = self._values() | changes
-        settings = Settings(values, values["overrides"], self._rule(values), self.ranges, self.derived)
+        overrides, rule = values.pop("overrides"), self._rule(values)
+        return Settings(values, overrides, rule, self.ranges, self._recipes(rule))
+
+    def _check_overrides(self, settings: Settings) -> None:
+        """Refuse overrides that ask for another rule than the other hyperparameters, or for a second way to clip."""
         for key in settings.overrides:
-            own = settings.under((key,))
+            own = settings.values | settings.own((key,))
             check_clips(own, f"overrides[{key!r}]: ")
             if (rule := self._rule(own)) != settings.rule:
                 raise ValueError(
                     f"overrides[{key!r}] asks for the rule {rule}, expected hyperparameters of {settings.rule} like "
                     "the others"
                 )
-        return settings
+
+    @classmethod
+    def _structural(cls) -> set[str]:
+        """Return the hyperparameters that may clash with those of overrides."""
+        return {*CLIPS}.union(*cls.other_rules.values())
 
     # The rule that hyperparameters ask for.
 
@@ -125,6 +134,11 @@ class Attributes:
 
     def _present_rule(self) -> _cpu.Rule:
         return _cpu.rules[self._settings_with().rule]
+
+    @classmethod
+    @cache
+    def _recipes(cls, rule: str) -> tuple[Recipe, ...]:
+        return recipes(_cpu.rules[rule].hypers, declared(cls), cls.derived)
 
     @classmethod
     def _rules(cls) -> list[_cpu.Rule]:

@@ -2,11 +2,11 @@
 
 import decimal
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
 
 from .arrays import as_array, is_on_gpu, to_host
 
@@ -15,6 +15,7 @@ __all__ = [
     "INF",
     "RANGES",
     "Range",
+    "Recipe",
     "Scheduled",
     "arguments",
     "check",
@@ -25,7 +26,7 @@ __all__ = [
     "on_host",
     "range_of",
     "rational_power",
-    "rule_hypers",
+    "recipes",
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
@@ -183,39 +184,46 @@ def evaluated(values: Mapping[str, Any], done: int, ranges: Mapping[str, Range] 
     return found
 
 
-def rule_hypers(
-    names: tuple[str, ...], values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]
-) -> list[Any]:
+class Recipe(NamedTuple):
+    """How a rule's hyperparameter follows from those of a class."""
+
+    fields: tuple[str, ...]  # the hyperparameters of the class that have a part in it
+    value: Callable[[Mapping[str, Any]], Any]  # takes the hyperparameters by name; what is on a GPU stays there
+
+
+def recipes(
+    names: tuple[str, ...], known: Collection[str], derived: Mapping[str, Callable[..., float]]
+) -> tuple[Recipe, ...]:
     """
-    Return the values of the hyperparameters that a rule calls `names`.
+    Return the recipes of the hyperparameters that a rule calls `names`.
 
     Parameters
     ----------
     names : tuple of str
         A dialect of a rule is a hyperparameter too: `eps_inside` is eps where `eps_mode` is "inside" and otherwise 0,
         `velocity_step` is 1 where `velocity` is "step" and otherwise 0.
-    values : mapping
-        The hyperparameters of a class, with the values of schedules. None means infinity. What is on a GPU stays there.
+    known : collection of str
+        The hyperparameters of the class.
     derived : mapping
         Name -> a function that computes the value from hyperparameters of the class, which its arguments name.
     """
-    return [_rule_hyper(name, values, derived) for name in names]
+    return tuple(_recipe(name, known, derived) for name in names)
 
 
-def _rule_hyper(name: str, values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]) -> Any:
-    if name in values:
-        value = values[name]
-        return INF if value is None else _plain(value)
+def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..., float]]) -> Recipe:
+    if name in known:
+        return Recipe((name,), lambda values: _plain(values[name]))
     if name == "master":
-        return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
+        numbers = {False: 0.0, True: 1.0, "split": 2.0}
+        return Recipe(("master_weights",), lambda values: numbers[values["master_weights"]])
     if name in derived:
-        function = derived[name]
-        return function(**{field: values[field] for field in arguments(function)})
+        fields = arguments(derived[name])
+        return Recipe(fields, lambda values: derived[name](*(values[field] for field in fields)))
     field, _, choice = name.rpartition("_")
     mode = f"{field}_mode"
-    if mode not in values:
-        return float(values[field] == choice)
-    return _plain(values[field]) if values[mode] == choice else 0.0
+    if mode not in known:
+        return Recipe((field,), lambda values: float(values[field] == choice))
+    return Recipe((field, mode), lambda values: _plain(values[field]) if values[mode] == choice else 0.0)
 
 
 def arguments(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -224,6 +232,9 @@ def arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a number as the engine takes it: None, which switches an option off, is infinity."""
+    if value is None:
+        return INF
     return float(value) if isinstance(value, (int, float)) else value
 
 

@@ -133,7 +133,8 @@ class Optimizer(Attributes):
         self._captured: list[_cpu.Plan] = []  # plans of earlier steps that CUDA graphs may repeat
         self._pending = Pendings()
         self._settings = self._settings_with()
-        self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
+        self._check_overrides(self._settings)
+        self._matching = Matching.of_nothing(self._settings)
         self._clock_index = np.zeros(0, np.int64)  # index of the clock of each tensor of the plan
         self._stale = self._changed = True
         self._ready = True
@@ -262,10 +263,10 @@ class Optimizer(Attributes):
         self._match(keys)
 
         progress = self._progress.extended(keys)
-        counts = progress.t
+        counts, values_of = progress.t, self._matching.values()
         for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
             if look is not None:
-                values, start = self._matching.layers[i].values, dict.fromkeys(rule.states, 0.0)
+                values, start = values_of[i], dict.fromkeys(rule.states, 0.0)
                 if self.accumulator:
                     name = "initial_accumulator"
                     start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
