@@ -29,6 +29,7 @@ A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint afte
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fusedstep.core.overrides import where
 from fusedstep.core.result import Result
 from fusedstep.core.settings import info, set_num_threads, use_isa
 
@@ -53,6 +54,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "use_isa",
+    "where",
 ]
 __all__ += optimizers.__all__
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from fusedstep.core.arrays import Array, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
+from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
 from fusedstep.core.snapshot import described
 
@@ -200,6 +201,10 @@ def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, 
 
 
 def _encoded(key: Hashable) -> Any:
+    if isinstance(key, where):
+        condition = key.condition
+        function = {"function": condition.name, "place": condition.place} if isinstance(condition, Noted) else None
+        return {"where": function or _encoded(condition), "optional": key.optional}
     if isinstance(key, tuple):
         return [_encoded(part) for part in key]
     if isinstance(key, Integral) and not isinstance(key, bool):
@@ -214,6 +219,10 @@ def _pairs(mapping: Mapping[Hashable, Any]) -> list[list[Any]]:
 
 
 def _decoded(key: Any) -> Hashable:
+    if isinstance(key, dict):
+        condition = key["where"]
+        function = Noted(condition["function"], condition["place"]) if isinstance(condition, dict) else None
+        return where(function or _decoded(condition), key["optional"])
     return tuple(_decoded(part) for part in key) if isinstance(key, list) else key
 
 

@@ -1,6 +1,7 @@
 """Overrides: which parameters they concern, and that a change reaches every row of the table that it concerns."""
 
 import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -77,3 +78,137 @@ def test_a_value_that_clashes_with_an_override_is_refused_when_it_is_set():
         with pytest.raises(ValueError, match=message):
             setattr(opt, name, value)
         assert getattr(opt, name) == before
+
+
+# Functions, and what may fit none.
+
+
+def is_vector(key, p):
+    return p.ndim < 2
+
+
+def params_and_grads():
+    shapes = {"w": (3, 2), "b": (2,), "head/w": (2, 2), "head/b": (2,)}
+    return ({key: np.ones(shape) for key, shape in shapes.items()} for _ in range(2))
+
+
+def test_a_function_finds_the_parameters():
+    params, grads = params_and_grads()
+    asked = []
+    function = fs.where(lambda key, p: asked.append((key, p)) or p.ndim < 2)
+    opt = fs.SGD(lr=1.0, overrides={"*": {"lr": 0.5}, function: {"lr": 0.25}, "head/*": {"lr": 0.125}, "w": {"lr": 0}})
+    for _ in range(3):
+        opt.step(params, grads)
+        opt.maximize = not opt.maximize
+    assert [(key, p is params[key]) for key, p in asked] == [(key, True) for key in params]  # asked once
+    assert {key: p.flat[0] for key, p in params.items()} == {"w": 1, "b": 0.75, "head/w": 0.875, "head/b": 0.875}
+    opt.step({key: params[key] for key in reversed(params)}, grads)
+    assert len(asked) == 8
+
+
+@pytest.mark.parametrize("make", [list, lambda arrays: arrays[0]])
+def test_a_function_is_asked_of_sequences_and_of_one_array(make):
+    opt = fs.SGD(lr=1.0, overrides={fs.where(lambda key, p: key == 0 and p.shape == (4, 3)): {"lr": 0.5}})
+    params, grads = (make([np.ones((4, 3)), np.ones(3)]) for _ in range(2))
+    opt.step(params, grads)
+    assert opt.groups()[0] == ({"lr": 0.5}, [0])
+
+
+def test_new_functions_are_asked_in_the_next_step():
+    params, grads = params_and_grads()
+    opt = fs.SGD(lr=1.0)
+    opt.step(params, grads)
+    opt.overrides = {fs.where(is_vector): {"lr": 0.5}}
+    opt.step(params, grads)
+    assert {key: p.flat[0] for key, p in params.items()} == {"w": -1, "b": -0.5, "head/w": -1, "head/b": -0.5}
+
+
+def test_a_function_that_fails_changes_nothing():
+    def crash(key, p):
+        raise KeyError(key)
+
+    for function, error, message in (
+        (crash, ValueError, r"^overrides\[where\(.*crash\)\] asked of params\['w'\] raised KeyError: 'w'$"),
+        (lambda key, p: p > 1, TypeError, r"asked of params\['w'\] is of type ndarray, expected True or False$"),
+        (lambda key, p: None, TypeError, r"is of type NoneType, expected True or False$"),
+        (lambda key, p: False, ValueError, r"^overrides\[where\(.*<lambda>\)\] fits no parameter, expected a function"),
+    ):
+        params, grads = params_and_grads()
+        opt = fs.Adam(overrides={fs.where(function): {"lr": 0.5}})
+        for _ in range(2):
+            with pytest.raises(error, match=message):
+                opt.step(params, grads)
+        assert all((p == 1).all() for p in params.values())
+        assert not opt.t
+        opt.overrides = {}
+        opt.step(params, grads)
+
+
+def test_what_may_fit_none():
+    params, grads = params_and_grads()
+    none = {fs.where("x*", optional=True): {"lr": 0}, fs.where(lambda key, p: False, True): {"lr": 0}}
+    opt = fs.SGD(lr=1.0, overrides=none | {fs.where("b", optional=True): {"lr": 0.5}, "?": {"lr": 0.25}})
+    opt.step(params, grads)
+    assert {key: p.flat[0] for key, p in params.items()} == {"w": 0.75, "b": 0.5, "head/w": 0, "head/b": 0}
+    for key in ("x*", fs.where("x*"), "x", fs.where("x"), is_vector):
+        with pytest.raises(ValueError, match=r"fits no parameter, expected one of 'w', .* where\(function\)"):
+            fs.SGD(overrides={key: {"lr": 0.5}}).step(params, grads)
+    with pytest.raises(TypeError, match=r"^optional is 1, expected True or False"):
+        fs.where("x", 1)
+
+
+def test_a_function_that_fitted_an_earlier_parameter_may_fit_none_now():
+    opt = fs.SGD(overrides={fs.where(is_vector): {"lr": 0.5}})
+    opt.step({"b": np.ones(2)}, {"b": np.ones(2)})
+    opt.step({"w": np.ones((2, 2))}, {"w": np.ones((2, 2))})
+    with pytest.raises(ValueError, match="fits no parameter"):
+        fs.SGD(overrides={fs.where(is_vector): {"lr": 0.5}}).step({"w": np.ones((2, 2))}, {"w": np.ones((2, 2))})
+
+
+def test_groups():
+    params, grads = params_and_grads()
+    opt = fs.AdamW(overrides={fs.where(is_vector): {"weight_decay": 0}, "*b": {"lr": 1e-3}, "head/b": {"eps": 0.5}})
+    assert opt.groups() == []
+    expected = [
+        ({}, ["w", "head/w"]),
+        ({"weight_decay": 0.0}, ["b"]),
+        ({"weight_decay": 0.0, "eps": 0.5}, ["head/b"]),
+    ]
+    assert opt.groups(params) == expected
+    assert opt.groups() == []
+    opt.step(params, grads)
+    assert opt.groups() == expected
+    assert fs.SGD().groups(np.ones(3)) == [({}, [0])]
+    with pytest.raises(ValueError, match="fits no parameter"):
+        opt.groups({"w": np.ones((2, 2))})
+
+
+@pytest.mark.parametrize("way", ["pickle", "copy", "state_dict", ".npz", ".safetensors"])
+def test_functions_are_kept(way, tmp_path):
+    params, grads = params_and_grads()
+    own = {fs.where(is_vector): {"lr": 0.5}, fs.where("x", optional=True): {"lr": 1.0}}
+    opt = fs.SGD(overrides=own)
+    opt.step(params, grads)
+    if way == "pickle":
+        other = pickle.loads(pickle.dumps(opt))
+    elif way == "copy":
+        other = copy.deepcopy(opt)
+    else:
+        other = fs.SGD(overrides={fs.where(is_vector): {"lr": 0.25}})
+        if way == "state_dict":
+            other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())))
+        else:
+            fs.save(tmp_path / f"x{way}", opt)
+            fs.load(tmp_path / f"x{way}", other)
+            with pytest.raises(ValueError, match=r"overrides\[where\(.*is_vector.*\)\] was a function that cannot be"):
+                fs.load(tmp_path / f"x{way}", fs.SGD(overrides={fs.where(falling): {"lr": 0.25}}))
+    assert other.overrides == own
+    other.step(params, grads)
+
+
+def test_functions_of_one_name_are_told_apart_by_their_place():
+    functions = [fs.where(lambda key, p, d=d: p.ndim == d) for d in (1, 2)]
+    opt = fs.SGD(overrides={function: {"lr": 0.25 * i} for i, function in enumerate(functions)})
+    other = fs.SGD(overrides={function: {"lr": 1.0} for function in functions})
+    other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())))
+    assert other.overrides == opt.overrides

@@ -9,7 +9,7 @@ from fusedstep import _cpu
 
 from .arrays import is_on_gpu
 from .hyperparameters import CLIPS, RANGES, Range, Recipe, Scheduled, arguments, check, check_clips, declared, recipes
-from .overrides import Settings
+from .overrides import Group, Matching, Settings, match
 from .progress import Averages, Progress
 
 __all__ = ["Attributes", "Average"]
@@ -41,6 +41,7 @@ class Attributes:
 
     overrides: Mapping[Hashable, Mapping[str, Any]]
     _progress: Progress
+    _matching: Matching  # of the last step
     _ema: Any = None  # the decay of the averages
     _ready: bool = False  # whether all fields have been set
     _stale: bool  # the plan's table of hyperparameters must be refilled
@@ -89,13 +90,41 @@ class Attributes:
     def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
         """Return overrides as mappings that are read-only, because a change inside would go unnoticed."""
         if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
-            raise TypeError(f"overrides is {overrides!r}, expected a mapping: key or pattern -> {{name: value}}")
+            raise TypeError(
+                f"overrides is {overrides!r}, expected a mapping: key, pattern or where(...) -> {{name: value}}"
+            )
         return MappingProxyType(
             {
                 key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})
                 for key, some in overrides.items()
             }
         )
+
+    def groups(self, params: Any = None) -> list[Group]:
+        """
+        Tell which hyperparameters hold for which parameters.
+
+        Parameters
+        ----------
+        params : array, sequence or mapping of arrays, optional
+            Parameters as `step` takes them, by default those of the last step. Nothing is written.
+
+        Returns
+        -------
+        list of (hyperparameters, keys)
+            What `overrides` has made of the parameters: the hyperparameters that differ from those of the optimizer,
+            and the keys of the parameters that they hold for.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `overrides` or `params` are such that `step` would refuse them.
+        """
+        if params is None:
+            return self._matching.groups()
+        settings = self._settings_with()
+        keys = _cpu.Plan(_cpu.rules[settings.rule].id, params).keys
+        return match(settings, keys, params, self._progress.clock_of, Matching.of_nothing(settings)).groups()
 
     def _values(self) -> dict[str, Any]:
         names = declared(type(self))

@@ -86,8 +86,9 @@ class Optimizer(Attributes):
         update, of the parameter's key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers:
         as easy as 1, 2, 3").
     overrides : mapping
-        Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
-        patterns win over earlier ones, and exact keys over patterns.
+        Key of a parameter, glob pattern of such keys, or `where(function)` -> hyperparameters that hold for these
+        parameters only. Later patterns and functions win over earlier ones, and exact keys over both. `groups` tells
+        which hyperparameters hold for which parameters.
 
     Raises
     ------
@@ -231,7 +232,11 @@ class Optimizer(Attributes):
         try:
             if changed:
                 before, self._settings = self._settings, self._settings_with()
-                if self._plan is not None and self._settings.rule == before.rule:
+                if (
+                    self._plan is not None
+                    and self._settings.rule == before.rule
+                    and self._matching.can_renew(self._settings)
+                ):
                     self._match(self._plan.keys)
                 else:
                     self._drop_plan()
@@ -241,8 +246,8 @@ class Optimizer(Attributes):
             self._changed = self._stale = True
             raise
 
-    def _match(self, keys: list[Hashable]) -> None:
-        self._matching = match(self._settings, keys, self._progress.clock_of, self._matching)
+    def _match(self, keys: list[Hashable], params: Any = None) -> None:
+        self._matching = match(self._settings, keys, params, self._progress.clock_of, self._matching)
 
     def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
         self._stale |= self._matching.is_scheduled
@@ -260,7 +265,7 @@ class Optimizer(Attributes):
         plan = _cpu.Plan(rule.id, params)
         seen = plan.check(params, grads)
         keys = plan.keys
-        self._match(keys)
+        self._match(keys, params)
 
         progress = self._progress.extended(keys)
         counts, values_of = progress.t, self._matching.values()

@@ -1,7 +1,9 @@
 """Which hyperparameters hold for which parameter: overrides are matched with keys, and fill the table of a plan."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,70 @@ from fusedstep import _cpu
 from .hyperparameters import CLIPS, Range, Recipe, check_clips, evaluated
 from .progress import Progress, listed
 
-__all__ = ["Matching", "Settings", "match"]
+__all__ = ["Group", "Matching", "Noted", "Settings", "match", "noted", "recalled", "where"]
+
+
+@dataclass(frozen=True, repr=False)
+class where:  # noqa: N801 (a word in a mapping)
+    """
+    A key of `overrides`: the parameters of which a function is true, or a key or pattern that may fit none.
+
+    Parameters
+    ----------
+    condition : callable or hashable
+        A function of the key and the array of a parameter that returns True or False. It is asked when parameters are
+        new, not in every step, and can be pickled and compared with others if it is not a lambda. Or a key of a
+        parameter, or a glob pattern of such keys.
+    optional : bool
+        Whether it is fine that no parameter fits. Otherwise this is an error, because it usually is a mistake.
+
+    Raises
+    ------
+    TypeError
+        If `optional` is not True or False.
+
+    Examples
+    --------
+    No decay of biases and scales, and a slow head, where there is one:
+
+    >>> import numpy as np, fusedstep as fs
+    >>> opt = fs.AdamW(
+    ...     lr=0.01,
+    ...     overrides={
+    ...         fs.where(lambda key, p: p.ndim < 2): {"weight_decay": 0.0},
+    ...         fs.where("head/*", optional=True): {"lr": 0.001},
+    ...     },
+    ... )
+    >>> for group in opt.groups({"w": np.zeros((3, 2)), "b": np.zeros(2), "scale": np.ones(2)}):
+    ...     print(group)
+    Group(hyperparameters={}, keys=['w'])
+    Group(hyperparameters={'weight_decay': 0.0}, keys=['b', 'scale'])
+    """
+
+    condition: Callable[[Hashable, Any], bool] | Hashable
+    optional: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.optional, bool):
+            raise TypeError(f"optional is {self.optional!r}, expected True or False")
+
+    def __repr__(self) -> str:
+        condition = _name(self.condition) if callable(self.condition) else repr(self.condition)
+        return f"where({condition}{', optional=True' * self.optional})"
+
+
+where.__module__ = "fusedstep"  # where it is public, so that pickles outlive a move of this file
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or repr(function)
+
+
+class Group(NamedTuple):
+    """Parameters with the same hyperparameters."""
+
+    hyperparameters: dict[str, Any]  # those that differ from the optimizer's
+    keys: list[Hashable]
 
 
 class Settings(NamedTuple):
@@ -76,11 +141,17 @@ class Matching(NamedTuple):
     keys: list[Hashable]
     layers: list[Layer]
     layer_of: npt.NDArray[np.int64]  # index of the layer of each key
+    used: set[Hashable]  # overrides that have fitted a parameter, now or before
 
     @classmethod
     def of_nothing(cls, settings: Settings) -> "Matching":
         """Return the matching of a plan without parameters."""
-        return cls(settings, *_row(settings), [], [], np.zeros(0, np.int64))
+        return cls(settings, *_row(settings), [], [], np.zeros(0, np.int64), set())
+
+    def can_renew(self, settings: Settings) -> bool:
+        """Return whether the keys can be matched with other settings without their arrays."""
+        same_overrides = settings.overrides is self.settings.overrides
+        return same_overrides or not any(map(_is_function, settings.overrides))
 
     @property
     def is_scheduled(self) -> bool:
@@ -90,6 +161,18 @@ class Matching(NamedTuple):
     def values(self) -> list[dict[str, Any]]:
         """Return all hyperparameters of each layer."""
         return [self.settings.values | layer.own for layer in self.layers]
+
+    def groups(self) -> list[Group]:
+        """Return the keys of parameters with the same hyperparameters together."""
+        found: list[Group] = []
+        for i, layer in enumerate(self.layers):
+            values = self.settings.values
+            own = {name: value for name, value in layer.own.items() if value != values[name]}
+            group = next((some for some in found if some.hyperparameters == own), None)
+            if group is None:
+                found.append(group := Group(own, []))
+            group.keys.extend(self.keys[k] for k in np.flatnonzero(self.layer_of == i))
+        return found
 
     def hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
         """Fill the plan's table of hyperparameters; a layer with schedules has a row for each step count in use."""
@@ -125,9 +208,15 @@ def _row(settings: Settings) -> tuple[list[Any], dict[str, Any]]:
     return row, scheduled
 
 
-def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashable], before: Matching) -> Matching:
+def match(
+    settings: Settings,
+    keys: list[Hashable],
+    params: Any,
+    seen_before: Iterable[Hashable],
+    before: Matching,
+) -> Matching:
     """
-    Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key.
+    Find out which overrides concern which parameter: patterns and functions first, and last, as the strongest, its key.
 
     Parameters
     ----------
@@ -135,6 +224,8 @@ def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashab
         The present hyperparameters.
     keys : list
         The keys of a plan.
+    params : array, sequence or mapping of arrays
+        The parameters that have these keys. They are not needed where `before` can be renewed.
     seen_before : iterable
         Keys of earlier steps, which an override may still stand for.
     before : Matching
@@ -143,8 +234,10 @@ def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashab
 
     Raises
     ------
+    TypeError
+        If the function of an override returns something other than True or False.
     ValueError
-        If an override stands for no key, or asks for two ways of clipping.
+        If an override stands for no key, or asks for two ways of clipping; or if the function of an override raises.
     """
     overrides, row, scheduled = settings.overrides, *_row(settings)
     if overrides is before.settings.overrides and keys is before.keys:
@@ -156,21 +249,107 @@ def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashab
             layers = [
                 layer if layer.depends_on.isdisjoint(changed) else Layer(settings, layer.overrides) for layer in layers
             ]
-        return Matching(settings, row, scheduled, keys, layers, before.layer_of)
+        return before._replace(settings=settings, row=row, scheduled=scheduled, layers=layers)
 
-    patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]
-
-    def concerning(key: Hashable) -> tuple[Hashable, ...]:
-        matches = [o for o in patterns if o != key and isinstance(key, str) and fnmatchcase(key, o)]
-        return (*matches, key) if key in overrides else tuple(matches)
-
-    found = [concerning(key) for key in keys]
-    used = {o for some in (*found, *map(concerning, seen_before)) for o in some}
-    for key in overrides:
-        if key not in used:
+    found = _concerning(overrides, keys, _arrays(params, keys) if any(map(_is_function, overrides)) else ())
+    used = {o for some in found for o in some}
+    used |= before.used if overrides is before.settings.overrides else set()
+    if any(o not in used and not _is_optional(o) for o in overrides):
+        patterns = {o: some for o, some in overrides.items() if not _is_function(o)}
+        used |= {o for some in _concerning(patterns, list(seen_before), ()) for o in some}
+    for o in overrides:
+        if o not in used and not _is_optional(o):
+            wanted = (
+                "a function that is true of some" if _is_function(o) else f"one of {listed(keys)} or a pattern of them"
+            )
             raise ValueError(
-                f"overrides[{key!r}] fits no parameter, expected one of {listed(keys)} or a pattern of them"
+                f"overrides[{o!r}] fits no parameter, expected {wanted}; where(..., optional=True) may fit none, and "
+                "where(function) asks a function"
             )
     place = {combination: i for i, combination in enumerate(dict.fromkeys(found))}
     layer_of = np.array([place[some] for some in found], np.int64)
-    return Matching(settings, row, scheduled, keys, [Layer(settings, some) for some in place], layer_of)
+    return Matching(settings, row, scheduled, keys, [Layer(settings, some) for some in place], layer_of, used)
+
+
+def _concerning(
+    overrides: Iterable[Hashable], keys: list[Hashable], arrays: Sequence[Any]
+) -> list[tuple[Hashable, ...]]:
+    """Return the overrides that concern each key, the strongest last."""
+    exact: dict[Hashable, list[Hashable]] = {}
+    loose = []  # functions, and patterns of keys
+    for o in overrides:
+        condition = o.condition if isinstance(o, where) else o
+        if _is_function(o):
+            loose.append((o, condition))
+            continue
+        exact.setdefault(condition, []).append(o)
+        if isinstance(condition, str) and set(condition) & set("*?["):
+            loose.append((o, condition))
+
+    def fits(o: Hashable, condition: Any, i: int, key: Hashable) -> bool:
+        if _is_function(o):
+            return _asked(o, condition, key, arrays[i])
+        return condition != key and isinstance(key, str) and fnmatchcase(key, condition)
+
+    return [
+        (*(o for o, condition in loose if fits(o, condition, i, key)), *exact.get(key, ()))
+        for i, key in enumerate(keys)
+    ]
+
+
+def _arrays(params: Any, keys: list[Hashable]) -> list[Any]:
+    is_one = not isinstance(params, (Mapping, Sequence))
+    return [params] if is_one else [params[key] for key in keys]
+
+
+def _asked(o: Hashable, function: Callable[[Hashable, Any], bool], key: Hashable, array: Any) -> bool:
+    try:
+        found = function(key, array)
+    except Exception as error:
+        raise ValueError(f"overrides[{o!r}] asked of params[{key!r}] raised {type(error).__name__}: {error}") from error
+    if not isinstance(found, (bool, np.bool_)):
+        kind = type(found).__name__
+        raise TypeError(f"overrides[{o!r}] asked of params[{key!r}] is of type {kind}, expected True or False")
+    return bool(found)
+
+
+def _is_function(override: Hashable) -> bool:
+    """Return whether the key of an override is a function, which needs arrays."""
+    return isinstance(override, where) and callable(override.condition)
+
+
+def _is_optional(override: Hashable) -> bool:
+    return isinstance(override, where) and override.optional
+
+
+# Functions in state dicts.
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Stands in a state dict for a function that cannot be saved: its name, and its place among those of overrides."""
+
+    name: str
+    place: int
+
+
+def noted(overrides: Iterable[Hashable]) -> list[Hashable]:
+    """Return keys of overrides, with what stands in a state dict for functions."""
+    places = count()
+    return [
+        where(Noted(_name(o.condition), next(places)), o.optional)
+        if isinstance(o, where) and callable(o.condition)
+        else o
+        for o in overrides
+    ]
+
+
+def recalled(key: Hashable, overrides: Iterable[Hashable]) -> Hashable:
+    """Return the key of an override in a state dict, with its function from among the present `overrides`."""
+    if not (isinstance(key, where) and isinstance(key.condition, Noted)):
+        return key
+    present = list(overrides)
+    for mine, other in zip(present, noted(present), strict=True):
+        if other == key:
+            return mine
+    raise ValueError(f"overrides[{key!r}] was a function that cannot be saved, expected the same function to be there")

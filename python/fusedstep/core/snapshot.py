@@ -18,6 +18,7 @@ from fusedstep.schedules.plateau import plateau
 
 from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
 from .hyperparameters import Range, check, on_host
+from .overrides import noted, recalled
 from .progress import Progress, listed
 
 __all__ = [
@@ -62,7 +63,8 @@ def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
         return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
 
     hyperparameters = plain(on_host(known["hyperparameters"]))
-    hyperparameters["overrides"] = {key: plain(some) for key, some in hyperparameters["overrides"].items()}
+    overrides = hyperparameters["overrides"]
+    hyperparameters["overrides"] = dict(zip(noted(overrides), map(plain, overrides.values()), strict=True))
     return {"optimizer": optimizer, **known, "hyperparameters": hyperparameters}
 
 
@@ -108,7 +110,7 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label:
         part = f"{label}[{name!r}]"
         if name == "overrides" and label == "hyperparameters":
             mine = present[name]
-            some = _mapping(value, part).items()
+            some = [(recalled(k, mine), v) for k, v in _mapping(value, part).items()]
             found[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in some}
         elif isinstance(value, Mapping):
             try:
