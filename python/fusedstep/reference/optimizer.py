@@ -198,7 +198,8 @@ class Optimizer:
 
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
-        params, found = items(params), items(grads)
+        self.params = params = items(params)  # which functions in overrides are asked of
+        found, grad_scale = items(grads), float(grad_scale)
         grads = {key: found[key] for key in params if found.get(key) is not None}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, 0.0), None
@@ -320,13 +321,19 @@ class Optimizer:
         return h
 
     def of(self, key: Hashable) -> Any:
-        """Return the hyperparameters of one parameter: a pattern overrides the optimizer, the exact key a pattern."""
+        """Return the hyperparameters of one parameter: a pattern or function overrides the optimizer, the key both."""
         h = copy.copy(self)
         vars(h)["ema"] = self.ema_decay  # overrides use the name of the argument
+        exact: dict[str, Any] = {}
         for pattern, values in self.overrides.items():
-            if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
+            condition = getattr(pattern, "condition", pattern)  # a function or key that was wrapped to be an override
+            if condition == key:
+                exact |= values
+            elif condition is not pattern and callable(condition):
+                vars(h).update(values if condition(key, self.params[key]) else {})
+            elif isinstance(condition, str) and isinstance(key, str) and fnmatchcase(key, condition):
                 vars(h).update(values)
-        vars(h).update(self.overrides.get(key, {}))
+        vars(h).update(exact)
         for name, value in vars(h).items():
             if isinstance(value, Real) and not isinstance(value, bool):
                 setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0
