@@ -8,7 +8,19 @@ from typing import Any, ClassVar
 from fusedstep import _cpu
 
 from .arrays import is_on_gpu
-from .hyperparameters import CLIPS, RANGES, Range, Recipe, Scheduled, arguments, check, check_clips, declared, recipes
+from .hyperparameters import (
+    CLIPS,
+    RANGES,
+    Range,
+    Recipe,
+    Scheduled,
+    arguments,
+    check,
+    check_clips,
+    declared,
+    recipes,
+    shown,
+)
 from .overrides import Group, Matching, Settings, match
 from .progress import Averages, Progress
 
@@ -89,10 +101,13 @@ class Attributes:
     @classmethod
     def _frozen(cls, overrides: Any) -> Mapping[Hashable, Mapping[str, Any]]:
         """Return overrides as mappings that are read-only, because a change inside would go unnoticed."""
-        if not isinstance(overrides, Mapping) or not all(isinstance(some, Mapping) for some in overrides.values()):
+        if not isinstance(overrides, Mapping):
             raise TypeError(
-                f"overrides is {overrides!r}, expected a mapping: key, pattern or where(...) -> {{name: value}}"
+                f"overrides is {shown(overrides)}, expected a mapping: key, pattern or where(...) -> {{name: value}}"
             )
+        for key, some in overrides.items():
+            if not isinstance(some, Mapping):
+                raise TypeError(f"overrides[{key!r}] is {shown(some)}, expected a mapping: name -> value")
         return MappingProxyType(
             {
                 key: MappingProxyType({n: cls._checked(n, v, f"overrides[{key!r}][{n!r}]") for n, v in some.items()})

@@ -20,7 +20,7 @@ import numpy as np
 
 from fusedstep import _cpu
 
-from .hyperparameters import check, check_clips, declared, range_of, recipes
+from .hyperparameters import check, check_clips, declared, plain, range_of, recipes, shown
 from .optimizer import Optimizer
 
 __all__ = ["DecoupledOptions", "Options", "Outline", "function", "outlines", "signature"]
@@ -162,6 +162,9 @@ def _packing(outline: Outline) -> Callable[..., bytes]:
 
     @lru_cache(maxsize=1024, typed=True)
     def packed(*given: Any, **options: Any) -> bytes:
+        for field, value in (*zip(own, given, strict=True), *options.items()):
+            if plain(value) is not value:  # an array, whose number may change while the bytes are remembered
+                raise TypeError(f"{field} is {shown(value)}, expected a number, as from float({field})")
         values = defaults | {
             field: check(field, value, hints[field], "", cls.ranges) for field, value in zip(own, given, strict=True)
         }

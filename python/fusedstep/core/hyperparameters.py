@@ -2,11 +2,14 @@
 
 import decimal
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from .arrays import as_array, is_on_gpu, to_host
 
@@ -24,14 +27,16 @@ __all__ = [
     "evaluated",
     "integer",
     "on_host",
+    "plain",
     "range_of",
     "rational_power",
     "recipes",
+    "shown",
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 
-INF = math.inf
+INF, NAN = math.inf, math.nan
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ RANGES: dict[str, Range] = {
     "grad_scale": _FINITE,
     "clip_value": Range(0, INF, with_low=False),
     "clip_norm": Range(0, INF, with_low=False),
-    "clip_global_norm": Range(0, INF, with_low=False),
+    "clip_global_norm": Range(0, INF, with_low=False, with_high=True),
     "l1": Range(0, INF),
     "weight_decay": Range(0, INF),
     "ema": Range(0, 1, with_high=True),
@@ -111,16 +116,34 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
         return _check_choice(label, value, hint)
     if value is None and name in _OPTIONAL:
         return None
-    if isinstance(value, bool) or not isinstance(value, (float, Real)):  # float first, to be fast
-        raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (float, Real)):  # float first, to be fast
+        raise TypeError(f"{label} is {shown(value)}, expected a number{' or None' if name in _OPTIONAL else ''}")
     try:
-        x = float(value) + 0.0  # so that -0.0 is 0.0
+        x = float(number) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
-        x = INF
+        x = NAN
     allowed = range_of(name, ranges)
     if x not in allowed:
-        raise ValueError(f"{label} is {value!r}, expected {allowed.text(name)}")
+        raise ValueError(f"{label} is {number!r}, expected {allowed.text(name)}")
     return x
+
+
+def plain(value: Any) -> Any:
+    """Return the number that an array without dimensions holds, of whatever library, and anything else as it is."""
+    if isinstance(value, (float, Real)) or getattr(value, "shape", None) != ():
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")  # only NumPy's dtypes have one
+    return value.item() if kind in "fiuV" and hasattr(value, "item") else value  # V is bfloat16
+
+
+def shown(value: Any) -> str:
+    """Return what a wrong value is, for a message: never the elements of an array or a container."""
+    if isinstance(value, (str, int, float, np.generic)) or value is None:
+        return repr(value)
+    if (shape := getattr(value, "shape", None)) is not None:
+        return f"an array of dtype {getattr(value, 'dtype', None)} and shape {tuple(shape)}"
+    return f"of type {type(value).__name__}" if hasattr(value, "__iter__") else repr(value)
 
 
 def _check_choice(label: str, value: Any, hint: Any) -> Any:
@@ -211,6 +234,8 @@ def recipes(
 
 
 def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..., float]]) -> Recipe:
+    if name == "clip_global_norm":
+        return Recipe((name,), lambda values: _limit(values[name]))
     if name in known:
         return Recipe((name,), lambda values: _plain(values[name]))
     if name == "master":
@@ -224,6 +249,11 @@ def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..
     if mode not in known:
         return Recipe((field,), lambda values: float(values[field] == choice))
     return Recipe((field, mode), lambda values: _plain(values[field]) if values[mode] == choice else 0.0)
+
+
+def _limit(value: Any) -> Any:
+    """Return a limit of the norm, which is measured for an infinite one too: the engine's infinity measures nothing."""
+    return sys.float_info.max if isinstance(value, float) and value == INF else _plain(value)
 
 
 def arguments(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import ctypes
 import decimal
 import math
 import platform
+import sys
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -241,7 +242,7 @@ class Optimizer:
                 own = math.sqrt(sum_of_squares) * abs(scale)
                 coefficient = h.clip_norm / float(larger(own, h.clip_norm))
             if h.clip_global_norm is not None and norm is not None:
-                limit = h.clip_global_norm
+                limit = min(h.clip_global_norm, sys.float_info.max)  # an infinite one clips nothing
                 coefficient = limit / max(norm, limit) if math.isfinite(norm) else math.nan
             return float(scale * coefficient)
 

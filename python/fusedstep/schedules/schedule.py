@@ -7,7 +7,7 @@ from itertools import pairwise
 from numbers import Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from fusedstep.core.hyperparameters import check, integer
+from fusedstep.core.hyperparameters import check, integer, plain, shown
 
 __all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "number", "one_more", "real", "sequence"]
 
@@ -68,12 +68,13 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 def real(name: str, value: Any, expected: str = "a number") -> float:
     """Return any number as a float, or refuse any other value."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise TypeError(f"{name} is {shown(value)}, expected {expected}")
     try:
-        return float(value) + 0.0  # so that -0.0 is 0.0
+        return float(found) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
-        return -math.inf if value < 0 else math.inf
+        return -math.inf if found < 0 else math.inf
 
 
 def number(name: str, value: Any) -> float:
