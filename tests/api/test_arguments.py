@@ -348,7 +348,7 @@ def test_an_option_that_is_not_there_is_never_ignored(cls):
     for option in ("nesterov", "learning_rate", "betas", "clip"):
         with pytest.raises(TypeError, match=option):
             cls(**{option: 1.0})
-        with pytest.raises(TypeError, match=rf"^{option} is no hyperparameter of {cls.__name__}, expected one of .*lr"):
+        with pytest.raises(TypeError, match=rf"^{option} is no hyperparameter of {cls.__name__}, expected "):
             setattr(cls(), option, 1.0)
         with pytest.raises(TypeError, match=option):
             cls().step(ones(), ones(), **{option: 1.0})

@@ -6,7 +6,7 @@ This module knows no formula, pointer or device: it hands arrays and hyperparame
 
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from threading import Lock
 from types import MappingProxyType
 from typing import Any, Literal
@@ -140,6 +140,10 @@ class Optimizer(Attributes):
         self._stale = self._changed = True
         self._ready = True
 
+    def _begin(self, values: Mapping[str, Any]) -> None:
+        super()._begin(values)
+        Optimizer.__post_init__(self)
+
     # Steps.
 
     def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
@@ -232,11 +236,8 @@ class Optimizer(Attributes):
         try:
             if changed:
                 before, self._settings = self._settings, self._settings_with()
-                if (
-                    self._plan is not None
-                    and self._settings.rule == before.rule
-                    and self._matching.can_renew(self._settings)
-                ):
+                renews = self._settings.rule == before.rule and self._matching.can_renew(self._settings)
+                if self._plan is not None and renews:
                     self._match(self._plan.keys)
                 else:
                     self._drop_plan()
@@ -357,7 +358,7 @@ class Optimizer(Attributes):
         (['exp_avg', 'exp_avg_sq', 'step'], 1)
         """
         snapshot.check_names(names)
-        known = snapshot.described(type(self).__name__, self.__getstate__())
+        known = snapshot.described(type(self).__name__, self._copy())
         return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
 
     def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
@@ -392,6 +393,9 @@ class Optimizer(Attributes):
             self._become(self._prepared(saved, names))
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._copy() | {"attributes": self._added()}
+
+    def _copy(self) -> dict[str, Any]:
         with self._alone():
             known = self._known()
             known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
@@ -400,13 +404,14 @@ class Optimizer(Attributes):
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
-        type(self).__init__(self, **known["hyperparameters"])
-        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
+        saved = dict(known)
+        self._begin(saved.pop("hyperparameters"))
+        vars(self).update(saved.pop("attributes", {}))
+        self._become(self._prepared(saved))
 
     def _known(self) -> dict[str, Any]:
         """Return all that this optimizer is, as plain values and the arrays themselves."""
-        now = self._values()
-        values = {f.name: now[f.name] for f in fields(self) if f.init}
+        values = self._arguments()
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
         self._progress.wait()
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
@@ -416,7 +421,8 @@ class Optimizer(Attributes):
         saved = snapshot.upgraded(saved)
         snapshot.check_parts(saved, type(self).__name__)
         values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
-        candidate = type(self)(**values)
+        candidate = type(self).__new__(type(self))
+        candidate._begin(values)
         rule = candidate._present_rule()
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)

@@ -35,9 +35,10 @@ def noise_id(key: Hashable) -> int:
 class Averages(Mapping[Hashable, Array]):
     """The averages of the parameters: key -> array. The arrays may be written to, not replaced."""
 
-    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
+    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array], of_a_run: bool) -> None:
         self._decay = decay
         self._arrays = arrays
+        self.of_a_run = of_a_run  # whether the optimizer has begun
 
     @property
     def decay(self) -> Scheduled | None:
