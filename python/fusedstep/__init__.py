@@ -35,6 +35,7 @@ from fusedstep.core.settings import info, set_num_threads, use_isa
 
 from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
+from .loss_scale import LossScale
 from .minibatches import minibatches
 from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __version__ = _cpu.version
 
 __all__ = [
+    "LossScale",
     "Result",
     "functional",
     "info",

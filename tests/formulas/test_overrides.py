@@ -212,3 +212,28 @@ def test_functions_of_one_name_are_told_apart_by_their_place():
     other = fs.SGD(overrides={function: {"lr": 1.0} for function in functions})
     other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())))
     assert other.overrides == opt.overrides
+
+
+# The value in force.
+
+
+def test_the_value_in_force():
+    params, grads = params_and_grads()
+    own = {fs.where(is_vector): {"weight_decay": 0.0}, "head/*": {"lr": falling}, "b": {"lr": 0.5}}
+    opt = fs.AdamW(lr=lambda done: 1.0 / (1 + done), weight_decay=0.125, overrides=own, ema=0.9)
+    assert (opt.now("lr"), opt.now("ema"), opt.now("eps_mode"), opt.now("clip_norm")) == (1.0, 0.9, "outside", None)
+    with pytest.raises(KeyError, match=r"'w' had no part in the last step, expected one of none"):
+        opt.now("lr", "w")
+    for _ in range(3):
+        opt.step(params, grads)
+    opt.step(params, {"head/w": grads["head/w"]})
+    assert [opt.now("lr", key) for key in params] == [0.25, 0.5, falling(4), falling(3)]
+    assert opt.now("lr") == 0.2
+    assert [opt.now("weight_decay", key) for key in params] == [0.125, 0.0, 0.125, 0.0]
+    opt.lr, opt.overrides = 0.75, {"w": {"eps": 0.5}}
+    assert [opt.now("lr", key) for key in params] == [0.75] * 4
+    assert [opt.now("eps", key) for key in ("w", "b")] == [0.5, 1e-8]
+    with pytest.raises(TypeError, match=r"^learning_rate is no hyperparameter of AdamW, expected lr"):
+        opt.now("learning_rate")
+    opt.step({None: np.ones(2), "w": params["w"]}, {})
+    assert opt.now("lr", None) == 0.75

@@ -19,15 +19,19 @@ from .hyperparameters import (
     check,
     check_clips,
     declared,
+    evaluated,
     plain,
     recipes,
     shown,
 )
 from .newcomers import wanted
 from .overrides import Group, Matching, Settings, match
-from .progress import Averages, Progress
+from .progress import Averages, Progress, listed
 
 __all__ = ["Attributes", "Average"]
+
+
+_WITHOUT: Any = object()  # stands for a key that is not given, since None may be one
 
 
 class Average:
@@ -220,6 +224,43 @@ class Attributes:
         settings = self._settings_with()
         keys = _cpu.Plan(_cpu.rules[settings.rule].id, params).keys
         return match(settings, keys, params, self._progress.clock_of, Matching.of_nothing(settings)).groups()
+
+    def now(self, name: str, key: Hashable = _WITHOUT) -> Any:
+        """
+        Return the value of a hyperparameter in the next update: what schedules and overrides make of it.
+
+        Parameters
+        ----------
+        name : str
+            The hyperparameter, such as "lr".
+        key : hashable, optional
+            The key of a parameter of the last step. Without one, the value is that of the optimizer itself, after as
+            many updates as the parameter with the most updates has made. On a GPU, the count waits for the steps.
+
+        Returns
+        -------
+        float, bool, str or None
+            The value. A number that is on a GPU stays there.
+
+        Raises
+        ------
+        KeyError
+            If no parameter of the last step has this key.
+        TypeError
+            If there is no hyperparameter of this name.
+        """
+        if name not in declared(type(self)):
+            self._checked(name, None)
+        counts, settings, own = self._progress.t, self._settings_with(), {}
+        done = max(counts.values(), default=0)
+        if key is not _WITHOUT:
+            matching = self._matching
+            if key not in matching.keys:
+                raise KeyError(f"{key!r} had no part in the last step, expected one of {listed(matching.keys)}")
+            if matching.can_renew(settings):
+                matching = match(settings, matching.keys, None, (), matching)
+            own, done = matching.layers[matching.layer_of[matching.keys.index(key)]].own, counts[key]
+        return evaluated({name: (settings.values | own)[name]}, done, self.ranges)[name]
 
     def _values(self) -> dict[str, Any]:
         names = declared(type(self))

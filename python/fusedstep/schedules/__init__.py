@@ -9,7 +9,17 @@ stand for any hyperparameter that is not negative.
 """
 
 from .combined import product, sequential, warmup
-from .decays import cosine, cosine_restarts, exponential, inverse_time, multistep, piecewise, polynomial, step
+from .decays import (
+    cosine,
+    cosine_restarts,
+    exponential,
+    inverse_sqrt,
+    inverse_time,
+    multistep,
+    piecewise,
+    polynomial,
+    step,
+)
 from .plateau import plateau
 from .schedule import Schedule, constant
 
@@ -19,6 +29,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "exponential",
+    "inverse_sqrt",
     "inverse_time",
     "multistep",
     "piecewise",

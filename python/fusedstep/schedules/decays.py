@@ -1,5 +1,6 @@
 """Schedules that are formulas: steps, decays and cosines."""
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ __all__ = [
     "cosine",
     "cosine_restarts",
     "exponential",
+    "inverse_sqrt",
     "inverse_time",
     "multistep",
     "piecewise",
@@ -186,6 +188,35 @@ class inverse_time(Schedule):
 
     def _at(self, done: int) -> float:
         return self.lr / (1 + self.rate * (done // self.steps if self.staircase else done / self.steps))
+
+
+@dataclass(frozen=True)
+class inverse_sqrt(Schedule):
+    r"""
+    Decay with the inverse square root of time.
+
+    .. math:: \frac{lr}{\sqrt{1 + done / steps}}
+
+    ``warmup(0, inverse_sqrt(lr, n), n)`` is the schedule of the transformer: up in a straight line in n updates, then
+    :math:`lr \sqrt{n / done}`.
+
+    Parameters
+    ----------
+    lr : float
+        The first value, at least 0.
+    steps : int
+        Updates after which the value is :math:`lr / \sqrt 2`, at least 1.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention is all you need", section 5.3.
+    """
+
+    lr: float
+    steps: int
+
+    def _at(self, done: int) -> float:
+        return self.lr / math.sqrt(1 + done / self.steps)  # a root is exact to the last bit on every platform
 
 
 @dataclass(frozen=True)
