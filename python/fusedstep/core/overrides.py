@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fusedstep import _cpu
 
 from .hyperparameters import CLIPS, Range, Recipe, check_clips, evaluated
-from .progress import Progress, listed
+from .progress import Progress, is_lasting, listed
 
 __all__ = ["Group", "Matching", "Noted", "Settings", "match", "noted", "recalled", "where"]
 
@@ -235,7 +235,8 @@ def match(
     Raises
     ------
     TypeError
-        If the function of an override returns something other than True or False.
+        If the function of an override returns something other than True or False, or if stochastic rounding is asked of
+        a parameter whose key has another text in every process.
     ValueError
         If an override stands for no key, or asks for two ways of clipping; or if the function of an override raises.
     """
@@ -249,7 +250,10 @@ def match(
             layers = [
                 layer if layer.depends_on.isdisjoint(changed) else Layer(settings, layer.overrides) for layer in layers
             ]
-        return before._replace(settings=settings, row=row, scheduled=scheduled, layers=layers)
+        matching = before._replace(settings=settings, row=row, scheduled=scheduled, layers=layers)
+        if "rounding" in changed:
+            _check_noise(matching)
+        return matching
 
     found = _concerning(overrides, keys, _arrays(params, keys) if any(map(_is_function, overrides)) else ())
     used = {o for some in found for o in some}
@@ -268,7 +272,21 @@ def match(
             )
     place = {combination: i for i, combination in enumerate(dict.fromkeys(found))}
     layer_of = np.array([place[some] for some in found], np.int64)
-    return Matching(settings, row, scheduled, keys, [Layer(settings, some) for some in place], layer_of, used)
+    matching = Matching(settings, row, scheduled, keys, [Layer(settings, some) for some in place], layer_of, used)
+    _check_noise(matching)
+    return matching
+
+
+def _check_noise(matching: Matching) -> None:
+    """Refuse stochastic rounding where a key does not last: its random bits would be others in every process."""
+    for i, values in enumerate(matching.values()):
+        if values["rounding"] == "stochastic":
+            for k in np.flatnonzero(matching.layer_of == i):
+                if not is_lasting(key := matching.keys[k]):
+                    raise TypeError(
+                        f"params has a key of type {type(key).__name__}, whose text is another in every process, "
+                        "expected a string, number, bool, None, or a tuple of them for stochastic rounding"
+                    )
 
 
 def _concerning(
