@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import compute_type, in_memory_order, items, made_like
 from .storage import Noise, rounded, split, stored, unrounded, widened
 
 __all__ = [
@@ -108,13 +109,6 @@ def limits(bounds: Any) -> tuple[float, float]:
 def with_sign_of(x: Any, y: Any) -> Any:
     """Return sign(x)*y by selection: y, -y, +0 for both zeros, or NaN."""
     return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
-
-
-def items(arrays: Any) -> dict[Hashable, Any]:
-    """Return arrays by key: those of a mapping, those of a sequence by their place, or one array as number 0."""
-    if isinstance(arrays, Mapping):
-        return dict(arrays)
-    return dict(enumerate(arrays)) if isinstance(arrays, (list, tuple)) else {0: arrays}
 
 
 def reduced(x: Any) -> float:
@@ -220,7 +214,8 @@ class Optimizer:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
         self.params = params = items(params)  # which functions in overrides are asked of
         found, grad_scale = items(grads), float(grad_scale)
-        grads = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
+        given = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
+        grads = {key: self.computed(g, params[key]) for key, g in given.items()}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
@@ -230,10 +225,16 @@ class Optimizer:
         if not nonfinite:
             for key, g in grads.items():
                 self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
-        for key, g in grads.items():
+        for key, g in given.items():
             if h[key].zero_grad:
                 g[...] = 0
         return Result(norm, bool(nonfinite), nonfinite[0] if nonfinite else None)
+
+    @staticmethod
+    def computed(g: Any, p: Any) -> Any:
+        """Return a gradient in the order of the parameter's memory, rounded once to the type of the computation."""
+        with float_mode(compute_type(p)):
+            return in_memory_order(g, p).astype(compute_type(p))
 
     def clips_by_norm(self) -> bool:
         """Return whether the norm of a gradient, or of all gradients together, is limited."""
@@ -272,8 +273,9 @@ class Optimizer:
 
     def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
         """Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient."""
-        T: Any = np.float64 if p.dtype == np.float64 else np.float32  # the dtype of the arithmetic
-        s, D = self.made(key, p, h, T)
+        T = compute_type(p)
+        made, D = self.made(key, p, h, T)
+        like, p, s = p, in_memory_order(p, p), {name: in_memory_order(array, p) for name, array in made.items()}
         self.t[key] = t = self.t.get(key, 0) + 1
         noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
 
@@ -284,7 +286,7 @@ class Optimizer:
             decays = h.weight_decay != 0  # in the mode of float32, a subnormal float64 would compare equal to 0
 
         with float_mode(T):
-            x, g, wide = unrounded(p, s), widened(g), {name: widened(s[name]) for name in h.names}
+            x, wide = unrounded(p, s), {name: widened(s[name]) for name in h.names}
             if gs != 1:
                 g = g * gs
             if h.maximize:
@@ -307,8 +309,9 @@ class Optimizer:
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
                 d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
-                average = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
-                self.ema[key] = stored(average, D, noise, 5)
+                begins = key not in self.ema
+                e = in_memory_order(self.ema.setdefault(key, made_like(like, D)), like)
+                e[...] = stored(x if begins else d * widened(e) + d1 * x, e.dtype, noise, 5)
             if "remainder" in s:
                 p[...], s["remainder"][...] = split(x, p.dtype)
             elif "master" in s:
@@ -329,12 +332,12 @@ class Optimizer:
         D = existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
         for name in h.names:
             with np.errstate(over="ignore"):
-                s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
+                s.setdefault(name, made_like(p, D, T(h.initial(name))))
         master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
         for other in {"master", "remainder"} - {master}:
             s.pop(other, None)
         if master:
-            s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
+            s.setdefault(master, made_like(p, np.float32 if master == "master" else np.uint16))
         return s, D
 
     # Hyperparameters.
