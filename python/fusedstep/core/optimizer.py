@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fusedstep import _cpu
-from fusedstep.schedules.description import remember
 
 from . import snapshot
 from .arrays import Array, copied, fill, is_on_gpu
@@ -26,7 +25,6 @@ from .progress import Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
 
 __all__ = ["Optimizer"]
-
 
 _ONE = 1.0
 
@@ -235,9 +233,8 @@ class Optimizer(Attributes):
         changed, self._changed = self._changed, False
         try:
             if changed:
-                before, self._settings = self._settings, self._settings_with()
-                renews = self._settings.rule == before.rule and self._matching.can_renew(self._settings)
-                if self._plan is not None and renews:
+                self._settings = self._settings_with()
+                if self._plan is not None and self._matching.can_renew(self._settings):
                     self._match(self._plan.keys)
                 else:
                     self._drop_plan()
@@ -433,7 +430,10 @@ class Optimizer(Attributes):
     def _become(self, prepared: snapshot.Prepared) -> None:
         for target, source in prepared.copies:
             fill(target, source)
-        remember(prepared.plateaus)
+        if prepared.plateaus:
+            from fusedstep.schedules.description import remember  # loaded late: few optimizers have one
+
+            remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
         self._progress.become(prepared.progress)

@@ -7,19 +7,21 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
 from fusedstep import _cpu
-from fusedstep.schedules.description import Plateaus, describe, rebuild
-from fusedstep.schedules.plateau import plateau
 
 from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
 from .hyperparameters import Range, check, on_host
 from .overrides import noted, recalled
 from .progress import Progress, listed
+
+if TYPE_CHECKING:  # schedules are loaded late, by those who have or read some
+    from fusedstep.schedules.description import Plateaus
+    from fusedstep.schedules.plateau import plateau
 
 __all__ = [
     "Names",
@@ -41,7 +43,7 @@ class Prepared(NamedTuple):
     """What an optimizer will be once each target has been filled from its source. Nothing of it can fail any more."""
 
     values: dict[str, Any]  # hyperparameters
-    plateaus: Plateaus
+    plateaus: "Plateaus"
     progress: Progress
     copies: list[tuple[Array, Array]]  # targets and sources
 
@@ -57,6 +59,8 @@ def check_names(names: str) -> None:
 
 def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict of what the class called `optimizer` knows: with schedules as plain values."""
+    from fusedstep.schedules.description import describe
+
     seen: list[plateau] = []
 
     def plain(some: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def check_parts(saved: Any, optimizer: str) -> None:
         raise ValueError(f"optimizer is {name!r}, expected {optimizer!r}")
 
 
-def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str, Any], Plateaus]:
+def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str, Any], "Plateaus"]:
     """
     Return the hyperparameters of a state dict with their schedules, and the plateaus among these.
 
@@ -104,7 +108,7 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str
     return values, plateaus
 
 
-def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label: str) -> dict[Any, Any]:
+def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: "Plateaus", label: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, value in _mapping(values, label).items():
         part = f"{label}[{name!r}]"
@@ -113,6 +117,8 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label:
             some = [(recalled(k, mine), v) for k, v in _mapping(value, part).items()]
             found[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in some}
         elif isinstance(value, Mapping):
+            from fusedstep.schedules.description import rebuild
+
             try:
                 found[name] = rebuild(value, present.get(name), plateaus)
             except (TypeError, ValueError) as error:
