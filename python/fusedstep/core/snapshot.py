@@ -4,6 +4,7 @@ What an optimizer knows, as plain values: how a state dict is made, by which nam
 A state dict may come from anywhere. All of it is checked before anything of an optimizer changes.
 """
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -99,12 +100,19 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str
     plateaus: Plateaus = {}
     if "hyperparameters" not in saved:
         return present, plateaus
+    values: dict[str, Any] = {}
     try:
-        values = _rebuilt(saved["hyperparameters"], present, plateaus, "hyperparameters")
+        for _ in range(2):  # the first time finds which plateaus of the caller stand for saved ones, in whatever place
+            values = _rebuilt(saved["hyperparameters"], present, plateaus, "hyperparameters")
     except RecursionError:
         raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
     if values.keys() != present.keys():
         raise ValueError(f"hyperparameters are {listed(values)}, expected {', '.join(present)}")
+    if plateaus:
+        from fusedstep.schedules.description import differences
+
+        for difference in differences(plateaus):
+            warnings.warn(difference, stacklevel=4)
     return values, plateaus
 
 
