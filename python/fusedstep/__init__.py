@@ -36,6 +36,7 @@ from . import _cpu, optimizers
 from .minibatches import minibatches
 
 if TYPE_CHECKING:
+    from fusedstep.core.containers import bind
     from fusedstep.core.overrides import where
     from fusedstep.core.result import Result
 
@@ -49,6 +50,7 @@ __version__ = _cpu.version
 __all__ = [
     "LossScale",
     "Result",
+    "bind",
     "functional",
     "info",
     "load",
@@ -66,6 +68,7 @@ __all__ += optimizers.__all__
 _PLACES = {
     "LossScale": ".loss_scale",
     "Result": ".core.result",
+    "bind": ".core.containers",
     "load": ".checkpoint",
     "save": ".checkpoint",
     "where": ".core.overrides",

@@ -177,6 +177,22 @@ def test_affinity_limits_the_threads():
 
 
 @pytest.mark.parametrize(
+    ("allowed", "quota", "expected"),
+    [
+        (4, None, (4, "processors of this machine")),
+        (4, 9, (4, "processors of this machine")),
+        (3, 3, (3, "affinity of this process")),
+        (4, 2, (2, "quota of the control group")),
+    ],
+)
+def test_what_limits_the_processors(monkeypatch, allowed, quota, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr(settings, "_cgroup_quota", lambda: quota)
+    assert settings._processors() == expected
+
+
+@pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 2),
@@ -231,3 +247,33 @@ def test_isa_from_the_environment():
     assert run(code, FUSEDSTEP_ISA="").endswith("the widest that this processor runs")
     with pytest.raises(AssertionError, match="FUSEDSTEP_ISA is 'sse9', expected one of auto, "):
         run(code, FUSEDSTEP_ISA="sse9")
+
+
+EXIT = """
+import threading
+
+begun = threading.Barrier(4)
+
+def step():
+    opt, p, g = fs.Adam(), np.ones(200_000, np.float32), np.ones(200_000, np.float32)
+    opt.step(p, g)
+    begun.wait()
+    while True:
+        opt.step(p, g)
+
+def call():
+    p, g = np.ones(500_000), np.ones(500_000)
+    begun.wait()
+    while True:
+        fs.functional.sgd(p, g, lr=0.1)
+
+for work in (step, step, call):
+    threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_ends_while_daemon_threads_step():
+    """The interpreter ends such a thread when it takes back the lock that it has released."""
+    for _ in range(5):
+        run(EXIT)

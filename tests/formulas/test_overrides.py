@@ -196,10 +196,10 @@ def test_functions_are_kept(way, tmp_path):
     else:
         other = fs.SGD(overrides={fs.where(is_vector): {"lr": 0.25}})
         if way == "state_dict":
-            other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())))
+            other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())), hyperparameters="saved")
         else:
             fs.save(tmp_path / f"x{way}", opt)
-            fs.load(tmp_path / f"x{way}", other)
+            fs.load(tmp_path / f"x{way}", other, hyperparameters="file")
             with pytest.raises(ValueError, match=r"overrides\[where\(.*is_vector.*\)\] was a function that cannot be"):
                 fs.load(tmp_path / f"x{way}", fs.SGD(overrides={fs.where(falling): {"lr": 0.25}}))
     assert other.overrides == own
@@ -210,7 +210,7 @@ def test_functions_of_one_name_are_told_apart_by_their_place():
     functions = [fs.where(lambda key, p, d=d: p.ndim == d) for d in (1, 2)]
     opt = fs.SGD(overrides={function: {"lr": 0.25 * i} for i, function in enumerate(functions)})
     other = fs.SGD(overrides={function: {"lr": 1.0} for function in functions})
-    other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())))
+    other.load_state_dict(pickle.loads(pickle.dumps(opt.state_dict())), hyperparameters="saved")
     assert other.overrides == opt.overrides
 
 

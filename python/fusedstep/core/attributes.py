@@ -24,9 +24,10 @@ from .hyperparameters import (
     recipes,
     shown,
 )
+from .memory import Averages
 from .newcomers import wanted
 from .overrides import Group, Matching, Settings, match
-from .progress import Averages, Progress, listed
+from .progress import Progress, listed
 
 __all__ = ["Attributes", "Average"]
 
@@ -45,7 +46,7 @@ class Average:
     def __get__(self, optimizer: "Attributes | None", owner: Any = None) -> Averages | None:
         if optimizer is None:
             return None  # the default
-        return Averages(optimizer._ema, optimizer._progress.ema, bool(optimizer._progress.clock_of))
+        return Averages(optimizer)
 
     def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
         optimizer._ema = value
@@ -83,8 +84,7 @@ class Attributes:
     _matching: Matching  # of the last step
     _ema: Any = None  # the decay of the averages
     _ready: bool = False  # whether all fields have been set
-    _stale: bool  # the plan's table of hyperparameters must be refilled
-    _changed: bool  # an attribute was set, so overrides must be matched anew
+    _version: object  # another one whenever a hyperparameter is set
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
         """Refuse arguments that the class does not have, in words for those who come from another library."""
@@ -142,8 +142,7 @@ class Attributes:
         if self._ready and (name == "overrides" or (self.overrides and name in self._structural())):
             self._check_overrides(self._settings_with(**{name: value}))
         object.__setattr__(self, name, value)
-        self._changed = True
-        self._stale = True  # last, lest a step in another thread miss it
+        self._version = object()  # last, lest a step in another thread miss the change
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{name} cannot be deleted, expected a new value")
@@ -222,7 +221,7 @@ class Attributes:
         if params is None:
             return self._matching.groups()
         settings = self._settings_with()
-        keys = _cpu.Plan(_cpu.rules[settings.rule].id, params).keys
+        keys, _ = _cpu.leaves(params)
         return match(settings, keys, params, self._progress.clock_of, Matching.of_nothing(settings)).groups()
 
     def now(self, name: str, key: Hashable = _WITHOUT) -> Any:

@@ -16,6 +16,7 @@ __all__ = [
     "CLIPS",
     "INF",
     "RANGES",
+    "Bounds",
     "Range",
     "Recipe",
     "Scheduled",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
+Bounds: TypeAlias = tuple[float | None, float | None]  # from the first to the second number; None is no bound
 
 INF, NAN = math.inf, math.nan
 
@@ -74,6 +76,8 @@ RANGES: dict[str, Range] = {
     "clip_global_norm": Range(0, INF, with_low=False, with_high=True),
     "l1": Range(0, INF),
     "weight_decay": Range(0, INF),
+    "low": Range(-INF, INF),
+    "high": Range(-INF, INF, with_low=False, with_high=True),
     "ema": Range(0, 1, with_high=True),
 }
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
@@ -87,7 +91,7 @@ def _declared(owner: Any) -> dict[str, Any]:
     for name, hint in get_type_hints(owner).items():
         if name in ranges or hint in (float, Scheduled):
             found[name] = float
-        elif not name.startswith("_") and (hint in (bool, int) or _choices(hint)):
+        elif not name.startswith("_") and (hint in (bool, int, Bounds | None) or _choices(hint)):
             found[name] = hint
     return found
 
@@ -146,6 +150,8 @@ def shown(value: Any) -> str:
 
 
 def _check_choice(label: str, value: Any, hint: Any) -> Any:
+    if hint == Bounds | None:
+        return None if value is None else _check_bounds(label, value)
     if hint is bool:
         if not isinstance(value, bool):
             raise TypeError(f"{label} is {value!r}, expected True or False")
@@ -160,6 +166,16 @@ def _check_choice(label: str, value: Any, hint: Any) -> Any:
     if value not in choices:
         raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     return value
+
+
+def _check_bounds(label: str, value: Any) -> Bounds:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{label} is {value!r}, expected None or two numbers (low, high)")
+    low = -INF if value[0] is None else check("low", value[0], float, f"{label}[0]")
+    high = INF if value[1] is None else check("high", value[1], float, f"{label}[1]")
+    if low > high:
+        raise ValueError(f"{label} is {value!r}, expected low <= high")
+    return None if low == -INF else low, None if high == INF else high
 
 
 def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
@@ -237,6 +253,8 @@ def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..
         return Recipe((name,), lambda values: _limit(values[name]))
     if name in known:
         return Recipe((name,), lambda values: _plain(values[name]))
+    if name in ("low", "high"):
+        return Recipe(("bounds",), lambda values: _bound(name, values["bounds"]))
     if name == "master":
         numbers = {False: 0.0, True: 1.0, "split": 2.0}
         return Recipe(("master_weights",), lambda values: numbers[values["master_weights"]])
@@ -248,6 +266,14 @@ def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..
     if mode not in known:
         return Recipe((field,), lambda values: float(values[field] == choice))
     return Recipe((field, mode), lambda values: _plain(values[field]) if values[mode] == choice else 0.0)
+
+
+def _bound(name: str, bounds: Bounds | None) -> float:
+    """Return the lower or upper bound of parameters; one that is off is infinite."""
+    low, high = bounds or (None, None)
+    if name == "low":
+        return -INF if low is None else low
+    return INF if high is None else high
 
 
 def _limit(value: Any) -> Any:

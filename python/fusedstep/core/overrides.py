@@ -255,7 +255,7 @@ def match(
             _check_noise(matching)
         return matching
 
-    found = _concerning(overrides, keys, _arrays(params, keys) if any(map(_is_function, overrides)) else ())
+    found = _concerning(overrides, keys, _cpu.leaves(params)[1] if any(map(_is_function, overrides)) else ())
     used = {o for some in found for o in some}
     used |= before.used if overrides is before.settings.overrides else set()
     if any(o not in used and not _is_optional(o) for o in overrides):
@@ -313,11 +313,6 @@ def _concerning(
         (*(o for o, condition in loose if fits(o, condition, i, key)), *exact.get(key, ()))
         for i, key in enumerate(keys)
     ]
-
-
-def _arrays(params: Any, keys: list[Hashable]) -> list[Any]:
-    is_one = not isinstance(params, (Mapping, Sequence))
-    return [params] if is_one else [params[key] for key in keys]
 
 
 def _asked(o: Hashable, function: Callable[[Hashable, Any], bool], key: Hashable, array: Any) -> bool:
