@@ -106,7 +106,7 @@ def test_repr_is_the_constructor(cls):
         {"lr": 0.5, "clip_norm": 1.0, "zero_grad": True, "overrides": {0: {"lr": 2.0}, "x": {"l1": 0.5}}},
     ):
         opt = cls(**options)
-        again = eval(repr(opt), vars(fs))
+        again = eval(f"fs.{opt!r}")
         assert again._values() == opt._values()
         assert repr(again) == repr(opt)
 

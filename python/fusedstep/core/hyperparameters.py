@@ -1,6 +1,5 @@
 """What a hyperparameter may be, and the values that a rule takes, made of the hyperparameters of a class."""
 
-import decimal
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
@@ -297,6 +296,8 @@ def _plain(value: Any) -> Any:
 @lru_cache
 def rational_power(x: float, y: float) -> float:
     """Return x**y for x >= 0 to 50 digits, rounded once: libm's pow differs between platforms."""
+    import decimal  # loaded late: few programs need it
+
     if x == 0 or (x < 1 and math.isinf(y)):
         return 0.0
     with decimal.localcontext(decimal.Context(prec=50)):

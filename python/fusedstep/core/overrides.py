@@ -149,9 +149,11 @@ class Matching(NamedTuple):
         return cls(settings, *_row(settings), [], [], np.zeros(0, np.int64), set())
 
     def can_renew(self, settings: Settings) -> bool:
-        """Return whether the keys can be matched with other settings without their arrays."""
+        """Return whether plan and arrays may stay as they are with other settings: no other rule, no new function."""
         same_overrides = settings.overrides is self.settings.overrides
-        return same_overrides or not any(map(_is_function, settings.overrides))
+        return settings.rule == self.settings.rule and (
+            same_overrides or not any(map(_is_function, settings.overrides))
+        )
 
     @property
     def is_scheduled(self) -> bool:
@@ -244,9 +246,7 @@ def match(
     if overrides is before.settings.overrides and keys is before.keys:
         was, layers = before.settings, before.layers
         changed = {name for name, value in settings.values.items() if value is not was.values[name]}
-        if was.rule != settings.rule:
-            layers = [Layer(settings, layer.overrides) for layer in layers]
-        elif changed:
+        if changed:
             layers = [
                 layer if layer.depends_on.isdisjoint(changed) else Layer(settings, layer.overrides) for layer in layers
             ]

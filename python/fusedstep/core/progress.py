@@ -1,7 +1,6 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
 from collections.abc import Hashable, Iterable, Mapping
-from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
 from types import MappingProxyType
@@ -39,6 +38,8 @@ def noise_id(key: Hashable) -> int:
         return int(key) % 2**64
     if not is_lasting(key):
         return 0  # of no use: `match` refuses stochastic rounding
+    from hashlib import blake2b  # loaded late: it takes longer to load than all of this module
+
     text = key if isinstance(key, str) else repr(key)
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 

@@ -7,8 +7,6 @@ from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
-from fusedstep.schedules.description import remember
-
 from . import snapshot
 from .arrays import Array, copied
 from .attributes import Attributes
@@ -177,7 +175,7 @@ class Stateful(Attributes):
         values, plateaus = snapshot.rebuilt(saved, present, hyperparameters == "mine")
         candidate = type(self).__new__(type(self))
         candidate._begin(values)
-        replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source)
+        replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source, plateaus)
         rule = candidate._present_rule()
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
@@ -194,7 +192,10 @@ class Stateful(Attributes):
         plans = self._progress.plans
         plans.drop()
         fill_all(prepared.copies)
-        remember(prepared.plateaus)
+        if prepared.plateaus:
+            from fusedstep.schedules.description import remember  # loaded late: few optimizers have one
+
+            remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
         prepared.progress.plans.captured = plans.captured
