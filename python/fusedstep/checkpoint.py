@@ -173,15 +173,14 @@ def load(
             raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
         saved = renamed(saved | {"params": stored}, keys)
         targets = _arrays(params)
-        if not strict:
-            wanted = targets if params is not None else opt._progress.clock_of if opt is not None else {}
-            saved = narrowed(saved, wanted) if wanted else saved
+        if not strict and (wanted := targets or (opt._progress.clock_of if opt is not None else {})):
+            saved = narrowed(saved, wanted)
         stored = saved.pop("params")
+        _check_kept(params, targets)
         if params is not None:
-            _check_kept(params, targets)
             _check_targets(targets, stored, strict)
-            labelled = {} if opt is None else opt._progress.labelled()
-            check_separate({f"params[{key!r}]": array for key, array in targets.items()} | labelled)
+        labelled = {} if opt is None else opt._progress.labelled()
+        check_separate({f"params[{key!r}]": array for key, array in targets.items()} | labelled)
         copies = [(target, stored[key]) for key, target in targets.items() if key in stored]
         if opt is None:
             carry_out(partial(fill_all, copies))
@@ -267,8 +266,6 @@ def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any
 def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Stored], strict: bool) -> None:
     if strict and targets.keys() != stored.keys():
         raise ValueError(f"params has the keys {listed(targets)}, expected {listed(stored)} like the file")
-    if targets and not targets.keys() & stored.keys():
-        raise ValueError(f"params has the keys {listed(targets)}, expected some of {listed(stored)} like the file")
     for key, target in targets.items():
         if key not in stored:
             continue
