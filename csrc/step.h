@@ -8,9 +8,9 @@ namespace fusedstep {
 
 constexpr int kMaxStates = 4;
 constexpr int kMaxMemory = 4;
-constexpr int kMaxHypers = 25;       // hyperparameters of a rule, then those around it
+constexpr int kMaxHypers = 28;       // hyperparameters of a rule, then those around it
 constexpr int kMaxRuleScalars = 10;  // scalars of a rule; the scalars around it follow
-constexpr int kMaxScalars = 20;
+constexpr int kMaxScalars = 22;
 
 // The arrays of a tensor.
 enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };
@@ -70,12 +70,19 @@ struct Finding {
 };
 constexpr int64_t kNobody = -1;  // as an unsigned number the largest, where the search for a minimum begins
 
+// The sum of the squares of x / unit, over the elements x of a gradient. The unit is 1, or kLargeUnit where the squares
+// of finite doubles overflow.
+struct SquareSum {
+    double sum, unit;
+};
+constexpr double kLargeUnit = 0x1p600;
+
 // What surrounds the rule in a loop: each variant contains the ones before it. While arrays are in a cache, a loop that
 // contains less is faster.
 enum Variant : int32_t {
     kPlain,     // the rule alone
     kDecayed,   // a factor on the gradient, and weight decay
-    kClipped,   // also clipping by value, and L1
+    kClipped,   // also clipping by value, L1, and bounds of the parameters
     kAveraged,  // also the average of the parameters
     kVariants
 };

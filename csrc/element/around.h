@@ -1,6 +1,7 @@
 // What surrounds every rule, for one element in registers. Before the rule, the gradient is unscaled, negated, clipped,
-// and decay is added to it; after the rule, decay is subtracted from the parameter, and the average of the parameters
-// follows. An option that is off is deselected, never multiplied by 0, since 0 times infinity is NaN.
+// and decay is added to it; after the rule, decay is subtracted from the parameter, which is kept within bounds, and
+// the average of the parameters follows. An option that is off is deselected, never multiplied by 0, since 0 times
+// infinity is NaN.
 #pragma once
 #include "rules/rule.h"
 #include "step.h"
@@ -11,26 +12,28 @@ using namespace fusedstep;
 
 struct Around {
     static constexpr char hypers[] =
-        "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled ema zero_grad "
-        "rounding_stochastic seed master";
-    // Clipping that is off has an infinite limit, and an average that is off an infinite ema. The master is 0 (none), 1
-    // (float32) or 2 (split).
+        "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled low high ema zero_grad "
+        "rounding_stochastic seed master frozen";
+    // Clipping and bounds that are off have infinite limits, and an average that is off an infinite ema. The master is
+    // 0 (none), 1 (float32) or 2 (split). A plan gives engines no gradient of what is frozen.
     struct Hyper {
-        double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, ema,
-            zero_grad, rounding_stochastic, seed, master;
+        double grad_scale, maximize, clip_value, clip_norm, clip_global_norm, l1, weight_decay, decoupled, low, high,
+            ema, zero_grad, rounding_stochastic, seed, master, frozen;
 
         INLINE_HOST_DEVICE bool measures() const { return clip_norm < HUGE_VAL || clip_global_norm < HUGE_VAL; }
+        INLINE_HOST_DEVICE bool bounds() const { return low > -HUGE_VAL || high < HUGE_VAL; }
         INLINE_HOST_DEVICE bool averages() const { return ema <= 1; }
     };
     template <class T>
     struct Scalars {
-        T clip, has_l2, l2, has_l1, l1, has_decay, decay, ema, one_minus_ema, begins;  // has_* and begins are 1 or 0
+        T clip, has_l2, l2, has_l1, l1, has_decay, decay, low, high, ema, one_minus_ema,
+            begins;  // has_* and begins are 1 or 0
     };
 
     // The cheapest variant of the loop that computes the options of a row, factors on the gradient left aside.
     INLINE_HOST_DEVICE static Variant variant(const Hyper& h) {
         if (h.averages()) return kAveraged;
-        if (h.clip_value < HUGE_VAL || h.l1 != 0) return kClipped;
+        if (h.clip_value < HUGE_VAL || h.l1 != 0 || h.bounds()) return kClipped;
         return h.weight_decay != 0 ? kDecayed : kPlain;
     }
 
@@ -43,21 +46,23 @@ struct Around {
                 h.l1,
                 h.decoupled ? has_decay : 0,
                 lr * h.weight_decay,
+                h.low,
+                h.high,
                 h.ema,
                 1 - h.ema,
                 double(begins)};
     }
 
-    // What a tensor contributes to the sum of squares over all tensors: sum_of_squares * (grad_scale / largest)^2,
+    // What a tensor contributes to the sum of squares over all tensors, in `unit`: its sum * (grad_scale / largest)^2,
     // where `largest` is the largest factor on a gradient of the step. Dividing by the largest factor keeps the sum in
-    // range; where all factors are equal the weight is exactly 1.
-    INLINE_HOST_DEVICE static double share(double grad_scale, double largest, double sum_of_squares) {
-        double weight = largest != 0 ? grad_scale / largest : 1;
-        return sum_of_squares * (weight * weight);
+    // range; where all factors are equal the weight is exactly 1. So is the ratio of units, unless squares overflow.
+    INLINE_HOST_DEVICE static double share(double grad_scale, double largest, const SquareSum& squares, double unit) {
+        double weight = largest != 0 ? grad_scale / largest : 1, ratio = squares.unit / unit;
+        return squares.sum * (weight * weight) * ratio * ratio;
     }
 
-    INLINE_HOST_DEVICE static double norm(double sum_of_squares, double scale) {
-        return root(sum_of_squares) * magnitude(scale);
+    INLINE_HOST_DEVICE static double norm(const SquareSum& squares, double scale) {
+        return root(squares.sum) * magnitude(scale) * squares.unit;
     }
 
     // The factor on a gradient, without clipping by a norm. It is negative where the loss is maximized.
@@ -67,10 +72,10 @@ struct Around {
     }
 
     // The factor on a gradient, with clipping by the norm of its tensor, or by the norm of all tensors.
-    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, double sum_of_squares,
+    INLINE_HOST_DEVICE static double scale(const Hyper& h, double step_scale, const SquareSum& squares,
                                            double norm_of_all) {
         double own = scale(h, step_scale), coefficient = 1;
-        if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(sum_of_squares, own), h.clip_norm);
+        if (h.clip_norm < HUGE_VAL) coefficient = h.clip_norm / larger(norm(squares, own), h.clip_norm);
         if (h.clip_global_norm < HUGE_VAL)
             coefficient = norm_of_all < HUGE_VAL ? h.clip_global_norm / larger(norm_of_all, h.clip_global_norm)
                                                  : norm_of_all - norm_of_all;  // NaN
@@ -81,16 +86,18 @@ struct Around {
     template <Variant kVariant, class T>
     INLINE_HOST_DEVICE static T gradient(const Scalars<T>& k, T scale, T p, T g) {
         g = scale * g;
-        if constexpr (kVariant >= kClipped) g = clipped(g, k.clip);
+        if constexpr (kVariant >= kClipped) g = clipped(g, -k.clip, k.clip);
         g = k.has_l2 != 0 ? g + k.l2 * p : g;
         if constexpr (kVariant >= kClipped) g = k.has_l1 != 0 ? g + with_sign_of(p, k.l1) : g;
         return g;
     }
 
     // The new parameter, from the old one and the rule's update u.
-    template <class T>
+    template <Variant kVariant, class T>
     INLINE_HOST_DEVICE static T parameter(const Scalars<T>& k, T p, T u) {
-        return k.has_decay != 0 ? p - (u + k.decay * p) : p - u;
+        p = k.has_decay != 0 ? p - (u + k.decay * p) : p - u;
+        if constexpr (kVariant >= kClipped) p = clipped(p, k.low, k.high);
+        return p;
     }
 
     // The new average, from the old one and the new parameter.

@@ -42,6 +42,11 @@ INLINE_HOST_DEVICE typename Rule::template Scalars<double> scalars_of_rule(const
     }
 }
 
+// A scalar in float, where subnormals count as zero. Arithmetic would flush them, but a selection would not.
+INLINE_HOST_DEVICE float rounded(double x) {
+    return static_cast<float>(magnitude(x) < 0x1p-126 - 0x1p-150 ? 0 * x : x);
+}
+
 // Advance a clock by one update and derive its scalars from a row of hyperparameters.
 template <class Rule>
 INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& derived) {
@@ -65,7 +70,7 @@ INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& deri
     derived.stochastic = a.rounding_stochastic != 0;
     derived.seed = static_cast<uint64_t>(a.seed);
     auto round = [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) derived.float32[i] = static_cast<float>(derived.float64[i]);
+        for (int i = begin; i < end; ++i) derived.float32[i] = rounded(derived.float64[i]);
     };
     round(0, kOwn);
     round(kMaxRuleScalars, kMaxRuleScalars + kAround);
@@ -111,7 +116,7 @@ struct Scalars {
     INLINE_HOST_DEVICE T parameter(T p, T g, State state) const {
         if constexpr (kVariant == kPlain) return p - update(g, state);
         T u = update(Around::gradient<kVariant>(around, scale, p, g), state);
-        return Around::parameter(around, p, u);
+        return Around::parameter<kVariant>(around, p, u);
     }
 
 private:

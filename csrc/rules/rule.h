@@ -66,11 +66,11 @@ INLINE_HOST_DEVICE T larger(T a, T b) {
     return a + T(0) > b || a != a ? a : b;
 }
 
-// min(max(x, -limit), limit), for a limit that is not NaN. NaN in x passes through.
+// min(max(x, low), high), for limits that are not NaN. NaN in x passes through.
 template <class T>
-INLINE_HOST_DEVICE T clipped(T x, T limit) {
-    T above = x <= -limit ? -limit : x;
-    return above >= limit ? limit : above;
+INLINE_HOST_DEVICE T clipped(T x, T low, T high) {
+    T above = x <= low ? low : x;
+    return above >= high ? high : above;
 }
 
 // sign(x)*y for y >= 0, without the product: y, -y, +0 for both zeros, or NaN. The comparison is with the smallest

@@ -118,14 +118,11 @@ def test_states_are_arrays_beside_their_parameter():
     for replace in (
         lambda: optimizer.state.update(w={}),
         lambda: optimizer.state["w"].update(m=m),
-        lambda: optimizer.t.update(w=1),
     ):
         with pytest.raises(AttributeError):
             replace()
     with pytest.raises(TypeError):
         optimizer.state["w"]["m"] = m
-    with pytest.raises(TypeError):
-        optimizer.t["w"] = 5
     with pytest.raises(ValueError, match="own"):
         m.resize(3, refcheck=False)
 
@@ -219,7 +216,7 @@ def test_repr_and_positional_rate():
     assert fs.SGD(0.5).lr == 0.5
     assert repr(fs.SGD(0.5, ema=0.9, overrides={"b": {"lr": 1}})) == (
         "SGD(grad_scale=1.0, clip_value=None, clip_norm=None, clip_global_norm=None, maximize=False, l1=0.0, "
-        "weight_decay=0.0, decoupled=False, ema=0.9, zero_grad=False, skip_nonfinite=False, "
+        "weight_decay=0.0, decoupled=False, bounds=None, ema=0.9, zero_grad=False, frozen=False, skip_nonfinite=False, "
         "state_dtype='float32', master_weights=False, rounding='nearest', seed=0, "
         "overrides=mappingproxy({'b': mappingproxy({'lr': 1.0})}), lr=0.5)"
     )
@@ -367,7 +364,7 @@ def test_mappings_that_the_caller_holds_stay_current():
     optimizer.step({"w": ones()}, {"w": ones()})
     optimizer.step({"v": ones()}, {"v": ones()})
     assert list(state) == list(ema) == ["w", "v"]
-    assert state["w"]["m"] is optimizer.state["w"]["m"]
+    assert np.shares_memory(state["w"]["m"], optimizer.state["w"]["m"])
     fresh = fs.Adam()
     state = fresh.state
     fresh.load_state_dict(optimizer.state_dict())

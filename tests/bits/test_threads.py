@@ -245,3 +245,33 @@ def test_isa_from_the_environment():
     assert run(code, FUSEDSTEP_ISA=first) == f"{first} FUSEDSTEP_ISA"
     with pytest.raises(AssertionError, match="FUSEDSTEP_ISA is 'sse9', expected one of auto, "):
         run(code, FUSEDSTEP_ISA="sse9")
+
+
+EXIT = """
+import threading
+
+begun = threading.Barrier(4)
+
+def step():
+    opt, p, g = fs.Adam(), np.ones(200_000, np.float32), np.ones(200_000, np.float32)
+    opt.step(p, g)
+    begun.wait()
+    while True:
+        opt.step(p, g)
+
+def call():
+    p, g = np.ones(500_000), np.ones(500_000)
+    begun.wait()
+    while True:
+        fs.functional.sgd(p, g, lr=0.1)
+
+for work in (step, step, call):
+    threading.Thread(target=work, daemon=True).start()
+begun.wait()
+"""
+
+
+def test_a_process_ends_while_daemon_threads_step():
+    """The interpreter ends such a thread when it takes back the lock that it has released."""
+    for _ in range(5):
+        run(EXIT)

@@ -189,7 +189,7 @@ def test_a_skipped_step_changes_nothing(tensor, place, value, dtype, isa):
 def test_squares_that_overflow_are_finite(isa):
     p, g = np.zeros(3), np.array([1.0, 1e200, -1e300])
     result = fs.SGD(lr=1.0, skip_nonfinite=True).step([p], [g])
-    assert result == fs.Result(INF)
+    assert result == fs.Result(math.ldexp(norm([np.ldexp(g, -600)]), 600))
     assert same([p], [-g])
     assert fs.SGD(skip_nonfinite=True).step([p, p.copy()], [g, np.array([0, 0, INF])]).nonfinite == 1
     assert fs.SGD(skip_nonfinite=True).step([np.ones(1, F32)], [np.full(1, 3e38, F32)]).skipped is False

@@ -73,7 +73,46 @@ def test_the_norm_at_the_ends_of_the_range(isa):
     assert measured([np.full(1, 2.0**-530)]) == math.sqrt(2.0**-1060)  # a float64 whose square is subnormal
     assert measured([np.full(50, np.finfo(F32).max, F32)]) < math.inf
     assert measured([np.full(1, 1e154)]) == math.sqrt(1e154 * 1e154) < math.inf
-    assert measured([np.full(1, 1.4e154)]) == math.inf
+
+
+def overflowing(n, seed=0):
+    """Return finite numbers whose squares overflow."""
+    return np.ldexp(normal(n, F64, seed), 520)
+
+
+@pytest.mark.parametrize("n", [1, 33, 1024, 1025, 5000])
+def test_a_norm_whose_squares_overflow(n, isa):
+    g = overflowing(n)
+    expected = math.ldexp(norm([np.ldexp(g, -600)]), 600)
+    for module in (fs, reference):
+        assert measured([g], module) == expected < math.inf
+        assert measured([g], module, grad_scale=-0.3) == math.ldexp(norm([np.ldexp(g, -600)], 0.3), 600)
+        together = [normal(40), g, normal(1100, F64), overflowing(7)]  # a tensor that overflows beside others
+        assert measured(together, module) == math.ldexp(
+            norm([np.ldexp(some.astype(F64), -600) for some in together]), 600
+        )
+        for clip in NORMS:
+            assert same([clipped(module, g, clip, 2.0)], [g * (2.0 / expected)])
+
+
+@MODULES
+def test_a_norm_whose_squares_overflow_together(module):
+    two = [np.full(1, 1e154), np.full(1, 1e154)]
+    assert measured(two, module) == math.ldexp(norm([np.ldexp(g, -600) for g in two]), 600) < math.inf
+    little = {0: {"grad_scale": 1e-120}}  # makes the tensor that overflows as small as the other one
+    assert math.isclose(measured([np.full(1, 3e160), np.full(1, 4e40)], module, overrides=little), 5e40)
+    huge = np.full(100, 1e308)
+    assert measured([huge], module) == math.inf
+    assert math.isclose(measured([huge], module, grad_scale=1e-9), 1e300)
+    assert measured([np.append(huge, math.inf)], module, grad_scale=1e-9) == math.inf
+
+
+@MODULES
+def test_clipping_where_squares_overflow(module):
+    p, g = np.zeros(2), np.array([1e160, 1.0])
+    result = module.SGD(lr=1.0, clip_global_norm=1.0, skip_nonfinite=True).step(p, g)
+    assert (result.grad_norm, result.skipped) == (1e160, False)
+    assert same([p], [np.array([-1.0, -1e-160])])
 
 
 # The factor that keeps a norm within its limit.

@@ -137,3 +137,28 @@ def test_functions_have_the_bits_of_the_host(cupy, own_state, name):
         assert verify.difference([a.get() for a in twins], arrays) == 0
         for some, twin in zip(states, on_gpu, strict=True):
             assert all(same(twin[key], some[key]) for key in names)
+
+
+@pytest.mark.parametrize("scale", [0, 520])
+@pytest.mark.parametrize("sizes", [(5,), (1024, 3), (1025,), (40, 5000, 7)], ids=str)
+def test_norms_of_doubles(cupy, sizes, scale):
+    """With a scale of 520, squares overflow."""
+    rng = np.random.default_rng(9)
+    grads = [np.ldexp(rng.standard_normal(n), scale) for n in sizes]
+    for bad in (None, np.inf, np.nan):
+        for options in ({"clip_global_norm": 1.0}, {"clip_norm": 1.0}, {"skip_nonfinite": True}):
+            found, wanted = [cupy.asarray(np.zeros(n)) for n in sizes], [np.zeros(n) for n in sizes]
+            if bad:
+                grads[-1][-1] = bad
+            a = fs.SGD(**options).step(found, [cupy.asarray(g) for g in grads])
+            b = reference.SGD(**options).step(wanted, grads)
+            assert (a.skipped, a.nonfinite) == (b.skipped, b.nonfinite)
+            assert verify.difference([np.array(a.grad_norm)], [np.array(b.grad_norm)]) == 0
+            assert verify.difference([p.get() for p in found], wanted) == 0
+
+
+def test_norms_of_doubles_that_overflow_together(cupy):
+    grads = [np.full(1, 1e154), np.full(1, 1e154)]
+    optimizer = fs.SGD(clip_global_norm=1.0)
+    norm = optimizer.step([cupy.asarray(np.zeros(1)) for _ in grads], [cupy.asarray(g) for g in grads]).grad_norm
+    assert norm == reference.SGD(clip_global_norm=1.0).step([np.zeros(1), np.zeros(1)], grads).grad_norm < np.inf

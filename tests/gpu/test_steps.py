@@ -193,3 +193,14 @@ def test_the_step_count_comes_back_from_the_gpu(cupy):
             q.set(there)
     assert both.t == host.t == {0: 6}
     assert same(q, p)
+
+
+def test_frozen_parameters(cupy):
+    host, gpu = fs.Adam(clip_global_norm=1.0), fs.Adam(clip_global_norm=1.0)
+    p, q = pairs(cupy, 5, 1100, 7)
+    for frozen in ({}, {1: {"frozen": True}}, {0: {"frozen": True}, 1: {"bounds": (-0.5, 0.5)}}, {}):
+        host.overrides = gpu.overrides = frozen
+        g, h = pairs(cupy, 5, 1100, 7, seed=len(frozen))
+        assert gpu.step(q, h).grad_norm == host.step(p, g).grad_norm
+        assert all(map(same, q, p))
+    assert gpu.t == host.t == {0: 3, 1: 3, 2: 4}

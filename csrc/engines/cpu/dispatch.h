@@ -24,6 +24,9 @@ void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes);
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);
 
+// Write the elements [begin, end) of a slot's gradient to memory, in the type of the computation.
+void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to);
+
 // Set the elements [begin, end) of a slot's gradient to +0.
 void zero_grad(const Slot& slot, int64_t begin, int64_t end);
 

@@ -40,14 +40,17 @@ public:
         bytes_ = 0;
         for (const Slot& slot : slots_) {
             if (!slot.has_grad) continue;
-            const Types& types = slot.types;
+            Types types = slot.types;
             const auto traffic =
                 static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
                                      2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+            if (is_gathered(slot)) types.grad = computed_in(types.param);  // what the loop finds in a tile
             tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
             bytes_ += slot.size * traffic;
         }
     }
+
+    void set_gradient_addresses() override {}  // a task reads the address in its slot
 
     void set_hypers(std::span<const Number> table) override { rows_.set(table); }
 
@@ -81,7 +84,8 @@ private:
             slots.push_back(task.slot);
             blocks += blocks_of(task.slot->size);
         }
-        std::vector<double> block_sums(blocks), sums, shares;
+        std::vector<double> block_sums(blocks);
+        std::vector<SquareSum> sums;
         sum_blocks(slots, block_sums.data());
 
         FloatMode mode;
@@ -90,29 +94,41 @@ private:
         double largest = 0;
         for (const Task& task : tasks_) {
             const int64_t count = blocks_of(task.slot->size);
-            sums.push_back(total(next, count));
+            sums.push_back({total(next, count), 1});
+            if (std::isinf(sums.back().sum) && task.slot->types.param == kFloat64)
+                sums.back() = sum_in_large_unit(*task.slot, next);
             next += count;
             largest = larger(largest, magnitude(rows_.around(*task.slot).grad_scale));
         }
-        for (size_t i = 0; i < tasks_.size(); ++i)
-            shares.push_back(Around::share(rows_.around(*slots[i]).grad_scale, largest, sums[i]));
-        const double sum = total(shares.data(), static_cast<int64_t>(shares.size()));
-        Finding found{Around::norm(sum, largest * grad_scale), kNobody};
+        auto add_shares = [&](double unit) {
+            std::vector<double> shares;
+            for (size_t i = 0; i < tasks_.size(); ++i)
+                shares.push_back(Around::share(rows_.around(*slots[i]).grad_scale, largest, sums[i], unit));
+            return SquareSum{total(shares.data(), static_cast<int64_t>(shares.size())), unit};
+        };
+        SquareSum all = add_shares(1);
+        if (std::isinf(all.sum)) all = add_shares(kLargeUnit);
+        Finding found{Around::norm(all, largest * grad_scale), kNobody};
         for (size_t i = 0; i < tasks_.size(); ++i) {
-            if (skips_nonfinite && found.offender == kNobody && !is_finite(*slots[i], sums[i]))
+            if (skips_nonfinite && found.offender == kNobody && !std::isfinite(sums[i].sum))
                 found.offender = slots[i] - slots_.data();
             tasks_[i].scale = Around::scale(rows_.around(*slots[i]), grad_scale, sums[i], found.norm);
         }
         return found;
     }
 
-    // Whether a gradient has no infinity and no NaN. Squares of float64 may overflow, so these are looked at one by
-    // one.
-    static bool is_finite(const Slot& slot, double sum_of_squares) {
-        if (std::isfinite(sum_of_squares)) return true;
-        if (slot.types.grad != kFloat64) return false;
-        auto* g = static_cast<const double*>(slot.arrays[kGrad]);
-        return std::all_of(g, g + slot.size, [](double x) { return std::isfinite(x); });
+    // The sum for a gradient of doubles whose squares overflow: infinite only if an element is. `sums` has room for the
+    // sums of its blocks.
+    static SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
+        double g[kBlock];
+        for (int64_t begin = 0; begin < slot.size; begin += kBlock) {
+            const int64_t n = std::min(slot.size - begin, kBlock);
+            read_gradient(slot, begin, begin + n, g);
+            for (int64_t i = 0; i < n; ++i) g[i] = g[i] * (1 / kLargeUnit);
+            sums[begin / kBlock] =
+                block_sum<true>(n, [&](int64_t i, int64_t) { return static_cast<const double*>(g + i); });
+        }
+        return {total(sums, blocks_of(slot.size)), kLargeUnit};
     }
 
     // Advance the clocks, and derive the scalars of each tensor.

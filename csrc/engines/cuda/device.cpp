@@ -138,7 +138,7 @@ void Device::begin(Stream stream, bool captured) {
         set(table_.offenders, 0xff, table_.devices * sizeof(*table_.offenders));  // kNobody
         set(findings_, 0xff, kFindings * sizeof(Finding));                        // NaN and kNobody
         // Tensors without elements have no tile that would set their sum.
-        set(table_.squares, 0, sizeof(double) * table_.count * table_.devices);
+        set(table_.squares, 0, sizeof(SquareSum) * table_.count * table_.devices);
     }
     if (tensors_changed_ || was_captured_) send(stream, table_.tensors, tensors_);
     if (tensors_changed_ && table_.tiles) launch(common.own, std::min(table_.count, 65535), kThreads, stream, table_);

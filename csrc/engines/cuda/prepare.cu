@@ -64,12 +64,28 @@ INLINE_HOST_DEVICE float widened_at(Type type, const void* array, int64_t i) {
     });
 }
 
-INLINE_HOST_DEVICE double* own_squares(const Table& table) {
+INLINE_HOST_DEVICE SquareSum* own_squares(const Table& table) {
     return table.squares + static_cast<int64_t>(table.device) * table.count;
 }
 
-// The sum of squares of each tile, and the first gradient that is not finite. The square of a finite double may be
-// infinite, so doubles are looked at one by one.
+// The sum of squares of a tile of doubles, in kLargeUnit.
+__device__ double sum_in_large_unit(int lane, int64_t n, const double* x) {
+    return sum_of_squares(lane, n, [=](int64_t k) { return x[k] * (1 / kLargeUnit); });
+}
+
+// Whether the sum of the squares of a gradient has to be made anew in kLargeUnit. There, it is infinite only if an
+// element is.
+INLINE_HOST_DEVICE bool overflows(Type type, double sum) {
+    return type == kFloat64 && sum == HUGE_VAL;
+}
+
+// Note down the sum of squares of a tensor, and whether its gradient is finite.
+__device__ void tell(const Table& table, int32_t i, const SquareSum& squares) {
+    own_squares(table)[i] = squares;
+    if (squares.sum - squares.sum != 0) atomicMin(table.offenders + table.device, static_cast<unsigned long long>(i));
+}
+
+// The sums of squares of the tiles of large tensors, and of each small tensor.
 __global__ void square_tiles(const __grid_constant__ Table table) {
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
@@ -80,15 +96,16 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
         if (gradient.order < 0) continue;
         const int64_t begin = (tile - table.tensors[i].first_tile) * kTile;
         const int64_t rest = table.tensors[i].size - begin, n = rest < kTile ? rest : kTile;
-        double sum;
-        bool finite = true;
+        const bool is_large = table.tensors[i].size > kTile;
+        double sum, unit = 1;
         if (gradient.type == kFloat64) {
             const Flush<double> mode;
             auto x = static_cast<const double*>(gradient.data) + begin;
-            sum = sum_of_squares(lane, n, [=, &finite](int64_t k) {
-                finite = finite && x[k] - x[k] == 0;
-                return x[k];
-            });
+            sum = sum_of_squares(lane, n, [=](int64_t k) { return x[k]; });
+            if (!is_large && overflows(gradient.type, __shfl_sync(0xffffffff, sum, 0))) {
+                unit = kLargeUnit;
+                sum = sum_in_large_unit(lane, n, x);
+            }
         } else {
             const Flush<float> mode;
             if (gradient.type == kFloat32) {
@@ -98,10 +115,12 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
                 const Type type = gradient.type;
                 sum = sum_of_squares(lane, n, [=](int64_t k) { return widened_at(type, gradient.data, begin + k); });
             }
-            finite = lane != 0 || sum - sum == 0;
         }
-        if (lane == 0) (table.tensors[i].size > kTile ? table.sums[tile] : own_squares(table)[i]) = sum;
-        if (!finite) atomicMin(table.offenders + table.device, static_cast<unsigned long long>(i));
+        if (lane != 0) continue;
+        if (is_large)
+            table.sums[tile] = sum;
+        else
+            tell(table, i, {sum, unit});
     }
 }
 
@@ -130,11 +149,27 @@ __device__ double add_levels(double* sums, double* room, int64_t n) {
 
 __global__ void __launch_bounds__(kManyThreads, 1) add_tiles(const __grid_constant__ Table table) {
     const int32_t i = table.large[blockIdx.x];
-    if (table.gradients[i].order < 0) return;
+    const Gradient& gradient = table.gradients[i];
+    if (gradient.order < 0) return;
     const Tensor& tensor = table.tensors[i];
-    const double sum =
-        add_levels(table.sums + tensor.first_tile, table.sums_of_sums + tensor.first_tile, blocks_of(tensor.size));
-    if (threadIdx.x == 0) own_squares(table)[i] = sum;
+    const int64_t tiles = blocks_of(tensor.size);
+    double* const sums = table.sums + tensor.first_tile;
+    double* const room = table.sums_of_sums + tensor.first_tile;
+    SquareSum squares = {add_levels(sums, room, tiles), 1};
+    if (overflows(gradient.type, squares.sum)) {
+        const Flush<double> mode;
+        auto x = static_cast<const double*>(gradient.data);
+        __syncthreads();  // until every thread has read the sum
+        for (int64_t tile = threadIdx.x / kWarp; tile < tiles; tile += kManyThreads / kWarp) {
+            const int64_t begin = tile * kTile, rest = tensor.size - begin;
+            const int lane = threadIdx.x % kWarp;
+            const double sum = sum_in_large_unit(lane, rest < kTile ? rest : kTile, x + begin);
+            if (lane == 0) sums[tile] = sum;
+        }
+        __syncthreads();
+        squares = {add_levels(sums, room, tiles), kLargeUnit};
+    }
+    if (threadIdx.x == 0) tell(table, i, squares);
 }
 
 INLINE_HOST_DEVICE const Number& grad_scale_of(const Table& table, int32_t i) {
@@ -157,16 +192,21 @@ __global__ void __launch_bounds__(kManyThreads, 1)
         __syncthreads();
     }
     largest = each[0];
-    for (int32_t i = threadIdx.x; i < table.count; i += kManyThreads) {
-        const int32_t order = table.gradients[i].order;
-        if (order < 0) continue;
-        const double squares = table.squares[static_cast<int64_t>(table.tensors[i].device) * table.count + i];
-        table.shares[order] = Around::share(value_of(grad_scale_of(table, i)), largest, squares);
-    }
-    __syncthreads();
-    const double sum = add_levels(table.shares, table.shares + table.count, how.gradients);
+    auto add_shares = [&](double unit) {
+        __syncthreads();
+        for (int32_t i = threadIdx.x; i < table.count; i += kManyThreads) {
+            const int32_t order = table.gradients[i].order;
+            if (order < 0) continue;
+            const SquareSum& squares = table.squares[static_cast<int64_t>(table.tensors[i].device) * table.count + i];
+            table.shares[order] = Around::share(value_of(grad_scale_of(table, i)), largest, squares, unit);
+        }
+        __syncthreads();
+        return SquareSum{add_levels(table.shares, table.shares + table.count, how.gradients), unit};
+    };
+    SquareSum all = add_shares(1);
+    if (all.sum == HUGE_VAL) all = add_shares(kLargeUnit);
     if (threadIdx.x != 0) return;
-    found->norm = Around::norm(sum, largest * value_of(how.grad_scale));
+    found->norm = Around::norm(all, largest * value_of(how.grad_scale));
     uint64_t offender = kNobody;
     for (int32_t d = 0; d < table.devices; ++d)
         if (table.offenders[d] < offender) offender = table.offenders[d];

@@ -62,7 +62,7 @@ struct Table {
     int32_t* owners;                // the tensor of each tile
     int32_t* large;                 // the tensors of more than a tile
     double *sums, *sums_of_sums;    // of squares: for each tile of large tensors, and room for adding them
-    double* squares;                // sum of squares of each tensor, by device
+    SquareSum* squares;             // sum of squares of each tensor, by device
     double* shares;                 // of each gradient in the sum of squares of the step, and room for adding them
     unsigned long long* offenders;  // the first tensor whose gradient is not finite, by device
 };

@@ -20,7 +20,7 @@ import numpy as np
 
 from fusedstep import _cpu
 
-from .hyperparameters import check, check_clips, declared, range_of, rule_hypers
+from .hyperparameters import Bounds, check, check_clips, declared, range_of, rule_hypers
 from .optimizer import Optimizer
 
 __all__ = ["DecoupledOptions", "Options", "Outline", "function", "outlines", "signature"]
@@ -40,6 +40,7 @@ class DecoupledOptions(TypedDict, total=False):
     maximize: bool
     l1: float
     weight_decay: float
+    bounds: Bounds | None
     zero_grad: bool
     rounding: Literal["nearest", "stochastic"]
     seed: int

@@ -14,6 +14,7 @@ __all__ = [
     "CLIPS",
     "INF",
     "RANGES",
+    "Bounds",
     "Range",
     "Scheduled",
     "arguments",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
+Bounds: TypeAlias = tuple[float | None, float | None]  # from the first to the second number; None is no bound
 
 INF = math.inf
 
@@ -69,6 +71,8 @@ RANGES: dict[str, Range] = {
     "clip_global_norm": Range(0, INF, with_low=False),
     "l1": Range(0, INF),
     "weight_decay": Range(0, INF),
+    "low": Range(-INF, INF),
+    "high": Range(-INF, INF, with_low=False, with_high=True),
     "ema": Range(0, 1, with_high=True),
 }
 CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
@@ -82,7 +86,7 @@ def _declared(owner: Any) -> dict[str, Any]:
     for name, hint in get_type_hints(owner).items():
         if name in ranges or hint in (float, Scheduled):
             found[name] = float
-        elif not name.startswith("_") and (hint in (bool, int) or _choices(hint)):
+        elif not name.startswith("_") and (hint in (bool, int, Bounds | None) or _choices(hint)):
             found[name] = hint
     return found
 
@@ -123,6 +127,8 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
 
 
 def _check_choice(label: str, value: Any, hint: Any) -> Any:
+    if hint == Bounds | None:
+        return None if value is None else _check_bounds(label, value)
     if hint is bool:
         if not isinstance(value, bool):
             raise TypeError(f"{label} is {value!r}, expected True or False")
@@ -137,6 +143,16 @@ def _check_choice(label: str, value: Any, hint: Any) -> Any:
     if value not in choices:
         raise ValueError(f"{label} is {value!r}, expected one of {', '.join(map(repr, choices))}")
     return value
+
+
+def _check_bounds(label: str, value: Any) -> Bounds:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{label} is {value!r}, expected None or two numbers (low, high)")
+    low = -INF if value[0] is None else check("low", value[0], float, f"{label}[0]")
+    high = INF if value[1] is None else check("high", value[1], float, f"{label}[1]")
+    if low > high:
+        raise ValueError(f"{label} is {value!r}, expected low <= high")
+    return None if low == -INF else low, None if high == INF else high
 
 
 def range_of(name: str, ranges: Mapping[str, Range]) -> Range:
@@ -206,6 +222,9 @@ def _rule_hyper(name: str, values: Mapping[str, Any], derived: Mapping[str, Call
     if name in values:
         value = values[name]
         return INF if value is None else _plain(value)
+    if name in ("low", "high"):
+        low, high = values["bounds"] or (None, None)
+        return (-INF if low is None else low) if name == "low" else INF if high is None else high
     if name == "master":
         return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
     if name in derived:

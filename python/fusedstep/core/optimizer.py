@@ -4,23 +4,24 @@ What all optimizers have in common: hyperparameters, and the step.
 This module knows no formula, pointer or device: it hands arrays and hyperparameters to a plan of the engine.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fusedstep import _cpu
 
-from .arrays import is_on_gpu
+from .arrays import Array, is_on_gpu
 from .attributes import Average
-from .hyperparameters import Scheduled, check, evaluated
-from .overrides import Matching, match
-from .progress import Progress, noise_id
+from .containers import Bound, renamed
+from .hyperparameters import Bounds, Scheduled, check, evaluated
+from .overrides import Matching, Settings, match
+from .plans import Planned, mark_of
+from .progress import Look, Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
-from .stateful import Stateful
+from .stateful import BUSY, Stateful
 
 __all__ = ["Optimizer"]
 
@@ -35,8 +36,9 @@ class Optimizer(Stateful):
 
     A step does the following to every element, in this order, as far as it is asked for: the gradient is multiplied by
     `grad_scale`, clipped by a norm, negated (`maximize`), clipped by value, and the decay is added to it; the rule
-    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter;
-    the average is updated, and the gradient is zeroed. All of this happens in one pass over memory.
+    makes an update of the gradient, to which the decoupled decay is added; the update is subtracted from the parameter,
+    which is kept within `bounds`; the average is updated, and the gradient is zeroed. All of this happens in one pass
+    over memory.
 
     Parameters
     ----------
@@ -56,6 +58,9 @@ class Optimizer(Stateful):
         Hutter 2019, "Decoupled weight decay regularization").
     decoupled : bool
         Whether `weight_decay` bypasses the rule.
+    bounds : (float or None, float or None) or None
+        Lowest and highest value of a parameter after an update: what is beyond becomes the bound, and NaN stays NaN.
+        None is no bound.
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
@@ -63,6 +68,9 @@ class Optimizer(Stateful):
         ``optimizer.ema = 0.99`` changes. An average that is switched off and on again goes on from where it was.
     zero_grad : bool
         Whether gradients are set to 0 once they have been read, also in a step that `skip_nonfinite` skips.
+    frozen : bool
+        Whether a parameter takes no part in a step, as if it had no gradient: its states and its step count stay, and
+        its gradient counts neither in a norm nor for `skip_nonfinite`. For single parameters, by `overrides`.
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
         they are. The gradients are read once more for this, as for a norm.
@@ -114,8 +122,10 @@ class Optimizer(Stateful):
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
+    bounds: Bounds | None = None
     ema: Average = Average()  # noqa: RUF009 (a descriptor, the same for all instances)
     zero_grad: bool = False
+    frozen: bool = False
     skip_nonfinite: bool = False
     state_dtype: Literal["float32", "same"] = "float32"
     master_weights: Literal[False, True, "split"] = False
@@ -126,18 +136,23 @@ class Optimizer(Stateful):
     def __post_init__(self) -> None:
         self._turn = Lock()
         self._progress = Progress()
-        self._plan = None
-        self._captured = []
         self._pending = Pendings()
+        self._version = object()
         self._settings = self._settings_with()
-        self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
-        self._clock_index = np.zeros(0, np.int64)  # index of the clock of each tensor of the plan
-        self._stale = self._changed = True
+        self._settled = self._version  # the version of the settings
         self._ready = True
 
     # Steps.
 
-    def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
+    def step(
+        self,
+        params: Any,
+        grads: Any = None,
+        *,
+        grad_scale: Any = _ONE,
+        grad_key: str | Callable[[Any], Any] | None = None,
+        stream: Any = None,
+    ) -> Result:
         """
         Update parameters in place, once.
 
@@ -197,95 +212,129 @@ class Optimizer(Stateful):
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
-            if self._stale:
-                self._refresh()
+        if grads is None and isinstance(params, Bound):
+            params, grads = params.params, params.grads
+        if grad_key is not None:
+            grads = renamed(params, grads, grad_key)
+        if self._turn.locked():
+            raise RuntimeError(BUSY)
+        # Nobody looks at signals between the lock's __enter__, which is written in C, and the block.
+        with self._turn:
             if self._pending:
                 self._pending.make_room()
-            plan = self._plan
-            if plan is not None:
-                outcome = plan.run(params, grads, grad_scale, stream)
-                if outcome is True:
-                    return PLAIN
-                if outcome is not False:
-                    return self._result(plan, outcome)
-            return self._replan(params, grads, grad_scale, stream)
-        finally:
-            self._turn.release()
+            now = self._progress.plans.now
+            if now is not None:
+                if now.told is not self._version:
+                    self._tell(now, self._progress, *self._settle())
+                if self._progress.plans.now is now:
+                    outcome = now.plan.run(params, grads, grad_scale, stream)
+                    if outcome is True:
+                        return PLAIN
+                    if outcome is not False:
+                        return self._result(now.plan, outcome)
+            return self._step_anew(params, grads, grad_scale, stream)
 
     def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
         if isinstance(outcome, bool):
             return PLAIN
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
 
-    def _refresh(self) -> None:
-        """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        self._stale = False  # reset first: a hyperparameter that is set meanwhile counts in the next step
-        changed, self._changed = self._changed, False
-        try:
-            if changed:
-                before, self._settings = self._settings, self._settings_with()
-                if self._plan is not None and self._settings.rule == before.rule:
-                    self._match(self._plan.keys)
-                else:
-                    self._drop_plan()
-            if self._plan is not None:
-                self._hand_over(self._plan, self._progress, self._clock_index)
-        except BaseException:
-            self._changed = self._stale = True
-            raise
+    def _settle(self) -> tuple[Settings, object]:
+        """Return the present hyperparameters and their version. Where they ask for another rule, plans are dropped."""
+        version = self._version
+        if self._settled is not version:
+            settings = self._settings_with()
+            if settings.rule != self._settings.rule:
+                self._progress.plans.drop()
+            self._settings = settings
+            self._settled = version  # last: what is interrupted before is done again
+        return self._settings, version
 
-    def _match(self, keys: list[Hashable]) -> None:
-        self._matching = match(self._settings, keys, self._progress.clock_of, self._matching)
+    def _tell(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> None:
+        """Hand hyperparameters to a plan that have changed, or that change with every step."""
+        if planned.rule != settings.rule:
+            return
+        if planned.matching.settings is not settings:
+            planned.matching = match(settings, planned.plan.keys, progress.clock_of, planned.matching)
+        planned.matching.hand_over(planned.plan, progress, planned.clock_index)
+        planned.told = None if planned.matching.is_scheduled else version
 
-    def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
-        self._stale |= self._matching.is_scheduled
-        self._matching.hand_over(plan, progress, clock_index)
+    def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+        """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
+        settings, version = self._settle()
+        mark = mark_of(params)
+        found = self._progress.plans.find(mark)
+        if found is not None:
+            self._progress.plans.use(found)
+            self._tell(found, self._progress, settings, version)
+            outcome = found.plan.run(params, grads, grad_scale, stream)
+            if outcome is not False:
+                return self._result(found.plan, outcome)
 
-    def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
-        """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
-        self._drop_plan()
-        rule = _cpu.rules[self._settings.rule]
+        rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
-        seen = plan.check(params, grads)
-        keys = plan.keys
-        self._progress.check_use(keys)
-        self._match(keys)
-
-        progress = self._progress.extended(keys)
-        counts = progress.t
-        for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
-            if look is not None:
-                values, start = self._matching.layers[i].values, dict.fromkeys(rule.states, 0.0)
-                if self.accumulator:
-                    name = "initial_accumulator"
-                    start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
-                progress.make(
-                    key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
-                )
-        states = [progress.state.get(key, {}) for key in keys]
-        clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
+        looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads)]
+        self._progress.check_use(plan.keys)
+        matching = match(settings, plan.keys, self._progress.clock_of, None)
+        before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
+        clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
         plan.bind(
-            [
-                (*(s[n] for n in rule.states), progress.ema.get(key), s.get("master", s.get("remainder")))
-                if s.keys() >= set(rule.states)
-                else None
-                for key, s in zip(keys, states, strict=True)
-            ],
-            progress.clocks,
+            [_kept(progress, key, rule) for key in plan.keys],
+            progress._clocks,
             clock_index,
-            np.array([noise_id(key) for key in keys], np.uint64),
+            np.array([noise_id(key) for key in plan.keys], np.uint64),
         )
-        self._hand_over(plan, progress, clock_index)
-
-        progress.plan = plan
-        outcome = plan.run(params, grads, grad_scale, stream)
+        planned = Planned(plan, clock_index, matching, settings.rule)
+        progress.plans.use(planned)
+        self._tell(planned, progress, settings, version)
+        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
+        progress.plans.add(mark, planned)
+        progress.is_unused = False
         result = self._result(plan, outcome)
-        if not result.skipped:  # a step that is skipped leaves no new states or plan behind
-            self._progress.become(progress)
-            self._plan, self._clock_index = plan, clock_index
+        if progress is not before and result.skipped:  # a step that is skipped leaves no new states behind
+            self._progress = before
         return result
+
+    def _prepared_for(
+        self, keys: list[Hashable], looks: list[Look | None], matching: Matching, rule: _cpu.Rule
+    ) -> Progress:
+        """Return a progress with all that the parameters of a step need: the present one, if it has all."""
+        layers = [matching.layers[i] for i in matching.layer_of]
+        taking_part = [
+            (key, look, layer)
+            for key, look, layer in zip(keys, looks, layers, strict=True)
+            if look and not layer.values["frozen"]
+        ]
+        wanted = {
+            key: (layer.values["state_dtype"], layer.values["ema"] is not None, layer.values["master_weights"])
+            for key, _, layer in taking_part
+        }
+        progress = self._progress
+        lacking = [
+            (key, look, layer)
+            for key, look, layer in taking_part
+            if progress.needs(key, look, rule.states, *wanted[key][1:])
+        ]
+        if any(progress.misplaced(key, look) for key, look, _ in lacking):
+            progress = progress.without_plans()
+        if lacking or any(key not in progress.clock_of for key in keys):
+            progress = progress.extended(keys)
+        counts = progress.t if lacking and self.accumulator else {}
+        for key, look, layer in lacking:
+            start = dict.fromkeys(rule.states, 0.0)
+            if self.accumulator:
+                name = "initial_accumulator"
+                start[self.accumulator] = evaluated({name: layer.values[name]}, counts[key], self.ranges)[name]
+            progress.make(key, look, start, *wanted[key])
+        return progress
+
+
+def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...] | None:
+    """Return the arrays of a parameter as a plan takes them: states, average, master; None before they are made."""
+    states = progress.state.get(key, {})
+    if states.keys() < set(rule.states) or not all(name in states for name in rule.states):
+        return None
+    master = states.get("master", states.get("remainder"))
+    return (*(states[name] for name in rule.states), progress.ema.get(key), master)

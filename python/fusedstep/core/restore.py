@@ -96,7 +96,7 @@ def restored(
             if key not in t:
                 raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {listed(t)}")
 
-    other, copies = (Progress() if strict else progress).extended(t), []
+    other, copies = (Progress() if strict else progress.without_plans()).extended(t), []
     for key in t:
         other.state.pop(key, None)
         other.ema.pop(key, None)

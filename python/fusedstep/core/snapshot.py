@@ -30,7 +30,8 @@ __all__ = [
 
 Names = Literal["fusedstep", "torch"]
 Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
-
+# Hyperparameters that are younger than version 0.1.0, with the values that stand for what it did.
+_LATER = {"bounds": None, "frozen": False}
 _BY_KEY = ("t", "memory", "product", "state", "ema", "params")  # parts by key; "product" is one of version 0.1.0
 
 
@@ -266,9 +267,13 @@ def upgraded(saved: Any) -> Any:
     Return a state dict of any version as one of this version.
 
     In version 0.1.0, there was ``"product": {key: number}``, which was 1 before the first update, where
-    ``"memory": {key: {"product": number}}`` is now.
+    ``"memory": {key: {"product": number}}`` is now, and the hyperparameters in `_LATER` were not known.
     """
-    if not isinstance(saved, Mapping) or "product" not in saved or "memory" in saved:
+    if not isinstance(saved, Mapping):
+        return saved
+    if isinstance(hyperparameters := saved.get("hyperparameters"), Mapping):
+        saved = {**saved, "hyperparameters": {**_LATER, **hyperparameters}}
+    if "product" not in saved or "memory" in saved:
         return saved
     products = {key: as_number(x, f"product[{key!r}]") for key, x in mapping(saved["product"], "product").items()}
     memory = {key: {"product": x} for key, x in products.items() if x != 1}

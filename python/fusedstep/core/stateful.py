@@ -1,25 +1,26 @@
 """What an optimizer remembers: states and step counts by key, as mappings, as plain values, and back."""
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from fusedstep import _cpu
 from fusedstep.schedules.description import remember
 
 from . import snapshot
 from .arrays import Array, copied
 from .attributes import Attributes
 from .hyperparameters import on_host
+from .memory import Counts, States
 from .progress import Progress
 from .restore import Prepared, carry_out, fill_all, restored
 
-__all__ = ["Stateful"]
+__all__ = ["BUSY", "Stateful"]
+
+BUSY = "this optimizer is already in a step, expected one step at a time"
 
 
 class Stateful(Attributes):
@@ -27,22 +28,24 @@ class Stateful(Attributes):
 
     _turn: Lock  # one step at a time
     _progress: Progress
-    _plan: _cpu.Plan | None
-    _captured: list[_cpu.Plan]  # plans of earlier steps that CUDA graphs may repeat
 
     @property
     def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
         """
         The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
 
-        The arrays may be written to, not replaced.
+        The arrays are views of the states, which may be written to, not replaced.
         """
-        return MappingProxyType(self._progress.state)
+        return States(self)
 
     @property
-    def t(self) -> Mapping[Hashable, int]:
-        """The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps."""
-        return MappingProxyType(self._progress.t)
+    def t(self) -> MutableMapping[Hashable, int]:
+        """
+        The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps.
+
+        A number may be set; what a rule keeps between updates besides arrays stays as it is.
+        """
+        return Counts(self)
 
     def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
         """
@@ -153,7 +156,7 @@ class Stateful(Attributes):
         now = self._values()
         values = {f.name: now[f.name] for f in fields(cast(Any, self)) if f.init}
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        self._progress.wait()
+        self._progress.plans.wait()
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
 
     def _prepared(
@@ -184,24 +187,19 @@ class Stateful(Attributes):
         carry_out(partial(self._fill, prepared))
 
     def _fill(self, prepared: Prepared) -> None:
+        plans = self._progress.plans
+        plans.drop()
         fill_all(prepared.copies)
         remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
-        self._progress.become(prepared.progress)
-        self._drop_plan()
-        self._changed = self._stale = True
-
-    def _drop_plan(self) -> None:
-        if self._plan is not None and self._plan.was_captured:
-            self._captured.append(self._plan)
-        self._plan = None
+        prepared.progress.plans.captured = plans.captured
+        self._progress = prepared.progress
+        self._version = object()
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
+        if self._turn.locked():
+            raise RuntimeError(BUSY)
+        with self._turn:
             yield
-        finally:
-            self._turn.release()

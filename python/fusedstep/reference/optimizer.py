@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from numbers import Real
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -98,6 +98,12 @@ def smaller(a: Any, b: Any) -> Any:
     return np.where((a < b) | (a != a), a, b)
 
 
+def limits(bounds: Any) -> tuple[float, float]:
+    """Return lower and upper bound; a side that is None has none."""
+    low, high = bounds
+    return -math.inf if low is None else float(low) + 0.0, math.inf if high is None else float(high) + 0.0
+
+
 def with_sign_of(x: Any, y: Any) -> Any:
     """Return sign(x)*y by selection: y, -y, +0 for both zeros, or NaN."""
     return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
@@ -131,11 +137,22 @@ def reduced(x: Any) -> float:
             return float(x.sum())
 
 
-def sum_of_squares(g: Any) -> float:
+class SquareSum(NamedTuple):
+    """The sum of the squares of x / unit. The unit is 2^600 where squares of finite numbers overflow, otherwise 1."""
+
+    sum: float = 0.0
+    unit: float = 1.0
+
+
+def sum_of_squares(g: Any) -> SquareSum:
     """Return the sum of the squares of a gradient, in float64."""
     with float_mode(g.dtype):
         x = widened(g.reshape(-1)).astype(np.float64)
-        return reduced(x * x)
+        total = SquareSum(reduced(x * x))
+        if total.sum == math.inf and np.isfinite(x).all():
+            x = x * 2.0**-600
+            total = SquareSum(reduced(x * x), 2.0**600)
+        return total
 
 
 @dataclass(frozen=True)
@@ -159,8 +176,10 @@ class Optimizer:
     l1: Scheduled = 0.0
     weight_decay: Scheduled = 0.0
     decoupled: bool = False
+    bounds: tuple[float | None, float | None] | None = None
     ema: Any = None  # an argument is the decay, which is kept as ema_decay; the attribute holds the averages by key
     zero_grad: bool = False
+    frozen: bool = False
     skip_nonfinite: bool = False
     state_dtype: str = "float32"
     master_weights: Any = False
@@ -199,9 +218,9 @@ class Optimizer:
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
         params, found = items(params), items(grads)
-        grads = {key: found[key] for key in params if found.get(key) is not None}
+        grads = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
         h = {key: self.at(key) for key in grads}
-        sums, norm = dict.fromkeys(grads, 0.0), None
+        sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
             sums = {key: sum_of_squares(g) for key, g in grads.items()}
             norm = self.norm(h, grad_scale, sums)
@@ -219,7 +238,7 @@ class Optimizer:
         return self.clip_norm is not None or self.clip_global_norm is not None
 
     @staticmethod
-    def norm(h: dict[Hashable, Any], grad_scale: float, sums: dict[Hashable, float]) -> float:
+    def norm(h: dict[Hashable, Any], grad_scale: float, sums: dict[Hashable, SquareSum]) -> float:
         """
         Return the norm of all gradients, each times its factor; `sums` are their sums of squares, in order.
 
@@ -228,16 +247,21 @@ class Optimizer:
         with float_mode(np.float64):
             largest = max((abs(each.grad_scale) for each in h.values()), default=0.0)
             weights = {key: each.grad_scale / largest if largest else 1.0 for key, each in h.items()}
-            total = reduced(np.array([sums[key] * (weights[key] * weights[key]) for key in h]))
-            return math.sqrt(total) * float(abs(largest * grad_scale))
+            for unit in (1.0, 2.0**600):  # the larger unit is for sums that overflow
+                ratios = {key: sums[key].unit / unit for key in h}
+                shares = [sums[key].sum * (weights[key] * weights[key]) * ratios[key] * ratios[key] for key in h]
+                total = reduced(np.array(shares))
+                if total != math.inf:
+                    break
+            return math.sqrt(total) * float(abs(largest * grad_scale)) * unit
 
     @staticmethod
-    def factor(h: Any, grad_scale: float, sum_of_squares: float, norm: float | None) -> float:
+    def factor(h: Any, grad_scale: float, squares: SquareSum, norm: float | None) -> float:
         """Return the factor on a gradient, from the gradient's own sum of squares and the norm of all gradients."""
         scale, coefficient = h.grad_scale * grad_scale, 1.0
         with float_mode(np.float64):
             if h.clip_norm is not None:
-                own = math.sqrt(sum_of_squares) * abs(scale)
+                own = math.sqrt(squares.sum) * abs(scale) * squares.unit
                 coefficient = h.clip_norm / float(larger(own, h.clip_norm))
             if h.clip_global_norm is not None and norm is not None:
                 limit = h.clip_global_norm
@@ -274,6 +298,9 @@ class Optimizer:
             if decays and h.decoupled:
                 u = u + dec * x
             x = x - u
+            if h.bounds is not None:
+                low, high = (T(side) * T(1) for side in limits(h.bounds))  # the product flushes a subnormal number
+                x = smaller(larger(x, low), high)
             for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:

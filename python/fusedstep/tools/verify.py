@@ -69,7 +69,7 @@ def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]]
     around += [
         ({}, {"grad_scale": 0.3}),
         ({}, {"clip_value": 0.5}, {"clip_norm": 3.0}, {"clip_global_norm": 20.0}),
-        ({}, {"ema": 0.9}),
+        ({}, {"ema": 0.9}, {"bounds": (None, 0.5)}, {"bounds": (-1e-39, 1.0)}),
         ({"weight_decay": 0.0}, {"weight_decay": 0.3}),
     ]
     if not cls.always_decoupled:

@@ -226,6 +226,11 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = emulator:
     return emulator::exchanged(mask, value, lane + delta < emulator::kWarp ? lane + delta : lane);
 }
 
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source) {
+    return emulator::exchanged(mask, value, source);
+}
+
 inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {
     const unsigned long long before = *address;
     if (value < before) *address = value;
