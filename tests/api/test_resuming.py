@@ -290,3 +290,17 @@ def test_parameters_that_have_left(path, body_and_head):
     with pytest.raises(ValueError, match=message):
         fs.save(path, opt, {"body": values["body"]})
     assert path.read_bytes() == data
+
+
+def test_parameters_that_are_none(path):
+    """A step takes None in place of a parameter without a gradient, and a file holds what is there."""
+    params, opt = {"a": None, "b": np.ones(2)}, fs.Adam()
+    opt.step(params, {"b": np.ones(2)})
+    fs.save(path, opt, params)
+    again, loaded = fs.Adam(), {"a": None, "b": np.zeros(2)}
+    fs.load(path, again, loaded)
+    assert loaded["a"] is None
+    assert (loaded["b"] == params["b"]).all()
+    assert dict(again.t) == {"a": 0, "b": 1}
+    with pytest.raises(ValueError, match=r"^params lacks 'b', expected all parameters of the optimizer: opt.forget"):
+        fs.save(path, opt, {"a": None, "b": None})
