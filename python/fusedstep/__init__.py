@@ -30,11 +30,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fusedstep.core.containers import bind
+from fusedstep.core.overrides import where
 from fusedstep.core.result import Result
 from fusedstep.core.settings import info, set_num_threads, use_isa
 
 from . import _cpu, functional, optimizers, schedules
 from .checkpoint import load, save
+from .loss_scale import LossScale
 from .minibatches import minibatches
 from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
 
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = _cpu.version
 
 __all__ = [
+    "LossScale",
     "Result",
     "bind",
     "functional",
@@ -55,6 +58,7 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "use_isa",
+    "where",
 ]
 __all__ += optimizers.__all__
 

@@ -97,7 +97,7 @@ MEMORY = PLATEAU["memory"]
         (
             PRODUCT | {"schedules": [1, [2]]},
             TypeError,
-            "schedules[1] is [2], expected a schedule, a function or a number",
+            "schedules[1] is of type list, expected a schedule, a function or a number",
         ),
         ({k: PLATEAU[k] for k in PLATEAU if k != "memory"}, ValueError, "plateau has lr, factor,"),
         (PLATEAU | {"memory": None}, TypeError, "memory is None, expected a dictionary"),

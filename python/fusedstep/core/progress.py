@@ -14,21 +14,32 @@ from fusedstep import _cpu
 from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, fits, is_narrow, new_array, same_order
 from .plans import Plans
 
-__all__ = ["Look", "Progress", "listed", "noise_id"]
+__all__ = ["Look", "Progress", "is_lasting", "listed", "noise_id"]
 
 # The clock of a parameter, which the engine reads and advances: finished updates, whether the average has begun (1 or
 # 0), and the numbers that the rule keeps between updates.
 CLOCK = np.dtype([("t", np.int64), ("averaged", np.int64), ("memory", np.float64, (_cpu.max_memory,))])
 
 
+def is_lasting(key: Hashable) -> bool:
+    """Return whether a key has the same text in every process: no address, and no order of a set."""
+    if isinstance(key, tuple):
+        return all(map(is_lasting, key))
+    if key is None or isinstance(key, (str, Integral, float)):
+        return True
+    try:
+        return " at 0x" not in repr(key) and not isinstance(key, frozenset)
+    except Exception:
+        return False
+
+
 def noise_id(key: Hashable) -> int:
     """Return the number that makes the random bits of a parameter its own: its key, or a digest of the key's text."""
     if isinstance(key, Integral):
         return int(key) % 2**64
-    try:
-        text = key if isinstance(key, str) else repr(key)
-    except Exception:
-        text = type(key).__qualname__  # the key's repr fails
+    if not is_lasting(key):
+        return 0  # of no use: `match` refuses stochastic rounding
+    text = key if isinstance(key, str) else repr(key)
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 

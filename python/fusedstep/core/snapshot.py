@@ -9,6 +9,7 @@ from fusedstep.schedules.plateau import plateau
 
 from .arrays import MASTERS, as_number, is_on_gpu
 from .hyperparameters import on_host
+from .overrides import noted, recalled
 from .progress import listed
 
 __all__ = [
@@ -65,7 +66,8 @@ def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
         return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
 
     hyperparameters = plain(on_host(known["hyperparameters"]))
-    hyperparameters["overrides"] = {key: plain(some) for key, some in hyperparameters["overrides"].items()}
+    overrides = hyperparameters["overrides"]
+    hyperparameters["overrides"] = dict(zip(noted(overrides), map(plain, overrides.values()), strict=True))
     return {"optimizer": optimizer, **known, "hyperparameters": hyperparameters}
 
 
@@ -197,7 +199,7 @@ def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label:
         part = f"{label}[{name!r}]"
         if name == "overrides" and label == "hyperparameters":
             mine = present[name]
-            some = mapping(value, part).items()
+            some = [(recalled(k, mine), v) for k, v in mapping(value, part).items()]
             found[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in some}
         elif isinstance(value, Mapping):
             try:

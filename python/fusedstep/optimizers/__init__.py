@@ -5,6 +5,8 @@ A class holds hyperparameters and their explanation. The formula in its docstrin
 and, in plain NumPy, by the class of the same name in `fusedstep.reference`.
 """
 
+import re
+
 from fusedstep import _cpu
 from fusedstep.core.optimizer import Optimizer
 
@@ -44,3 +46,19 @@ def classes() -> list[type[Optimizer]]:
     """Return the optimizers in the order of their rules, from simple to complex."""
     found = [globals()[name] for name in __all__ if name != "Optimizer"]
     return sorted(found, key=lambda cls: (_cpu.rules[cls.rule].id, cls.__name__))
+
+
+def _document(cls: type[Optimizer]) -> None:
+    """Say in the docstring of a class, for `help` and editors, what all options are that the classes share."""
+    parts = re.match(r"(?s)(.*\n)    \*\*options\n.*?(    References\n.*)", cls.__doc__ or "")
+    common = re.search(r"(?s) Parameters\n    -+\n(.*?\n)\n    Raises", Optimizer.__doc__ or "")
+    if parts and common:  # python -OO has no docstrings
+        options, notes = common[1], "Every number may be a schedule, see `Optimizer`."
+        if cls.always_decoupled:
+            options = re.sub(r"    decoupled : bool\n.*\n", "", options)
+            notes += " `decoupled` is always True."
+        cls.__doc__ = f"{parts[1]}{options}\n    Notes\n    -----\n    {notes}\n\n{parts[2]}"
+
+
+for _cls in classes():
+    _document(_cls)

@@ -10,6 +10,7 @@ import ctypes
 import decimal
 import math
 import platform
+import sys
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -217,7 +218,8 @@ class Optimizer:
 
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
-        params, found = items(params), items(grads)
+        self.params = params = items(params)  # which functions in overrides are asked of
+        found, grad_scale = items(grads), float(grad_scale)
         grads = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, SquareSum()), None
@@ -264,7 +266,7 @@ class Optimizer:
                 own = math.sqrt(squares.sum) * abs(scale) * squares.unit
                 coefficient = h.clip_norm / float(larger(own, h.clip_norm))
             if h.clip_global_norm is not None and norm is not None:
-                limit = h.clip_global_norm
+                limit = min(h.clip_global_norm, sys.float_info.max)  # an infinite one clips nothing
                 coefficient = limit / max(norm, limit) if math.isfinite(norm) else math.nan
             return float(scale * coefficient)
 
@@ -347,13 +349,19 @@ class Optimizer:
         return h
 
     def of(self, key: Hashable) -> Any:
-        """Return the hyperparameters of one parameter: a pattern overrides the optimizer, the exact key a pattern."""
+        """Return the hyperparameters of one parameter: a pattern or function overrides the optimizer, the key both."""
         h = copy.copy(self)
         vars(h)["ema"] = self.ema_decay  # overrides use the name of the argument
+        exact: dict[str, Any] = {}
         for pattern, values in self.overrides.items():
-            if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
+            condition = getattr(pattern, "condition", pattern)  # a function or key that was wrapped to be an override
+            if condition == key:
+                exact |= values
+            elif condition is not pattern and callable(condition):
+                vars(h).update(values if condition(key, self.params[key]) else {})
+            elif isinstance(condition, str) and isinstance(key, str) and fnmatchcase(key, condition):
                 vars(h).update(values)
-        vars(h).update(self.overrides.get(key, {}))
+        vars(h).update(exact)
         for name, value in vars(h).items():
             if isinstance(value, Real) and not isinstance(value, bool):
                 setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0
