@@ -119,3 +119,22 @@ def test_loading_fills_the_arrays_that_are_there(cupy, tmp_path):
         host.step(p, g)
     optimizer.step(q, h)
     assert same(q, p)
+
+
+def test_targets_of_a_file_that_overlap_on_a_gpu(cupy, tmp_path):
+    (p, g), (q, h) = pairs(cupy, 8, 8)
+    fs.save(tmp_path / "a.npz", None, [p, g])
+    memory = cupy.zeros(16, F32)
+    before = memory.get()
+    for wrong in ([memory[:8], memory[7:15]], [memory[1:9], memory[:8]]):
+        with pytest.raises(ValueError, match=r"^params\[0\] overlaps params\[1\] in memory, expected separate arrays$"):
+            fs.load(tmp_path / "a.npz", None, wrong)
+        assert same(memory, before)
+    fs.load(tmp_path / "a.npz", None, [memory[8:], memory[:8]])
+    assert same(memory[8:], p)
+    assert same(memory[:8], g)
+    optimizer = fs.Momentum()
+    optimizer.step([q, h], [cupy.asarray(g), cupy.asarray(p)])
+    fs.save(tmp_path / "b.npz", optimizer, [q, h])
+    with pytest.raises(ValueError, match=r"^params\[0\] overlaps state\[1\]\['b'\] in memory, expected separate"):
+        fs.load(tmp_path / "b.npz", optimizer, [optimizer.state[1]["b"], h])
