@@ -16,7 +16,7 @@
 namespace fusedstep {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 #else
 extern const Kernels kernels_neon;
 #endif
@@ -148,8 +148,10 @@ const std::vector<const Kernels*>& runnable_kernels() {
         if (__builtin_cpu_supports("avx2") && has_f16c()) {
             list.push_back(&kernels_avx2);
             if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
                 list.push_back(&kernels_avx512);
+                if (__builtin_cpu_supports("avx512bf16")) list.push_back(&kernels_avx512_bf16);
+            }
         }
 #else
         list.push_back(&kernels_neon);
