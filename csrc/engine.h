@@ -37,6 +37,8 @@ public:
     virtual void set_tensors(std::span<const Slot> slots) = 0;
     // Look anew at the gradient of each slot, at whether there is one, and at the row that the slot names.
     virtual void set_gradients() = 0;
+    // Take new addresses of gradients, of which nothing else has changed.
+    virtual void set_gradient_addresses() { set_gradients(); }
     // Take a table of hyperparameters: rows, one after the other. Each slot names its row.
     virtual void set_hypers(std::span<const Number> table) = 0;
 

@@ -4,6 +4,7 @@
 #include <array>
 
 #include "binding/arrays/gpu.h"
+#include "binding/arrays/layout.h"
 #include "binding/arrays/overlap.h"
 #include "binding/gil.h"
 #include "element/around.h"
@@ -82,46 +83,52 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     }
     for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
     auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
-    for (size_t id = 0; id < held.size(); ++id) held[id] = as_array(std::move(held[id]), name(id));
+    for (size_t id = 0; id < held.size(); ++id)
+        held[id] = as_array(std::move(held[id]), name(id), id % roles == kGrad);
 
-    std::vector<Span> spans;
-    spans.reserve(held.size());
+    WrittenMemory written;
     std::vector<Slot> slots(count);
     std::vector<Clock> clocks(count, clock);
+    std::vector<View> grads(count);
+    std::vector<std::vector<Axis>> axes(count);
     Foreigners foreign;
     int device = kHost;  // the device of all arrays
+    const bool zeroes = around.zero_grad != 0;
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
-        const View p = look(held[i * roles], name(i * roles), true, nullptr, &foreign);
+        const View p = look(held[i * roles], name(i * roles), Use::kUpdated, {}, &foreign);
         if (i == 0) device = p.device;
         if (p.device != device) refuse_device(name(i * roles), p.device, name(0), device);
+        written.add(p, i * roles);
+        View& g = grads[i];
+        g = look(held[i * roles + kGrad], name(i * roles + kGrad), zeroes ? Use::kOverwritten : Use::kRead,
+                 {&p, {}, kFloats, name(i * roles), device}, &foreign);
+        if (zeroes) written.add(g, i * roles + kGrad);
+        axes[i] = axes_of(p, g);
         slot.arrays[kParam] = p.data;
+        slot.arrays[kGrad] = g.data;
+        slot.grad_axes = axes[i].empty() ? nullptr : axes[i].data();
+        slot.grad_axis_count = static_cast<int32_t>(axes[i].size());
         slot.size = p.size;
         slot.noise_id = i;
         slot.clock = &clocks[i];
         slot.device = p.device;
         slot.has_grad = true;
-        slot.types = {p.type, p.type, p.type};
-        add_span(spans, p, i * roles);
-        Like like{p.shape, p.type, grads_of(p.type), name(i * roles), device};
-        for (size_t role = kGrad; role < roles; ++role) {
+        slot.types = {p.type(), g.type(), p.type()};
+        Like like{&p, p.format, states_of(p.type()), name(i * roles), device, true};
+        for (size_t role = kStates; role < roles; ++role) {
             const size_t id = i * roles + role;
-            const bool written = role != kGrad || around.zero_grad != 0;
-            const View view = look(held[id], name(id), written, &like, &foreign);
-            slot.arrays[role] = view.data;
-            if (role == kGrad) {
-                slot.types.grad = view.type;
-                like.types = states_of(p.type);
-            } else {
-                slot.types.state = view.type;
-                like = {p.shape, view.type, set_of(view.type), name(id), device};  // further states have its type
-            }
-            add_span(spans, view, id);
+            const View state = look(held[id], name(id), Use::kUpdated, like, &foreign);
+            slot.arrays[role] = state.data;
+            slot.types.state = state.type();
+            like = {&p, state.format, set_of(state.type()), name(id), device, true};  // further states have its type
+            written.add(state, id);
         }
     }
-    sort(spans);
-    auto [a, b] = find_overlap(spans, {});
-    if (a) refuse_overlap(name(std::max(a->id, b->id)), name(std::min(a->id, b->id)));
+    const auto refuse = [&](size_t a, size_t b) { refuse_overlap(name(std::max(a, b)), name(std::min(a, b))); };
+    if (const auto pair = written.sort()) refuse(pair->first, pair->second);
+    for (size_t i = 0; i < count && !zeroes; ++i)
+        if (const auto id = written.find(grads[i])) refuse(i * roles + kGrad, *id);
 
     std::array<Number, kMaxHypers> row;
     for (int j = 0; j < rule.hyper_count; ++j) row[j] = {values[j], nullptr};

@@ -1,6 +1,8 @@
 // The module fusedstep._cpu: rules, plans and the engine for host memory, as Python sees them.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include "binding/arrays/layout.h"
 #include "binding/functional.h"
 #include "binding/plan.h"
 #include "element/float_mode.h"
@@ -54,17 +56,32 @@ void use_isa(const std::string& name) {
     throw py::value_error("this processor does not run " + name);
 }
 
-// The sum of squares of each block of an array in host memory; see norm.h.
+// The sum of squares of each block of an array in host memory, whose elements are numbered row by row; see norm.h.
 py::array_t<double> sums_of_blocks(py::object array) {
-    const View view = look(as_array(array, {"array"}), {"array"}, false);
+    const View view = look(as_array(array, {"array"}), {"array"}, Use::kRead);
     if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
     Slot slot;
+    View in_rows;
+    in_rows.format = view.format;
+    in_rows.extents = Extents(view.shape(), row_strides(view.shape(), kItemSize[view.type()]));
+    const std::vector<Axis> axes = axes_of(in_rows, view);
+    slot.grad_axes = axes.empty() ? nullptr : axes.data();
+    slot.grad_axis_count = static_cast<int32_t>(axes.size());
     slot.arrays[kGrad] = view.data;
     slot.size = view.size;
-    slot.types.grad = view.type;
+    slot.types.grad = view.type();
+    slot.types.param = view.type();
     py::array_t<double> sums(blocks_of(view.size));
     sum_blocks(slot, sums.mutable_data());
     return sums;
+}
+
+// The keys of the arrays in containers of any depth, and the arrays.
+py::tuple leaves(py::object params) {
+    const Tree tree(params);
+    std::vector<py::object> found;
+    if (!tree.collect(params, found)) throw std::runtime_error("params changed while they were looked at");
+    return py::make_tuple(tree.keys(), py::cast(found));
 }
 
 // The sum of sums of blocks, over all levels above them; see norm.h.
@@ -96,6 +113,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.attr("narrow") = list_narrow();
     m.attr("tickets") = kTickets;
     m.attr("max_memory") = kMaxMemory;
+    m.def("leaves", &leaves, arg("params"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);
@@ -121,9 +139,22 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def("bind", &Plan::bind, arg("kept"), arg("clocks"), arg("clock_of"), arg("noise_ids"),
              arg("origins") = py::none())
         .def("set_hypers", &Plan::set_hypers, arg("rows"), arg("row_of"), arg("skip_nonfinite"))
-        .def("run", py::overload_cast<py::object, py::object, py::object, py::object>(&Plan::run), arg("params"),
-             arg("grads"), arg("grad_scale"), arg("stream"))
+        .def(
+            "run",
+            [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream) {
+                return plan.run(params, grads, grad_scale, stream);
+            },
+            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"))
+        .def(
+            "run_and_set",
+            [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
+               py::object owner, py::str name, py::object value) {
+                const Plan::Commitment commitment{owner, name, value};
+                return plan.run(params, grads, grad_scale, stream, &commitment);
+            },
+            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("owner"), arg("name"), arg("value"))
         .def("wait", &Plan::wait)
         .def("refresh", &Plan::refresh)
+        .def("leave", &Plan::leave)
         .def_property_readonly("was_captured", &Plan::was_captured);
 }

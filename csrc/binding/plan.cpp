@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <array>
 
-#include "binding/container.h"
+#include "binding/arrays/layout.h"
 #include "element/around.h"
 #include "element/norm.h"
 
@@ -18,37 +18,51 @@ std::string_view hyper_name(const RuleInfo& rule, size_t j) {
     return j < own ? word(rule.hypers, j) : word(names_around(), j - own);
 }
 
-py::tuple shape_tuple(Shape shape) {
-    py::tuple tuple(shape.size());
-    for (size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
-    return tuple;
-}
-
 py::object device_of(const View& view) {
     return view.device == kHost ? py::none() : py::object(py::int_(view.device));
 }
 
+// What Python is told of an array: the axes are those that the array has in Python, where complex numbers are no pairs.
+py::tuple described(const View& view) {
+    const size_t n = view.axes() - view.format.pairs;
+    py::tuple shape(n), order(n);
+    for (size_t i = 0; i < n; ++i) shape[i] = view.shape()[i];
+    size_t at = 0;
+    for (size_t axis : order_of(view))
+        if (axis < n) order[at++] = axis;
+    return py::make_tuple(shape, dtype_of(view.format), device_of(view), order);
+}
+
+// What keeps the memory of an array: the array itself, or the one that it is a view of.
+py::object owner_of(py::object array) {
+    while (PyObject_TypeCheck(array.ptr(), ndarray_type())) {
+        auto base = py::reinterpret_borrow<py::object>(py::detail::array_proxy(array.ptr())->base);
+        if (!base) break;
+        array = std::move(base);
+    }
+    return array;
+}
+
+// A weak reference, or nothing where an object allows none.
+py::object weak_reference_to(const py::object& object) {
+    auto reference = py::reinterpret_steal<py::object>(PyWeakref_NewRef(object.ptr(), nullptr));
+    if (!reference) PyErr_Clear();
+    return reference;
+}
+
 }  // namespace
 
-Plan::Plan(const RuleInfo& rule, py::object params) : rule_(rule) {
-    Container container = open_container(params, "params");
-    kind_ = container.kind;
-    if (kind_ == Kind::kMapping) {
-        keys_ = py::list(container.items);
-    } else {
-        size_t n = kind_ == Kind::kArray ? 1 : py::len(container.items);
-        for (size_t i = 0; i < n; ++i) keys_.append(i);
-    }
-    tensors_.resize(keys_.size());
-    slots_.resize(keys_.size());
+Plan::Plan(const RuleInfo& rule, py::object params) : rule_(rule), tree_(params) {
+    tensors_.resize(keys().size());
+    slots_.resize(keys().size());
 }
 
 void Plan::update_types(size_t i) {
     Tensor& tensor = tensors_[i];
     const View* views = tensor.views;
-    Types types{views[kParam].type, views[kGrad].type, views[kParam].type, views[kMaster].type};
+    Types types{views[kParam].type(), views[kGrad].type(), views[kParam].type(), views[kMaster].type()};
     for (int role = kStates; role <= kAverage; ++role)
-        if (tensor.has(role)) types.state = views[role].type;
+        if (tensor.has(role)) types.state = views[role].type();
     slots_[i].types = types;
     tensor.ready = is_ready(i);
 }
@@ -58,217 +72,202 @@ bool Plan::is_ready(size_t i) const {
     const Tensor& tensor = tensors_[i];
     if (!tensor.bound || rows_.empty()) return false;
     const Row& row = rows_[slots_[i].row];
-    const Type master = contains(kNarrow, tensor.views[kParam].type) ? row.master : kTypes;
-    return (tensor.has(kAverage) || !row.averages) && tensor.views[kMaster].type == master;
+    const Type master = contains(kNarrow, tensor.views[kParam].type()) ? row.master : kTypes;
+    return (tensor.has(kAverage) || !row.averages) && tensor.views[kMaster].type() == master;
 }
 
 Name Plan::name(const char* role, const char* role_of_one, size_t i) const {
-    if (kind_ == Kind::kArray) return {role_of_one};
-    return {role, keys_[i].ptr()};
+    if (tree_.is_one_array()) return {role_of_one};
+    return {role, keys()[i].ptr()};
 }
 
 Name Plan::span_name(size_t id) const {
-    size_t i = id / kRoles, role = id % kRoles;
+    const size_t i = id / kRoles, role = id % kRoles;
+    const py::handle key = keys()[i].ptr();
     if (role == kParam) return param_name(i);
     if (role == kGrad) return grad_name(i);
-    if (role == kAverage) return {"ema", keys_[i].ptr()};
-    if (role == kMaster)
-        return {"state", keys_[i].ptr(), tensors_[i].views[kMaster].type == kUInt16 ? "remainder" : "master"};
-    return {"state", keys_[i].ptr(), word(rule_.states, role - kStates)};
-}
-
-bool Plan::fetch_params(const Container& params) {
-    if (params.kind != kind_) return false;
-    size_t n = tensors_.size();
-    PyObject* items = params.items.ptr();
-    auto take = [&](PyObject* item) { params_.push_back(py::reinterpret_borrow<py::object>(item)); };
-    if (kind_ == Kind::kMapping) {
-        if (static_cast<size_t>(PyDict_GET_SIZE(items)) != n) return false;
-        Py_ssize_t at = 0;
-        PyObject *key, *value;
-        for (size_t i = 0; PyDict_Next(items, &at, &key, &value); ++i) {
-            if (!plainly_equal(key, PyList_GET_ITEM(keys_.ptr(), i))) return false;
-            take(value);
-        }
-    } else if (kind_ == Kind::kSequence) {
-        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(items)) != n) return false;
-        for (size_t i = 0; i < n; ++i) take(PySequence_Fast_GET_ITEM(items, i));
-    } else {
-        take(items);
-    }
-    return true;
-}
-
-void Plan::fetch_grads(const Container& grads) {
-    size_t n = tensors_.size();
-    PyObject* items = grads.items.ptr();
-    auto take = [&](PyObject* item) { grads_.push_back(py::reinterpret_borrow<py::object>(item ? item : Py_None)); };
-    if (kind_ == Kind::kMapping) {
-        // Gradients are taken in order as long as their keys are those of the parameters, and looked up from then on.
-        Py_ssize_t at = 0, found = 0;
-        PyObject *key, *value;
-        size_t i = 0;
-        for (; i < n && PyDict_Next(items, &at, &key, &value); ++i, ++found) {
-            if (!plainly_equal(key, PyList_GET_ITEM(keys_.ptr(), i))) break;
-            take(value);
-        }
-        for (; i < n; ++i) {
-            value = PyDict_GetItemWithError(items, PyList_GET_ITEM(keys_.ptr(), i));
-            if (!value && PyErr_Occurred()) throw py::error_already_set();
-            found += value != nullptr;
-            take(value);
-        }
-        if (found != PyDict_GET_SIZE(items))
-            for (py::handle name : py::list(grads.items))  // a copy: comparing keys may run code that changes `items`
-                if (!keys_.contains(name))
-                    throw py::value_error(Name{"grads", name}.text() +
-                                          " belongs to no parameter, expected only keys of params");
-    } else if (kind_ == Kind::kSequence) {
-        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(items)) != n)
-            throw py::value_error("grads has " + std::to_string(PySequence_Fast_GET_SIZE(items)) + " items, expected " +
-                                  std::to_string(n) + " like params");
-        for (size_t i = 0; i < n; ++i) take(PySequence_Fast_GET_ITEM(items, i));
-    } else {
-        take(items);
-    }
+    if (role == kAverage) return {"ema", key};
+    if (role == kMaster) return {"state", key, tensors_[i].views[kMaster].type() == kUInt16 ? "remainder" : "master"};
+    return {"state", key, word(rule_.states, role - kStates)};
 }
 
 // Collect the arrays of a step. False if the parameters are not, key by key, those of this plan.
 bool Plan::fetch(py::object params, py::object grads) {
-    Container p = open_container(params, "params");
-    {
-        py::scoped_critical_section lock(p.items);
-        if (!fetch_params(p)) return false;
-    }
-    if (kind_ == Kind::kArray && grads.is_none()) {
-        grads_.push_back(grads);
-    } else {
-        Container g = open_container(grads, "grads");
-        if (g.kind != kind_)
-            throw py::type_error(std::string("grads is ") + kind_text(g.kind) + ", expected " + kind_text(kind_) +
-                                 " like params");
-        py::scoped_critical_section lock(g.items);
-        fetch_grads(g);
-    }
-    auto is_plain = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type(); };
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        if (!is_plain(params_[i])) params_[i] = as_array(std::move(params_[i]), param_name(i));
-        if (!is_plain(grads_[i]) && !grads_[i].is_none()) grads_[i] = as_array(std::move(grads_[i]), grad_name(i));
-    }
+    if (!tree_.collect(params, params_)) return false;
+    tree_.collect_gradients(grads, grads_);
     return true;
+}
+
+// A container that makes its items anew each time would have its updates lost: ask such a container twice.
+void Plan::check_identity(py::handle params) {
+    if (tree_.is_plain()) return;
+    std::vector<py::object> again;
+    if (!tree_.collect(params, again)) again.clear();
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (grads_[i].is_none() || (i < again.size() && again[i].is(params_[i]))) continue;
+        const auto data = [&](const py::object& array) {
+            return look(as_array(array, param_name(i)), param_name(i), Use::kRead, {}, &foreign_).data;
+        };
+        if (i >= again.size() || data(again[i]) != data(params_[i]))
+            throw py::value_error(
+                param_name(i).text() +
+                " is a new array each time it is asked for, expected the same one: dict(params), say");
+    }
+}
+
+// A single array has the key 0 whichever it is, so that another one would go on with its states.
+void Plan::check_single() {
+    const char* const data = tensors_[0].views[kParam].data;
+    if (!tensors_[0].has(kParam) || data == single_data_) return;
+    if (single_ && is_alive(single_))
+        throw py::value_error(
+            "param is another array than before, and this optimizer knows one array by the key 0: give several as a "
+            "mapping, or use one optimizer for each");
+    single_ = weak_reference_to(owner_of(params_[0]));
+    single_data_ = data;
 }
 
 // Look at a parameter; its states and its master say what shape it has, and which types it may have.
 View Plan::look_at_param(size_t i) {
     const Tensor& tensor = tensors_[i];
-    Like like{{}, tensor.views[kParam].type, kFloats, {}};
+    Like like;
+    like.device = kAnywhere;
     for (int role = kRoles - 1; role >= kStates; --role)
         if (tensor.has(role)) {
-            like.shape = tensor.shape;
-            like.types &=
-                role == kMaster ? kNarrow & params_of(tensor.views[role].type) : params_of(tensor.views[role].type);
+            const View& view = tensor.views[role];
+            like.view = &view;
+            like.types &= role == kMaster ? kNarrow & params_of(view.type()) : params_of(view.type());
             like.name = span_name(i * kRoles + role);
-            if (contains(like.types, tensor.views[role].type)) like.type = tensor.views[role].type;
+            if (contains(like.types, view.type())) like.format = view.format;
         }
-    like.device = kAnywhere;
-    return look(params_[i], param_name(i), true, like.types == kFloats ? nullptr : &like, &foreign_);
+    if (like.view && like.format.type == kTypes) like.format = tensor.views[kParam].format;
+    return look(params_[i], param_name(i), Use::kUpdated, like, &foreign_);
 }
 
-View Plan::look_at_grad(size_t i, bool writable) {
-    const View& param = tensors_[i].views[kParam];
-    Like like{tensors_[i].shape, param.type, grads_of(param.type), param_name(i), param.device};
-    return look(grads_[i], grad_name(i), writable, &like, &foreign_);
-}
-
-// Let go of states on another device than their parameter: `run` will return false, and the optimizer move the states.
-void Plan::unbind(size_t i) {
+// Look at a parameter that is not the array of the last step.
+void Plan::see_param(size_t i) {
     Tensor& tensor = tensors_[i];
+    Slot& slot = slots_[i];
+    View& param = tensor.views[kParam];
+    View seen = look_at_param(i);
+    if (seen.data != param.data || seen.bytes() != param.bytes()) disjoint_ = false;
+    if (seen.data != param.data || seen.size != param.size || seen.format != param.format ||
+        seen.device != param.device)
+        tensors_changed_ = true;
     for (int role = kStates; role < kRoles; ++role)
-        if (tensor.has(role)) tensor.bound = false;
+        if (tensor.has(role) && (seen.device != tensor.views[role].device || !same_order(seen, tensor.views[role])))
+            tensor.bound = false;  // `run` will return false, and the optimizer move the states
+    param = std::move(seen);
+    tensor.views[kGrad] = {};
+    slot.arrays[kParam] = param.data;
+    slot.size = param.size;
+    slot.device = param.device;
+    update_types(i);
+}
+
+// Look at a gradient, as closely as what has changed since the last step asks for.
+void Plan::see_grad(size_t i) {
+    Tensor& tensor = tensors_[i];
+    Slot& slot = slots_[i];
+    View& grad = tensor.views[kGrad];
+    const bool zeroed = zeroes(i);
+    const int flags = kAligned | (zeroed ? kWriteable : 0);
+    char* moved = nullptr;
+    if (tensor.has(kGrad) && grad.is_still(grads_[i], flags)) return;
+    if (tensor.has(kGrad) && grad.has_moved(grads_[i], flags, &moved) &&
+        reinterpret_cast<uintptr_t>(moved) % static_cast<uintptr_t>(kItemSize[grad.type()]) == 0) {
+        grad.data = moved;
+        grads_moved_ = true;
+    } else {
+        const View& param = tensor.views[kParam];
+        grad = {};
+        grad = look(grads_[i], grad_name(i), zeroed ? Use::kOverwritten : Use::kRead,
+                    {&param, {}, kFloats, param_name(i), param.device}, &foreign_);
+        tensor.axes = axes_of(param, grad);
+        slot.grad_axes = tensor.axes.empty() ? nullptr : tensor.axes.data();
+        slot.grad_axis_count = static_cast<int32_t>(tensor.axes.size());
+        grads_changed_ = true;
+        update_types(i);
+    }
+    slot.arrays[kGrad] = grad.data;
+    disjoint_ = disjoint_ && !zeroed && !written_.find(grad);
+}
+
+// Let go of a parameter that takes no part in the step: nothing is known of it any more.
+void Plan::forget(size_t i) {
+    tensors_[i].views[kParam] = {};
+    slots_[i].arrays[kParam] = nullptr;
+    slots_[i].size = 0;
+    tensors_changed_ = true;
+    disjoint_ = false;
+    update_types(i);
 }
 
 // Check everything about every array, before the first write. Arrays that were seen last time are only recognised.
 // Returns false if a tensor lacks what its step needs.
 bool Plan::check_arrays() {
+    const auto is_numpy = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type(); };
     bool ready = true;
+    size_t first = tensors_.size();  // the first tensor that takes part
     for (size_t i = 0; i < tensors_.size(); ++i) {
         Tensor& tensor = tensors_[i];
         Slot& slot = slots_[i];
         View& param = tensor.views[kParam];
-        View& grad = tensor.views[kGrad];
-        if (!param.is_still(params_[i], kWritable)) {
-            View seen = look_at_param(i);
-            if (seen.data != param.data || seen.bytes() != param.bytes()) disjoint_ = owned_sorted_ = false;
-            if (seen.data != param.data || seen.size != param.size || seen.type != param.type ||
-                seen.device != param.device)
-                tensors_changed_ = true;
-            if (seen.device != param.device) unbind(i);
-            tensor.shape.assign(seen.shape.begin(), seen.shape.end());
-            param = std::move(seen);
-            param.shape = tensor.shape;
-            grad = {};
-            slot.arrays[kParam] = param.data;
-            slot.size = param.size;
-            slot.device = param.device;
-            update_types(i);
-        }
-        // Also of a parameter that was only recognised: the first one may have moved away from it.
-        const int first = slots_.front().device;
-        if ((slot.device == kHost) != (first == kHost)) refuse_device(param_name(i), slot.device, param_name(0), first);
         const bool frozen = !rows_.empty() && rows_[slot.row].frozen;
         const bool has_grad = !grads_[i].is_none() && !frozen;
         grads_changed_ = grads_changed_ || slot.has_grad != has_grad;
         slot.has_grad = has_grad;
         if (!slot.has_grad) {
-            grad = {};
+            tensor.views[kGrad] = {};
+            if (tensor.has(kParam) && !param.is_still(params_[i], kWriteable)) forget(i);
             continue;
         }
-        const bool zeroed = !rows_.empty() && rows_[slot.row].zero_grad;
-        if (!grad.data || !grad.is_still(grads_[i], zeroed ? kWritable : kReadable)) {
-            grad = {};
-            disjoint_ = false;
-            grad = look_at_grad(i, zeroed);
-            grad.shape = tensor.shape;
-            grads_changed_ = true;
-            slot.arrays[kGrad] = grad.data;
-            update_types(i);
-        }
+        if (!is_numpy(params_[i])) params_[i] = as_array(std::move(params_[i]), param_name(i));
+        if (!is_numpy(grads_[i])) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
+        if (!tensor.has(kParam) || !param.is_still(params_[i], kWriteable)) see_param(i);
+        first = std::min(first, i);
+        const int expected = slots_[first].device;  // also for a parameter that was only recognised: the first may move
+        if ((slot.device == kHost) != (expected == kHost))
+            refuse_device(param_name(i), slot.device, param_name(first), expected);
+        see_grad(i);
         ready = ready && tensor.ready;
     }
+    if (first < tensors_.size())
+        for (size_t i = 0; i < tensors_.size(); ++i)
+            if (!tensors_[i].has(kParam)) slots_[i].device = slots_[first].device;
     if (!disjoint_) check_overlap();
+    if (tree_.is_one_array()) check_single();
     return ready;
 }
 
 void Plan::check_overlap() {
-    if (!owned_sorted_) {
-        owned_spans_.clear();
-        for (size_t i = 0; i < tensors_.size(); ++i)
-            for (int role = 0; role < kRoles; ++role)
-                if (role != kGrad) add_span(owned_spans_, tensors_[i].views[role], i * kRoles + role);
-        sort(owned_spans_);
-        owned_sorted_ = true;
+    written_.clear();
+    for (size_t i = 0; i < tensors_.size(); ++i)
+        for (int role = 0; role < kRoles; ++role)
+            if (role != kGrad || zeroes(i)) written_.add(tensors_[i].views[role], i * kRoles + role);
+    if (const auto pair = written_.sort()) refuse_overlap(pair->first, pair->second);
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        if (zeroes(i)) continue;
+        if (const auto id = written_.find(tensors_[i].views[kGrad])) refuse_overlap(i * kRoles + kGrad, *id);
     }
-    grad_spans_.clear();
-    for (size_t i = 0; i < tensors_.size(); ++i) add_span(grad_spans_, tensors_[i].views[kGrad], i * kRoles + kGrad);
-    sort(grad_spans_);
-    auto [a, b] = find_overlap(owned_spans_, grad_spans_);
-    if (a) refuse_overlap(span_name(std::max(a->id, b->id)), span_name(std::min(a->id, b->id)));
     disjoint_ = true;
+}
+
+void Plan::refuse_overlap(size_t a, size_t b) const {
+    const bool tied = a % kRoles == kParam && b % kRoles == kParam;
+    fusedstep::refuse_overlap(span_name(std::max(a, b)), span_name(std::min(a, b)),
+                              tied ? "; of one array with two names, step one with the sum of both gradients" : "");
 }
 
 py::list Plan::check(py::object params, py::object grads) {
     Turn turn(*this);
     if (!fetch(params, grads))
         throw std::runtime_error("params changed while they were looked at, expected them to stay as they are");
+    check_identity(params);
     check_arrays();
     py::list seen;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        if (grads_[i].is_none())
-            seen.append(py::none());
-        else
-            seen.append(py::make_tuple(shape_tuple(tensors_[i].shape), dtype_of(tensors_[i].views[kParam].type),
-                                       device_of(tensors_[i].views[kParam])));
-    }
+    for (size_t i = 0; i < tensors_.size(); ++i)
+        seen.append(slots_[i].has_grad ? described(tensors_[i].views[kParam]) : py::object(py::none()));
     return seen;
 }
 
@@ -279,8 +278,6 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
     if (kept.size() != n || static_cast<size_t>(clock_of.size()) != n || static_cast<size_t>(noise_ids.size()) != n ||
         clocks.itemsize() != sizeof(Clock))
         throw py::value_error("bind: expected arrays, a clock and a noise id for each tensor");
-    for (const Tensor& tensor : tensors_)
-        if (!tensor.has(kParam)) throw py::value_error("bind: expected a check first");
     std::vector<int64_t> first_elements(n);
     if (!origins.is_none()) {
         const auto given = py::cast<py::array_t<int64_t, py::array::c_style>>(origins);
@@ -293,7 +290,7 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
                                   std::to_string(kBlock) + " elements");
     auto* clock = static_cast<Clock*>(clocks.mutable_data());
     held_ = {clocks};
-    owned_sorted_ = disjoint_ = false;
+    disjoint_ = false;
     tensors_changed_ = true;
     const size_t state_count = rule_.state_count;
     for (size_t i = 0; i < n; ++i) {
@@ -303,13 +300,12 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         slots_[i].clock = clock + at;
         slots_[i].noise_id = noise_ids.at(i);
         slots_[i].origin = first_elements[i];
-        tensor.bound = !kept[i].is_none();
+        tensor.bound = tensor.has(kParam) && !kept[i].is_none();
         if (!tensor.bound) continue;
         py::tuple arrays = kept[i];
         if (arrays.size() != state_count + 2) throw py::value_error("bind: wrong number of arrays");
-        const Type param = tensor.views[kParam].type;
-        const int device = tensor.views[kParam].device;
-        Like like{tensor.shape, param, states_of(param), param_name(i), device};
+        const View& param = tensor.views[kParam];
+        Like like{&param, param.format, states_of(param.type()), param_name(i), kAnywhere};
         for (size_t j = 0; j < arrays.size(); ++j) {
             const int role =
                 j < state_count ? kStates + static_cast<int>(j) : int(j == state_count ? kAverage : kMaster);
@@ -319,26 +315,24 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
             if (role == kMaster) {
                 const bool split = py::cast<int64_t>(array.attr("dtype").attr("itemsize")) == kItemSize[kUInt16];
                 const Type master = split ? kUInt16 : kFloat32;
-                if (!contains(params_of(master) & kNarrow, param)) {
+                if (!contains(params_of(master) & kNarrow, param.type())) {
                     tensor.bound = false;  // no step is made while master and parameter do not fit
                     continue;
                 }
                 name.state = split ? "remainder" : "master";
-                like = {tensor.shape, master, set_of(master), param_name(i), device};
+                like = {&param, {master}, set_of(master), param_name(i), kAnywhere};
             }
             array = as_array(std::move(array), name);
-            like.device = kAnywhere;
-            View seen = look(array, name, true, &like, &foreign_);
-            if (seen.device != device) {  // the optimizer moves the array before the next step
+            View seen = look(array, name, Use::kUpdated, like, &foreign_);
+            if (seen.device != param.device || !same_order(param, seen)) {  // the optimizer moves it before the step
                 tensor.bound = false;
                 break;
             }
             View& view = tensor.views[role] = std::move(seen);
-            view.shape = tensor.shape;
             slots_[i].arrays[role] = view.data;
-            like = {tensor.shape, view.type, set_of(view.type), name, device};  // further arrays have its type
+            like = {&param, view.format, set_of(view.type()), name, kAnywhere};  // further arrays have its type
             // The owner of the memory is kept too: NumPy resizes no array that somebody else refers to.
-            if (device == kHost) held_.push_back(py::reinterpret_borrow<py::array>(array).base());
+            held_.push_back(owner_of(array));
             held_.push_back(std::move(array));
         }
         update_types(i);

@@ -6,7 +6,7 @@
 
 #include "binding/arrays/gpu.h"
 #include "binding/arrays/overlap.h"
-#include "binding/container.h"
+#include "binding/tree.h"
 #include "engine.h"
 
 namespace fusedstep {
@@ -30,10 +30,10 @@ class Plan {
 public:
     Plan(const RuleInfo& rule, py::object params);
 
-    const py::list& keys() const { return keys_; }
+    const py::list& keys() const { return tree_.keys(); }
 
-    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device) if it has a gradient, else
-    // None; the device is the number of a GPU, or None.
+    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device, order) if it takes part, else
+    // None; the device is the number of a GPU, or None, and the order that of the axes, the slowest in memory first.
     py::list check(py::object params, py::object grads);
 
     // Take over what belongs to each tensor: in `kept` a tuple of its states, its average and its master, with None for
@@ -51,7 +51,16 @@ public:
     // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were
     // measured, returns a tuple: their norm, and the index of the tensor for whose gradient the step was skipped, or
     // None; on GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been made.
-    py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream);
+    //
+    // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
+    // without running any code of Python: nobody can interrupt the call in between.
+    struct Commitment {
+        py::object owner, name, value;
+
+        py::object exchange() const;  // set the attribute, and return what it was before
+    };
+    py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream,
+                   const Commitment* commitment = nullptr);
 
     // Whether a captured graph may still use memory of the plan.
     bool was_captured() const { return !captured_.empty() || (session_ && session_->was_captured()); }
@@ -59,15 +68,17 @@ public:
     void wait();
     // Bring the clocks up to date, where only a GPU knows them; waits for the steps.
     void refresh();
+    // The same, and take the clocks from host memory in the next step.
+    void leave();
 
 private:
     struct Tensor {
-        std::vector<py::ssize_t> shape;
-        View views[kRoles];  // an array that is not there has the type kTypes
-        bool bound = false;  // whether `bind` has given arrays that fit the parameter
-        bool ready = false;  // whether its average and master are those that its hyperparameters ask for
+        View views[kRoles];      // an array that is not there has the type kTypes
+        std::vector<Axis> axes;  // of a gradient that does not lie in memory like its parameter
+        bool bound = false;      // whether `bind` has given arrays that fit the parameter
+        bool ready = false;      // whether its average and master are those that its hyperparameters ask for
 
-        bool has(int role) const { return views[role].type != kTypes; }
+        bool has(int role) const { return views[role].type() != kTypes; }
     };
     // What a row of hyperparameters asks for.
     struct Row {
@@ -84,25 +95,28 @@ private:
     bool is_ready(size_t i) const;
 
     bool fetch(py::object params, py::object grads);
-    bool fetch_params(const Container& params);
-    void fetch_grads(const Container& grads);
+    void check_identity(py::handle params);
+    void check_single();
     View look_at_param(size_t i);
-    View look_at_grad(size_t i, bool writable);
+    void see_param(size_t i);
+    void see_grad(size_t i);
     void unbind(size_t i);
+    void forget(size_t i);
     bool check_arrays();
     void check_overlap();
+    [[noreturn]] void refuse_overlap(size_t a, size_t b) const;
 
+    bool zeroes(size_t i) const { return !rows_.empty() && rows_[slots_[i].row].zero_grad; }
     bool on_gpu() const { return !slots_.empty() && slots_.front().device != kHost; }
-    py::object run_on_host(py::handle grad_scale, py::handle stream);
-    py::object run_on_gpu(py::handle grad_scale, py::handle stream);
+    py::object run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment);
+    py::object run_on_gpu(py::handle grad_scale, py::handle stream, const Commitment* commitment);
     std::vector<Stream> streams_of(py::handle stream) const;
     void find_devices();
-    py::object run(const Engine& engine, const Request& request);
+    py::object run(const Engine& engine, const Request& request, const Commitment* commitment);
     void close_session();
 
     const RuleInfo& rule_;
-    Kind kind_;
-    py::list keys_;
+    const Tree tree_;
     std::vector<Tensor> tensors_;
     std::vector<Slot> slots_;  // the tensors, as engines see them
     std::vector<Row> rows_;
@@ -112,13 +126,16 @@ private:
     bool skip_nonfinite_ = false;
     std::vector<py::object> held_;            // keeps states, averages and clocks alive
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
-    std::vector<Span> owned_spans_, grad_spans_;
-    bool owned_sorted_ = false, disjoint_ = false;
+    WrittenMemory written_;
+    bool disjoint_ = false;  // whether `written_` is up to date, and no gradient overlaps it
+    py::object single_;      // weak reference to the owner of the memory of a single array, which has the key 0
+    const char* single_data_ = nullptr;  // its address
     std::atomic<bool> busy_{false};
 
     std::shared_ptr<Session> session_;
     std::vector<std::shared_ptr<Session>> captured_;  // sessions before this one that a graph may still use
-    bool tensors_changed_ = true, grads_changed_ = true, hypers_changed_ = true;  // since the session was told
+    // Since the session was told.
+    bool tensors_changed_ = true, grads_changed_ = true, grads_moved_ = false, hypers_changed_ = true;
     std::vector<int> devices_;                                                    // the GPUs of the session
     Foreigners foreign_;                                                          // arrays of the step that is running
 };

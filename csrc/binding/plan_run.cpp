@@ -14,24 +14,31 @@ py::tuple told(const Finding& found) {
 
 }  // namespace
 
-py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream) {
+py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream,
+                     const Commitment* commitment) {
     Turn turn(*this);
     if (!fetch(params, grads)) return py::bool_(false);
     if (!check_arrays()) return py::bool_(false);
-    return on_gpu() ? run_on_gpu(grad_scale, stream) : run_on_host(grad_scale, stream);
+    return on_gpu() ? run_on_gpu(grad_scale, stream, commitment) : run_on_host(grad_scale, stream, commitment);
 }
 
-py::object Plan::run_on_host(py::handle grad_scale, py::handle stream) {
+py::object Plan::Commitment::exchange() const {
+    auto before = py::reinterpret_steal<py::object>(PyObject_GenericGetAttr(owner.ptr(), name.ptr()));
+    if (!before || PyObject_GenericSetAttr(owner.ptr(), name.ptr(), value.ptr()) < 0) throw py::error_already_set();
+    return before;
+}
+
+py::object Plan::run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment) {
     if (!live_.empty() || (!PyFloat_CheckExact(grad_scale.ptr()) && is_on_gpu(grad_scale)))
         throw py::type_error(
             "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
     if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
     Request request;
     request.grad_scale.value = py::cast<double>(grad_scale);
-    return run(host_engine(), request);
+    return run(host_engine(), request, commitment);
 }
 
-py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
+py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream, const Commitment* commitment) {
     const Engine& engine = gpu_engine(param_name(0));
     int device = hypers_device_;  // all numbers on GPUs must be on one
     Request request;
@@ -51,30 +58,40 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream) {
     request.streams = streams;
     if (request.captured && (tensors_changed_ || !session_))
         throw std::runtime_error("the stream is being captured, expected a step with these params before that");
-    py::object result = run(engine, request);
+    py::object result = run(engine, request, commitment);
     order.end();
     return result;
 }
 
 // Tell the engine what has changed since the last step, and let it make this one.
-py::object Plan::run(const Engine& engine, const Request& asked) {
+py::object Plan::run(const Engine& engine, const Request& asked, const Commitment* commitment) {
     if (tensors_changed_ || !session_) {
         close_session();
         session_ = engine.open(rule_, devices_);
         session_->set_tensors(slots_);
         hypers_changed_ = true;
-        grads_changed_ = false;
+        grads_changed_ = grads_moved_ = false;
     }
     tensors_changed_ = true;  // stays so after an error: the next step then tells everything anew
     if (hypers_changed_) session_->set_hypers(hypers_);
     hypers_changed_ = false;
-    if (grads_changed_) session_->set_gradients();
-    grads_changed_ = false;
+    if (grads_changed_)
+        session_->set_gradients();
+    else if (grads_moved_)
+        session_->set_gradient_addresses();
+    grads_changed_ = grads_moved_ = false;
 
     Request request = asked;
     request.skips_nonfinite = skip_nonfinite_;
+    py::object before;
+    if (commitment) before = commitment->exchange();
     Outcome outcome;
-    without_gil(session_->traffic(), [&] { outcome = session_->run(request); });
+    try {
+        without_gil(session_->traffic(), [&] { outcome = session_->run(request); });
+    } catch (...) {  // before anything was written
+        if (commitment) Commitment{commitment->owner, commitment->name, before}.exchange();
+        throw;
+    }
     tensors_changed_ = false;
     if (auto* found = std::get_if<Finding>(&outcome)) return told(*found);
     if (auto* ticket = std::get_if<Ticket>(&outcome)) return py::cast(PendingFinding(session_, *ticket));
@@ -111,6 +128,11 @@ py::tuple PendingFinding::read() const {
     Finding found;
     without_gil([&] { found = session_->read(ticket_); });
     return told(found);
+}
+
+void Plan::leave() {
+    refresh();
+    tensors_changed_ = tensors_changed_ || on_gpu();
 }
 
 void Plan::wait() {

@@ -29,6 +29,7 @@ A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint afte
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fusedstep.core.containers import bind
 from fusedstep.core.result import Result
 from fusedstep.core.settings import info, set_num_threads, use_isa
 
@@ -44,6 +45,7 @@ __version__ = _cpu.version
 
 __all__ = [
     "Result",
+    "bind",
     "functional",
     "info",
     "load",

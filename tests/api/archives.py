@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fusedstep.core import archive
 
+ROOT = Path(__file__).parents[2]
 DAMAGED = "is damaged or no checkpoint, expected a file as it was saved"
 
 
@@ -22,6 +24,15 @@ def assert_same(found, expected):
         assert found[name].flags.c_contiguous
         assert found[name].flags.writeable
         assert found[name].flags.aligned
+
+
+def read(path):
+    """Return the arrays and the dictionary of an archive."""
+    with archive.opened(path) as (stored, meta):
+        arrays = {name: np.empty(each.shape, each.dtype) for name, each in stored.items()}
+        for name, each in stored.items():
+            each.read_into(arrays[name])
+    return arrays, meta
 
 
 def save(path, k=3, n=3, dtype=np.float32):
@@ -54,7 +65,7 @@ def refusal(path, data):
     with pytest.raises(
         ValueError, match=r"checkpoint\.\w+ is damaged( or no checkpoint, expected|: .+ its digest$)"
     ) as caught:
-        archive.read(path)
+        read(path)
     return str(caught.value)
 
 
@@ -70,5 +81,6 @@ def seal(path):
 
 def run(code, *arguments):
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # a fork is safer with fewer threads
-    result = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, env=environment)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, env=environment, cwd=ROOT)
     assert not result.returncode, result.stderr.decode()

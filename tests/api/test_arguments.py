@@ -31,30 +31,31 @@ class DeviceWithDLPack:
 
 BAD_PARAM = [
     ([1.0, 2.0], TypeError, "params[0] is of type float, expected an array"),
-    ("p", TypeError, "params is of type str, expected an array, or a sequence or mapping of arrays"),
+    ("p", TypeError, "params is of type str, expected an array, or containers of arrays: dicts, lists"),
     (b"p", TypeError, "params is of type bytes"),
     (None, TypeError, "params is of type NoneType"),
     (3, TypeError, "params is of type int"),
-    (np.float32(1), TypeError, "params is of type numpy.float32"),
-    ((x for x in ()), TypeError, "params is of type generator"),
+    (np.float32(1), TypeError, "param is of type numpy.float32, expected an array"),
+    ((x for x in ()), TypeError, "params is of type generator, which can be read only once, expected a list"),
+    ({ones(1).tobytes()}, TypeError, "params is of type set, which has no order, expected a list"),
     (ones(dtype=np.longdouble), TypeError, "param is "),
     (ones(dtype=np.uint16), TypeError, "param is uint16, expected float32, float64, float16 or bfloat16"),
     (ones(dtype=ml_dtypes.float8_e5m2), TypeError, "param is float8_e5m2, expected float32"),
     (ones(dtype=">f2"), TypeError, "param is >f2, expected float32, float64, float16 or bfloat16 in native byte order"),
     (np.zeros(8, [("x", ml_dtypes.bfloat16)]), TypeError, "param is [('x', "),
     (ones(dtype=np.int64), TypeError, "param is int64, expected float32, float64, float16 or bfloat16"),
-    (ones(dtype=np.complex64), TypeError, "param is complex64, expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=np.clongdouble), TypeError, "param is complex256, expected float32, float64, float16 or bfloat16"),
     (ones(dtype=object), TypeError, "param is object, expected float32, float64, float16 or bfloat16"),
     (np.zeros(8, "V2"), TypeError, "param is |V2, expected float32, float64, float16 or bfloat16"),
     (np.zeros(8, [("x", "f4")]), TypeError, "param is [('x', '<f4')], expected float32, float64, float16 or bfloat16"),
     (ones(dtype=">f4"), TypeError, "param is >f4, expected float32, float64, float16 or bfloat16 in native byte order"),
     (np.ma.ones(8, F32), TypeError, "param is a masked array, expected a plain one"),
     (read_only(), ValueError, "param is read-only, expected a writable array"),
-    (np.ones((4, 4), F32).T[:, :2], ValueError, "param is not C-contiguous"),
-    (np.ones((4, 4), F32, order="F"), ValueError, "param is not C-contiguous"),
-    (ones(16)[::2], ValueError, "param is not C-contiguous"),
-    (ones()[::-1], ValueError, "param is not C-contiguous"),
-    (np.broadcast_to(F32(1), (8,)), ValueError, "param is not C-contiguous"),
+    (np.ones((4, 4), F32).T[:2], ValueError, "param has gaps or negative strides, expected dense memory"),
+    (np.lib.stride_tricks.as_strided(ones(9), (4, 4), (8, 4)), ValueError, "param has gaps or negative strides"),
+    (ones(16)[::2], ValueError, "param has gaps or negative strides, expected dense memory"),
+    (ones()[::-1], ValueError, "param has gaps or negative strides, expected dense memory"),
+    (np.broadcast_to(F32(1), (8,)), ValueError, "param has gaps or negative strides, expected dense memory"),
     (unaligned(), ValueError, "param is unaligned, expected an address that is a multiple of 4 bytes"),
     (unaligned(dtype=np.float64), ValueError, "param is unaligned, expected an address that is a multiple of 8 bytes"),
     (Device(), RuntimeError, "param is on a GPU, "),
@@ -74,15 +75,12 @@ def test_bad_params(param, error, message):
 
 
 BAD_GRAD = [
-    (ones(dtype=np.int64), TypeError, "is int64, expected float32 like "),
-    (ones(dtype=np.float64), TypeError, "is float64, expected float32 like "),
-    (ones(dtype=">f4"), TypeError, "is >f4, expected float32 in native byte order like "),
+    (ones(dtype=np.int64), TypeError, "is int64, expected float32, float64, float16 or bfloat16"),
+    (ones(dtype=np.complex64), TypeError, "is complex64, expected real numbers like "),
+    (ones(dtype=">f4"), TypeError, "is >f4, expected float32, float64, float16 or bfloat16 in native byte order"),
     (ones(9), ValueError, "has shape (9,), expected (8,) like "),
     (ones(8).reshape(2, 4), ValueError, "has shape (2, 4), expected (8,) like "),
     (np.ones((), F32), ValueError, "has shape (), expected (8,) like "),
-    (ones(16)[::2], ValueError, "is not C-contiguous"),
-    (np.broadcast_to(F32(1), (8,)), ValueError, "is not C-contiguous"),
-    (unaligned(), ValueError, "is unaligned"),
     (np.ma.ones(8, F32), TypeError, "is a masked array"),
     (7, TypeError, "is of type int, expected an array"),
     ([1.0] * 8, TypeError, "is of type list, expected an array"),
@@ -140,11 +138,10 @@ def test_containers_must_agree():
         optimizer.step([ones(), ones()], [ones()])
     with pytest.raises(ValueError, match=r"^grads\['b'\] belongs to no parameter"):
         optimizer.step({"a": ones()}, {"a": ones(), "b": ones()})
-    with pytest.raises(TypeError, match=r"^params\['a'\] is of type dict, expected an array$"):
-        optimizer.step({"a": {"b": ones()}}, {"a": {"b": ones()}})
+    assert not optimizer.t
 
 
-def test_overlap_of_any_two_arrays_is_refused():
+def test_overlap_with_an_array_that_is_written_is_refused():
     whole = np.zeros(32, F32)
     p, q, g = whole[:8], whole[8:16], ones()
     cases = [
@@ -153,7 +150,6 @@ def test_overlap_of_any_two_arrays_is_refused():
         ([p, whole[:8].view()], [ones(), ones()], "overlaps"),
         ([p, q], [ones(), whole[15:23]], r"^grads\[1\] overlaps params\[1\]"),
         ([p, q], [ones(), p], r"^grads\[1\] overlaps params\[0\]"),
-        ([ones(), ones()], [g, g], r"^grads\[1\] overlaps grads\[0\]"),
         (p, p, r"^grad overlaps param"),
     ]
     for params, grads, message in cases:
@@ -162,6 +158,9 @@ def test_overlap_of_any_two_arrays_is_refused():
             optimizer.step(params, grads)
         assert not optimizer.state
     fs.Momentum().step([p, q], [whole[16:24], whole[24:]])  # neighbours are no overlap
+    fs.Momentum().step([p, q], [g, g])  # gradients are only read
+    with pytest.raises(ValueError, match=r"^grads\[1\] overlaps grads\[0\]"):
+        fs.Momentum(zero_grad=True).step([p, q], [g, g])
 
 
 def test_overlap_with_a_state_is_refused():
@@ -187,7 +186,7 @@ def test_overlap_that_appears_in_a_later_step():
     optimizer = fs.Adam()
     for _ in range(2):
         optimizer.step(params, grads)
-    for bad in ([*grads[:4], grads[0]], [*grads[:4], params[2]], [params[0], *grads[1:]]):
+    for bad in ([*grads[:4], params[4]], [*grads[:4], params[2]], [params[0], *grads[1:]]):
         for _ in range(2):  # twice, since a refusal must not make the plan know the arrays
             with pytest.raises(ValueError, match="overlaps"):
                 optimizer.step(params, bad)
@@ -199,26 +198,26 @@ def test_overlap_that_appears_in_a_later_step():
 def test_the_plan_notices_every_change():
     """A plan recognises arrays that it has checked before, so it has to see whatever has changed since."""
     optimizer, p, g = fs.Adam(), ones(), ones()
-    optimizer.step(p, g)
+    optimizer.step([p], [g])
     p.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        optimizer.step(p, g)
+        optimizer.step([p], [g])
     p.flags.writeable = True
     g.shape = (2, 4)
-    with pytest.raises(ValueError, match=r"grad has shape \(2, 4\)"):
-        optimizer.step(p, g)
+    with pytest.raises(ValueError, match=r"grads\[0\] has shape \(2, 4\)"):
+        optimizer.step([p], [g])
     g.shape = (8,)
-    optimizer.step(p, g)
-    with pytest.raises(ValueError, match=r"^param has shape \(9,\), expected \(8,\) like state\[0\]\['m'\]"):
-        optimizer.step(ones(9), ones(9))
-    with pytest.raises(TypeError, match=r"^param is float64, expected float32 like state\[0\]\['m'\]"):
-        optimizer.step(ones(dtype=np.float64), ones(dtype=np.float64))
+    optimizer.step([p], [g])
+    with pytest.raises(ValueError, match=r"^params\[0\] has shape \(9,\), expected \(8,\) like state\[0\]\['m'\]"):
+        optimizer.step([ones(9)], [ones(9)])
+    with pytest.raises(TypeError, match=r"^params\[0\] is float64, expected float32 like state\[0\]\['m'\]"):
+        optimizer.step([ones(dtype=np.float64)], [ones(dtype=np.float64)])
     p.resize(4, refcheck=False)
     g.resize(4, refcheck=False)
-    with pytest.raises(ValueError, match=r"^param has shape \(4,\)"):
-        optimizer.step(p, g)
+    with pytest.raises(ValueError, match=r"^params\[0\] has shape \(4,\)"):
+        optimizer.step([p], [g])
     q = ones()
-    optimizer.step(q, ones())
+    optimizer.step([q], [ones()])
     assert optimizer.t[0] == 3
     assert (q != 1).all()
 
@@ -431,22 +430,20 @@ def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
     if data.draw(st.booleans(), "strided") and p.ndim and g.ndim:
         p, g = p[::2], g[::2]
     p.flags.writeable = data.draw(st.booleans(), "writable")
-    halves = (np.dtype(np.float16), BF16)
-    mixed = {p.dtype, g.dtype}
+    floats = (np.float32, np.float64, np.float16, BF16)
     fine = (
-        p.dtype in (np.float32, np.float64, *halves)
-        and (g.dtype == p.dtype or (np.dtype(np.float32) in mixed and mixed & {*halves}))
+        p.dtype in floats
+        and g.dtype in floats
         and p.dtype.isnative
         and g.dtype.isnative
         and p.shape == g.shape
-        and p.flags.c_contiguous
-        and g.flags.c_contiguous
+        and (p.flags.c_contiguous or p.flags.f_contiguous)
         and p.flags.writeable
     )
     before = p.copy()
     if fine:
         fs.SGD(lr=1.0).step(p, g)
-        assert (p == (before - g).astype(p.dtype)).all()
+        assert (p == (before - g.astype(p.dtype)).astype(p.dtype)).all()
     else:
         with pytest.raises((TypeError, ValueError), match=r"^(param|grad) "):
             fs.SGD(lr=1.0).step(p, g)
@@ -456,14 +453,14 @@ def test_any_pair_of_arrays_is_stepped_or_refused_whole(data):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 12)), min_size=2, max_size=12))
 def test_overlap_is_found_exactly_when_there_is_one(stretches):
-    """Parameters and gradients are random stretches of one buffer; the answer is that of comparing every pair."""
+    """Parameters and gradients are random stretches of one buffer, and each parameter is compared with all others."""
     buffer = np.zeros(64, F32)
     parts = [buffer[start : start + n] for start, n in stretches]
     half = len(parts) // 2
     pairs = [(parts[i], ones(parts[i].size)) for i in range(half)]
     pairs += [(ones(part.size), part) for part in parts[half:]]
     used = [set(range(start, start + n)) for start, n in stretches]
-    overlap = any(used[i] & used[j] for i in range(len(used)) for j in range(i))
+    overlap = any(used[i] & used[j] for i in range(len(used)) for j in range(min(i, half)))
     optimizer = fs.SGD()
     params, grads = [p for p, _ in pairs], [g for _, g in pairs]
     for _ in range(2):

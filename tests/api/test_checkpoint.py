@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from hypothesis import strategies as st
 import fusedstep as fs
 from fusedstep import schedules
 from fusedstep.core import archive
+from fusedstep.core.arrays import Stored
+from tests.api.archives import read
 from tests.api.runs import RUNS, frozen, rich_nadam, snapshot, start, train, trained
 from tests.api.wrongs import within
 
@@ -115,7 +118,7 @@ def test_damaged_files_change_nothing(path, monkeypatch):
 def test_sealed_files_that_are_no_checkpoints(path):
     opt, params = trained(rich_nadam)
     fs.save(path, opt, params)
-    arrays, meta = archive.read(path)
+    arrays, meta = read(path)
     before = snapshot(opt, params)
     for wrong in (
         {},
@@ -136,7 +139,7 @@ def test_files_that_are_nested_deeply_do_no_harm(path):
     for _ in range(250):
         key, schedule = [[[key]]], {"schedule": "product", "schedules": [schedule]}
     fs.save(path, fs.SGD())
-    _, meta = archive.read(path)
+    _, meta = read(path)
     for wrong in (meta | {"t": [[key, 1]]}, within(meta, "hyperparameters", "lr", value=schedule)):
         archive.write(path, {}, wrong)
         with contextlib.suppress(ValueError, TypeError):  # some versions of Python go so deep, and then it is no fault
@@ -157,7 +160,7 @@ def test_edited_files_are_refused_or_read(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "edited.npz"
     if not path.exists():
         fs.save(path, opt, params)
-    arrays, meta = archive.read(path)
+    arrays, meta = read(path)
     part = meta
     while True:
         place = data.draw(st.sampled_from(list(part) if isinstance(part, dict) else range(len(part))))
@@ -165,9 +168,10 @@ def test_edited_files_are_refused_or_read(tmp_path_factory, data):
             break
         part = part[place]
     part[place] = data.draw(JSON)
+    stored = {name: Stored(array.dtype, array.shape, partial(np.copyto, src=array)) for name, array in arrays.items()}
     before = snapshot(opt, params)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archive, "read", lambda path: (arrays, meta))
+        patch.setattr(archive, "opened", lambda path: contextlib.nullcontext((stored, meta)))
         try:
             fs.load(path, opt, params)
         except (ValueError, TypeError):
@@ -281,7 +285,7 @@ def test_equal_schedules_stay_and_others_are_replaced(path):
     assert [float(p[key][0]) for key in "ab"] == [0.625, 0.25]
     changed = make(steps=11)
     other = fs.SGD(schedules.product(*changed), overrides={"b": {"lr": 1}})
-    fs.load(path, other)
+    fs.load(path, other, hyperparameters="file")
     assert snapshot(other) == snapshot(opt)
     assert other.lr.schedules[0] is not changed[0]
     assert changed[0].rate == 1.0
@@ -298,6 +302,28 @@ def test_one_plateau_in_two_places_stays_one(path):
         for x in (1, 2):
             other.lr.observe(x)
         assert other.lr(0) == other.overrides["a"]["lr"](0) == 0.5
+
+
+# What else the loop needs.
+
+
+def test_numbers_of_numpy_in_extra(path):
+    extra = {"loss": np.float32(0.1), "n": [np.int64(3), np.uint8(4)], "done": np.bool_(True), "name": np.str_("x")}
+    fs.save(path, fs.SGD(), extra=extra)
+    found = fs.load(path, fs.SGD())
+    assert found == {"loss": float(np.float32(0.1)), "n": [3, 4], "done": True, "name": "x"}
+
+
+@pytest.mark.parametrize(
+    "extra", [{1, 2}, [np.ones(2)], 3j, np.complex64(3), np.longdouble(3), {(1,): 2}, {np.int64(1): 2}, b"x", len]
+)
+def test_an_extra_that_cannot_be_written(path, extra):
+    with pytest.raises(TypeError, match=r"^extra .*, expected what JSON can hold: numbers, strings"):
+        fs.save(path, fs.SGD(), extra=extra)
+    (circle := []).append(circle)
+    with pytest.raises(TypeError, match=r"^extra cannot be written: Circular reference detected, expected"):
+        fs.save(path, fs.SGD(), extra=circle)
+    assert os.listdir(path.parent) == []
 
 
 # Containers, and optimizers without states.
@@ -345,7 +371,7 @@ def test_every_container(path, cls, options, steps, container):
     again = path.with_stem("again")
     fs.save(again, other, loaded, extra=[container, 1.5, None])
     assert snapshot(other) == snapshot(opt)
-    (one, meta), (two, its) = archive.read(path), archive.read(again)
+    (one, meta), (two, its) = read(path), read(again)
     assert (frozen(one), repr(meta)) == (frozen(two), repr(its))
 
 
@@ -363,7 +389,7 @@ def test_parameters_without_updates_have_no_states(path):
     never = fs.Adam()
     fs.save(path, never)
     fs.load(path, fs.Adam())
-    fs.load(path, other)  # a file from before the first step takes all progress away
+    fs.load(path, other, hyperparameters="file")  # a file from before the first step takes all progress away
     assert not other.t
     assert not other.state
     assert not other.ema

@@ -118,14 +118,11 @@ def test_states_are_arrays_beside_their_parameter():
     for replace in (
         lambda: optimizer.state.update(w={}),
         lambda: optimizer.state["w"].update(m=m),
-        lambda: optimizer.t.update(w=1),
     ):
         with pytest.raises(AttributeError):
             replace()
     with pytest.raises(TypeError):
         optimizer.state["w"]["m"] = m
-    with pytest.raises(TypeError):
-        optimizer.t["w"] = 5
     with pytest.raises(ValueError, match="own"):
         m.resize(3, refcheck=False)
 
@@ -367,7 +364,7 @@ def test_mappings_that_the_caller_holds_stay_current():
     optimizer.step({"w": ones()}, {"w": ones()})
     optimizer.step({"v": ones()}, {"v": ones()})
     assert list(state) == list(ema) == ["w", "v"]
-    assert state["w"]["m"] is optimizer.state["w"]["m"]
+    assert np.shares_memory(state["w"]["m"], optimizer.state["w"]["m"])
     fresh = fs.Adam()
     state = fresh.state
     fresh.load_state_dict(optimizer.state_dict())

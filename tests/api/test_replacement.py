@@ -1,7 +1,6 @@
 """A checkpoint file is the old one or the new one at any moment."""
 
 import errno
-import itertools
 import os
 import stat
 import subprocess
@@ -11,23 +10,23 @@ import numpy as np
 import pytest
 
 from fusedstep.core import archive
-from tests.api.archives import assert_same, run, save
+from tests.api.archives import assert_same, read, run, save
 
 
 def test_paths_that_are_no_regular_files(path):
     path.mkdir()
-    for call in (archive.read, save):
+    for call in (read, save):
         with pytest.raises(ValueError, match=r"checkpoint\.\w+ is no regular file"):
             call(path)
     path.rmdir()
     os.mkfifo(path)
-    for call in (archive.read, save):
+    for call in (read, save):
         with pytest.raises(ValueError, match=r"checkpoint\.\w+ is no regular file"):
             call(path)
     assert stat.S_ISFIFO(path.stat().st_mode)
     path.unlink()
     with pytest.raises(FileNotFoundError, match=path.name):
-        archive.read(path)
+        read(path)
     with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*nowhere'$"):
         save(path.parent / "nowhere" / path.name)
     assert not os.listdir(path.parent)
@@ -40,7 +39,7 @@ def test_symbolic_links_stay(path):
     for k in (1, 2):
         expected = save(link, k)
         assert link.is_symlink()
-        assert_same(archive.read(link)[0], expected)
+        assert_same(read(link)[0], expected)
         assert os.listdir(folder) == [f"target{path.suffix}"]
 
 
@@ -60,7 +59,7 @@ def test_modes(path):
 def test_path_relative_to_the_working_directory(path, monkeypatch):
     monkeypatch.chdir(path.parent)
     expected = save(path.name)
-    assert_same(archive.read(path.name)[0], expected)
+    assert_same(read(path.name)[0], expected)
 
 
 def test_the_order_of_events(path, monkeypatch):
@@ -107,7 +106,7 @@ def test_a_write_that_fails(path, monkeypatch, where, error):
                 save(path, 2)
         assert os.listdir(path.parent) == before
         if before:
-            assert archive.read(path)[1] == {"t": 1}
+            assert read(path)[1] == {"t": 1}
         save(path, 1)
 
 
@@ -115,6 +114,7 @@ DISK_FULL = """
 import os, resource, sys
 import numpy as np
 from fusedstep.core import archive
+from tests.api.archives import read
 
 path = sys.argv[1]
 archive.write(path, {"w": np.ones(100)}, {})
@@ -127,7 +127,7 @@ for n in (12_000, 12_499, 50_000):
     else:
         assert n == 12_000
 assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
-assert len(archive.read(path)[0]["w"]) == 12_000
+assert len(read(path)[0]["w"]) == 12_000
 """
 
 
@@ -136,10 +136,65 @@ def test_a_disk_that_is_full(path):
     run(DISK_FULL, path)
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("where", ["open", "fsync"])
+def test_folders_that_cannot_be_flushed(path, monkeypatch, where, code):
+    called = getattr(os, where)
+
+    def fail(first, *args, **options):
+        if first == str(path.parent) if where == "open" else stat.S_ISDIR(os.fstat(first).st_mode):
+            raise OSError(code, os.strerror(code))
+        return called(first, *args, **options)
+
+    monkeypatch.setattr(os, where, fail)
+    if code == errno.EIO:  # the disk is broken
+        with pytest.raises(OSError, match="error"):
+            save(path)
+    else:
+        save(path)
+    monkeypatch.undo()
+    read(path)
+
+
+def test_long_names(path):
+    long = path.with_name("é" * 121 + "x" * (13 - len(path.suffix)) + path.suffix)
+    assert len(os.fsencode(long.name)) == 255
+    expected = save(long)
+    assert_same(read(long)[0], expected)
+    too_long = long.with_name(f"y{long.name}")
+    with pytest.raises(OSError, match=f"File name too long: '{too_long}'"):
+        save(too_long)
+    assert os.listdir(path.parent) == [long.name]
+
+
+def test_drafts_of_dead_processes_are_removed(path):
+    def age(folder):
+        os.utime(folder, (0, 0))
+        return folder
+
+    dead, alive, new = (path.with_name(f".{path.name}.{word:_<8}.tmp") for word in ("dead", "alive", "new"))
+    others = [path.with_name(f".{path.name}.{word}") for word in ("other123", "shrt.tmp", "toolong___.tmp")]
+    others.append(path.with_name(f".x{path.name}.dead____.tmp"))
+    for folder in (dead, alive, new, *others):
+        folder.mkdir()
+        (folder / "draft").write_bytes(b"x")
+    age(dead)
+    with archive._lock(age(alive)) as locked:
+        assert locked
+        save(path)
+    left = {other.name for other in (path, alive, new, *map(age, others))}
+    assert set(os.listdir(path.parent)) == left
+    save(path)
+    assert set(os.listdir(path.parent)) == left - {alive.name}
+    with archive._lock(path.parent / "missing") as locked:
+        assert not locked
+
+
 KILL = """
 import os, random, shutil, signal, sys, time
 import numpy as np
 from fusedstep.core import archive
+from tests.api.archives import read
 
 path = sys.argv[1]
 folder, name = os.path.split(path)
@@ -169,7 +224,7 @@ for _ in range(rounds):
     time.sleep(rng.uniform(0, 5 * once))
     os.kill(pid, signal.SIGKILL)
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL
-    arrays, meta = archive.read(path)
+    arrays, meta = read(path)
     assert all((arrays[key] == array).all() for key, array in versions[meta["k"]].items())
     seen.add(meta["k"])
     left = [other for other in os.listdir(folder) if other != name]
@@ -187,22 +242,24 @@ def test_kill_9(path):
     run(KILL, path)
 
 
-def test_a_file_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
-    safetensors = pytest.importorskip("safetensors")
-    path, opened = tmp_path / "x.safetensors", safetensors.safe_open
-    save(path, 1)
-    calls = itertools.count()
+def test_a_file_that_is_replaced_while_it_is_read(path):
+    expected = save(path, 1)
+    with archive.opened(path) as (stored, meta):
+        save(path, 2)
+        found = {name: np.empty(each.shape, each.dtype) for name, each in stored.items()}
+        for name, each in stored.items():
+            each.read_into(found[name])
+    assert meta == {"t": 1}
+    assert_same(found, expected)
 
-    def late(*args, **options):
-        if next(calls) == 0:
-            save(path, 2)
-        return opened(*args, **options)
 
-    monkeypatch.setattr(safetensors, "safe_open", late)
-    arrays, meta = archive.read(path)
-    assert meta == {"t": 2}
-    assert (arrays["params/w"] == 2).all()
-    assert next(calls) == 2
+def test_a_file_that_is_cut_while_it_is_read(path):
+    save(path, n=100_000)
+    with archive.opened(path) as (stored, _):
+        os.truncate(path, 100)
+        each = stored["state/w/m"]
+        with pytest.raises(OSError, match=r"checkpoint\.\w+ has become shorter while it was read, expected it to stay"):
+            each.read_into(np.empty(each.shape, each.dtype))
 
 
 def test_a_reader_beside_a_writer(path):
@@ -215,7 +272,7 @@ for k in range(100):
     archive.write(path, {"w": np.zeros(10_000)}, {"k": 0})
     with subprocess.Popen([sys.executable, "-c", code]) as writer:
         while writer.poll() is None:
-            arrays, meta = archive.read(path)
+            arrays, meta = read(path)
             assert (arrays["w"] == meta["k"]).all()
     assert writer.returncode == 0
     assert meta["k"] > 0

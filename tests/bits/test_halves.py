@@ -406,16 +406,13 @@ def test_a_gradient_that_stays_is_looked_at_again_with_a_new_parameter(half):
     opt, ref = fs.SGD(lr=1.0), reference.SGD(lr=1.0)
     for dtype in (half, F32, half):
         p, q = np.ones(64, dtype), np.ones(64, dtype)
-        opt.step(p, g)
-        ref.step(q, g)
+        opt.step([p], [g])
+        ref.step([q], [g])
         same(p, q)
-    for wrong, error, message in (
-        (np.ones(64), TypeError, r"^grad is float32, expected float64 like param$"),
-        (np.ones(16, half), ValueError, r"^grad has shape \(64,\), expected \(16,\) like param$"),
-    ):
-        with pytest.raises(error, match=message):
-            opt.step(wrong, g)
-        assert (wrong == 1).all()
+    wrong = np.ones(16, half)
+    with pytest.raises(ValueError, match=r"^grads\[0\] has shape \(64,\), expected \(16,\) like params\[0\]$"):
+        opt.step([wrong], [g])
+    assert (wrong == 1).all()
 
 
 @pytest.mark.parametrize("first", [np.float32, np.float64, F16, BF16], ids=str)
@@ -474,14 +471,10 @@ def test_an_average_alone_says_which_parameters_can_be_saved(half, tmp_path):
 @pytest.mark.parametrize(
     ("param", "grad", "message"),
     [
-        (F32, np.float64, "grad is float64, expected float32 like param"),
-        (np.float64, F32, "grad is float32, expected float64 like param"),
-        (np.float64, BF16, "grad is bfloat16, expected float64 like param"),
-        (F16, BF16, "grad is bfloat16, expected float16 like param"),
-        (BF16, F16, "grad is float16, expected bfloat16 like param"),
-        (BF16, np.uint16, "grad is uint16, expected bfloat16 like param"),
-        (BF16, "V2", "grad is |V2, expected bfloat16 like param"),
-        (BF16, ml_dtypes.float8_e4m3fn, "grad is float8_e4m3fn, expected bfloat16 like param"),
+        (BF16, np.uint16, "grad is uint16, expected float32, float64, float16 or bfloat16"),
+        (BF16, "V2", "grad is |V2, expected float32"),
+        (BF16, ml_dtypes.float8_e4m3fn, "grad is float8_e4m3fn, expected float32"),
+        (BF16, np.complex64, "grad is complex64, expected real numbers like param"),
     ],
 )
 def test_dtypes_that_do_not_belong_together(param, grad, message):

@@ -176,6 +176,22 @@ def test_affinity_limits_the_threads():
 
 
 @pytest.mark.parametrize(
+    ("allowed", "quota", "expected"),
+    [
+        (4, None, (4, "processors of this machine")),
+        (4, 9, (4, "processors of this machine")),
+        (3, 3, (3, "affinity of this process")),
+        (4, 2, (2, "quota of the control group")),
+    ],
+)
+def test_what_limits_the_processors(monkeypatch, allowed, quota, expected):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    monkeypatch.setattr(settings, "_cgroup_quota", lambda: quota)
+    assert settings._processors() == expected
+
+
+@pytest.mark.parametrize(
     ("membership", "files", "expected"),
     [
         ("0::/a/b", {"a/b/cpu.max": "max 100000", "a/cpu.max": "150000 100000"}, 2),

@@ -238,6 +238,80 @@ def test_a_build_with_nvcc_has_it(configure):
     assert "fusedstep: with the engine for GPUs, architectures" in said
 
 
+# Which architectures a build is for.
+
+
+@pytest.fixture
+def fakes(tmp_path):
+    """Return a function that makes programs: nvidia-smi that finds GPUs, and nvcc that says which ones it knows."""
+
+    def make(gpus, known):
+        (folder := tmp_path / "fakes").mkdir()
+        programs = {
+            "nvidia-smi": f"printf '%s\\n' {' '.join(gpus)}" if gpus else "echo No devices were found; exit 6",
+            "nvcc": f"""[ "$1" = --list-gpu-code ] || exec "{NVCC}" "$@"
+                for each in {known}; do echo sm_$each; done""",
+        }
+        for name, text in programs.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+        return os.pathsep.join([str(folder), os.environ["PATH"]])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("gpus", "known", "architectures", "too_old"),
+    [
+        (["9.0", "8.0", "9.0"], "75 80 90", "90;80", ""),
+        (["7.0", "6.1", "8.0"], "75 80 90", "80", "70, 61 are too old for this nvcc, which begins with 75"),
+        (["7.0"], "75 80 90", "", "70 are too old for this nvcc, which begins with 75"),
+        (["12.0", "10.0"], "90 75 80", "90-virtual", ""),  # newer ones translate the code of the highest
+        (["8.9"], "75 80 86 90", "86-virtual", ""),
+        (["9.0"], "75 80 90 100", "90", ""),
+        (["10.0"], "75 80 90 100 120", "100", ""),
+        ([], "52 60 75 80 90", "75", ""),
+        ([], "80 90", "80", ""),
+        (["8.0"], "", "80", ""),  # a compiler that does not tell what it knows
+        ([], "", "75", ""),
+    ],
+)
+def test_the_architectures_of_a_build(fakes, tmp_path, gpus, known, architectures, too_old):
+    if not (cmake := shutil.which("cmake")):
+        pytest.skip("needs CMake")
+    script = tmp_path / "script.cmake"
+    script.write_text(
+        f"""cmake_policy(VERSION 3.24)
+include({CUDA}/architectures.cmake)
+find_architectures(nvcc architectures too_old)
+message("${{architectures}}|${{too_old}}")"""
+    )
+    environment = os.environ | {"PATH": fakes(gpus, known)}
+    done = subprocess.run([cmake, "-P", script], capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stderr.strip() == f"{architectures}|{too_old}"
+
+
+@needs_nvcc
+def test_a_build_for_a_newer_gpu(configure, fakes):
+    code, said = configure("AUTO", fakes(["99.0"], "75 80 90"))
+    assert code == 0, said
+    assert "fusedstep: with the engine for GPUs, architectures 90-virtual " in said
+
+
+@needs_nvcc
+def test_a_build_for_gpus_that_are_too_old(configure, fakes):
+    folders, reason = (
+        fakes(["7.0"], "75 80 90"),
+        "GPUs of architecture 70 are too old for this nvcc, which begins with 75",
+    )
+    code, said = configure("AUTO", folders)
+    assert code == 0, said
+    assert f"fusedstep: without the engine for GPUs (FUSEDSTEP_CUDA=AUTO, {reason})" in said
+    code, said = configure("ON", folders)
+    assert code != 0
+    assert f"FUSEDSTEP_CUDA is ON, but {reason}: take an older CUDA, or set CMAKE_CUDA_ARCHITECTURES" in said
+
+
 def test_the_engine_is_not_loaded_before_it_is_needed():
     code = """
 import sys, numpy, fusedstep

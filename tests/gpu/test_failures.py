@@ -5,6 +5,7 @@ import gc
 import pytest
 
 import fusedstep as fs
+from fusedstep.core import settings
 from tests.gpu.arrays import Foreign, pairs, same
 
 
@@ -107,13 +108,15 @@ def test_no_memory_for_states(cupy, emulator):
     assert optimizer.t == {0: 1}
 
 
-def test_no_gpu_and_no_driver(cupy, emulator):
+def test_no_gpu_and_no_driver(cupy, emulator, monkeypatch):
     emulator.emulator_set_device_count(0)
     assert fs.info()["cuda"]["devices"] == []
     assert fs.info()["cuda"]["why_none"] == "cudaErrorNoDevice: no CUDA-capable device is detected"
     emulator.emulator_set_device_count(1)
-    emulator.emulator_fail(b"cudaGetDeviceCount", 0, 35)
-    assert "cudaErrorInsufficientDriver" in fs.info()["cuda"]["why_none"]
+    for has_driver, said in ((True, "cudaErrorInsufficientDriver"), (False, "no driver for NVIDIA GPUs")):
+        monkeypatch.setattr(settings, "_has_driver", lambda has_driver=has_driver: has_driver)
+        emulator.emulator_fail(b"cudaGetDeviceCount", 0, 35)
+        assert said in fs.info()["cuda"]["why_none"]
     info = fs.info()["cuda"]
     assert info["devices"] == ["Emulated GPU, sm_90"]
     assert info["why_none"] is None

@@ -1,5 +1,6 @@
 """What a benchmark keeps, prints, and tells of two runs."""
 
+import copy
 import json
 import math
 import re
@@ -223,6 +224,17 @@ def test_remarks():
         "Absent: thinc: not installed.",
         "Meanwhile other processes kept so many processors busy: adam f32 1e6 (0.2).",
         "a note",
+    ]
+    other = copy.deepcopy(record.cases[0])
+    other.absent = {
+        "apex": "takes part on a GPU",
+        "thinc": "takes part in Adam, float32",
+        "optax": "takes part on a GPU",
+    }
+    record.cases.append(other)
+    assert table.remarks(record)[:2] == [
+        "Absent: apex, optax: takes part on a GPU.",
+        "Absent: thinc: not installed; takes part in Adam, float32.",
     ]
     record.cases[0].rows[0].ulp = 3.0
     assert "OURS DIFFERS FROM THE REFERENCE: adam f32 1e6." in table.remarks(record)

@@ -184,6 +184,13 @@ def test_optimizers_differ_without_colours(every_trajectory, every_loss):
     assert len({(str(look["linestyle"]), look["marker"]) for look in map(picture.style, range(77))}) == 77
 
 
+def test_no_line_hides_another(every_trajectory):
+    for axes in every_trajectory[1].values():
+        handles, _ = axes.get_legend_handles_labels()
+        widths = [line.get_linewidth() for line in sorted(handles, key=lambda line: line.get_zorder())]
+        assert widths == sorted(set(widths), reverse=True)  # each is wider than those that lie on it
+
+
 @pytest.mark.parametrize("drawing", ["every_schedule", "every_loss", "every_trajectory"])
 def test_png(request, drawing):
     path = request.getfixturevalue(drawing)[0]

@@ -52,6 +52,9 @@ def test_throughput(full, tmp_path):
         assert line.get_xdata().tolist() == [10**3, 10**5, 10**7]
         rates = [28 * m.case.size / median(m.row(name).seconds) / 1e9 for m in wanted]
         assert line.get_ydata() == pytest.approx(rates)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1e3", "1e5", "1e7"]  # the sizes measured
+    assert axes.get_xticks().tolist() == [10**3, 10**5, 10**7]
+    assert not axes.get_xticks(minor=True).size
     caches = [text.get_text() for text in axes.texts]
     assert caches == ["L1", "L2"]
     looks = {(str(line.get_linestyle()), line.get_marker(), str(line._dash_pattern)) for line in lines.values()}

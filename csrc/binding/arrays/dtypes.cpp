@@ -2,7 +2,7 @@
 
 namespace fusedstep {
 
-std::atomic<PyObject*> native_dtypes[kTypes + 1];
+std::atomic<PyObject*> native_dtypes[2][kTypes + 1];
 
 namespace {
 
@@ -19,11 +19,11 @@ void find_foreign_dtypes() {
     auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
     if (!module) return;
     for (int type = 0; type < kTypes; ++type) {
-        if (native_dtypes[type]) continue;
+        if (native_dtypes[false][type]) continue;
         try {
             auto found = py::dtype::from_args(module.attr(kNames[type]));
             if (found.num() < kFirstForeign || found.itemsize() != kItemSize[type]) continue;
-            native_dtypes[type] = found.release().ptr();
+            native_dtypes[false][type] = found.release().ptr();
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_Exception)) throw;
         }
@@ -36,32 +36,37 @@ void find_dtypes() {
     for (int type = 0; type < kTypes; ++type) {
         try {
             auto found = py::dtype(kNames[type]);
-            if (found.num() < kFirstForeign) native_dtypes[type] = found.release().ptr();
+            if (found.num() < kFirstForeign) native_dtypes[false][type] = found.release().ptr();
         } catch (py::error_already_set& error) {
             if (!error.matches(PyExc_TypeError)) throw;  // a dtype that NumPy lacks
         }
     }
+    native_dtypes[true][kFloat32] = py::dtype("complex64").release().ptr();
+    native_dtypes[true][kFloat64] = py::dtype("complex128").release().ptr();
 }
 
-Type type_of(PyObject* descr) {
-    for (int type = 0; type < kTypes; ++type)
-        if (descr == native_dtypes[type]) return static_cast<Type>(type);
+Format format_of(PyObject* descr) {
+    for (const bool pairs : {false, true})
+        for (int type = 0; type < kTypes; ++type)
+            if (descr == native_dtypes[pairs][type]) return {static_cast<Type>(type), pairs};
     auto dtype = py::reinterpret_borrow<py::dtype>(descr);
-    if (dtype.byteorder() != '=') return kTypes;
+    if (dtype.byteorder() != '=') return {};
     if (dtype.num() >= kFirstForeign) find_foreign_dtypes();
-    for (int type = 0; type < kTypes; ++type) {
-        PyObject* native = native_dtypes[type];
-        if (native && dtype.num() == py::reinterpret_borrow<py::dtype>(native).num()) return static_cast<Type>(type);
-    }
-    return kTypes;
+    for (const bool pairs : {false, true})
+        for (int type = 0; type < kTypes; ++type) {
+            PyObject* native = native_dtypes[pairs][type];
+            if (native && dtype.num() == py::reinterpret_borrow<py::dtype>(native).num())
+                return {static_cast<Type>(type), pairs};
+        }
+    return {};
 }
 
-py::object dtype_of(Type type) {
-    if (!native_dtypes[type]) {
+py::object dtype_of(Format format) {
+    if (!native_dtype(format)) {
         py::module_::import("ml_dtypes");
         find_foreign_dtypes();
     }
-    return py::reinterpret_borrow<py::object>(native_dtypes[type].load());
+    return py::reinterpret_borrow<py::object>(native_dtype(format));
 }
 
 const char* name_of(Type type) {

@@ -12,15 +12,26 @@ namespace fusedstep {
 
 namespace py = pybind11;
 
-// For each type the dtype object by which arrays are recognised: NumPy's own, or the one of ml_dtypes once an array of
+// What the elements of an array are: numbers of a type, or complex numbers, each of which is a pair of numbers of it.
+struct Format {
+    Type type = kTypes;
+    bool pairs = false;
+
+    bool operator==(const Format&) const = default;
+};
+
+// For each format the dtype object by which arrays are recognised: NumPy's own, or the one of ml_dtypes once an array of
 // it has been seen. Another dtype object may be equal; recognition by address needs an object that never dies.
-extern std::atomic<PyObject*> native_dtypes[kTypes + 1];
+extern std::atomic<PyObject*> native_dtypes[2][kTypes + 1];
+inline PyObject* native_dtype(Format format) {
+    return native_dtypes[format.pairs][format.type];
+}
 void find_dtypes();
 
-// The type that a dtype stands for, or kTypes.
-Type type_of(PyObject* descr);
-// The dtype that stands for a type. May import ml_dtypes.
-py::object dtype_of(Type type);
+// The format that a dtype stands for; its type is kTypes where there is none.
+Format format_of(PyObject* descr);
+// The dtype that stands for a format. May import ml_dtypes.
+py::object dtype_of(Format format);
 // What the dtype of a type is called.
 const char* name_of(Type type);
 

@@ -4,6 +4,8 @@
 #include <deque>
 #include <mutex>
 
+#include "binding/arrays/layout.h"
+
 namespace fusedstep {
 namespace {
 
@@ -29,22 +31,22 @@ Stream legacy_if_null(Stream stream) {
     return stream ? stream : kLegacyStream;
 }
 
-// The type of an array with a __cuda_array_interface__, by its dtype or else by the typestr `text`. A typestr cannot
+// The format of an array with a __cuda_array_interface__, by its dtype or else by the typestr `text`. A typestr cannot
 // express bfloat16: it says void, and the name of the array's dtype tells the type.
-Type type_in(const std::string& text, const py::object& dtype) {
-    if (py::isinstance<py::dtype>(dtype)) return type_of(dtype.ptr());
+Format format_in(const std::string& text, const py::object& dtype) {
+    if (py::isinstance<py::dtype>(dtype)) return format_of(dtype.ptr());
     if (text.starts_with("<V")) {
         const std::string name = py::str(dtype);
         for (int type = 0; type < kTypes; ++type)
             if (text == "<V" + std::to_string(kItemSize[type]) && name.ends_with(name_of(static_cast<Type>(type))))
-                return static_cast<Type>(type);
-        return kTypes;
+                return {static_cast<Type>(type)};
+        return {};
     }
     try {
-        return type_of(py::dtype(text).ptr());
+        return format_of(py::dtype(text).ptr());
     } catch (py::error_already_set& error) {
         if (!error.matches(PyExc_TypeError)) throw;
-        return kTypes;
+        return {};
     }
 }
 
@@ -113,27 +115,22 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
         sight.writable = !py::cast<bool>(data[1]);
         sight.dtype = py::getattr(array, "dtype", py::none());
         const std::string text = py::cast<std::string>(interface["typestr"]);
-        view.type = type_in(text, sight.dtype);
+        view.format = format_in(text, sight.dtype);
         if (sight.dtype.is_none()) sight.dtype = py::str(text);
-        view.own_shape = std::make_shared<std::vector<py::ssize_t>>();
-        view.size = 1;
+        std::vector<py::ssize_t> shape;
+        int64_t bytes = 2 * kItemSize[kFloat64];  // of an array of the largest elements
         for (py::handle n : py::tuple(interface["shape"])) {
-            view.own_shape->push_back(py::cast<py::ssize_t>(n));
-            if (view.own_shape->back() < 0 || __builtin_mul_overflow(view.size, view.own_shape->back(), &view.size))
-                throw py::cast_error();
+            shape.push_back(py::cast<py::ssize_t>(n));
+            if (shape.back() < 0 || __builtin_mul_overflow(bytes, shape.back(), &bytes)) throw py::cast_error();
         }
-        int64_t bytes;
-        if (__builtin_mul_overflow(view.size, kItemSize[kFloat64], &bytes)) throw py::cast_error();
-        view.shape = *view.own_shape;
-        sight.contiguous = true;
-        py::object strides = interface.attr("get")("strides");
-        if (!strides.is_none() && view.size) {
-            py::tuple steps(strides);
-            if (steps.size() != view.shape.size()) throw py::cast_error();
-            py::ssize_t step = kItemSize[view.type];
-            for (size_t i = view.shape.size(); i--; step *= view.shape[i])
-                if (view.shape[i] != 1 && py::cast<py::ssize_t>(steps[i]) != step) sight.contiguous = false;
+        const py::ssize_t itemsize = kItemSize[view.type()] * (view.format.pairs ? 2 : 1);
+        std::vector<py::ssize_t> strides = row_strides(shape, itemsize);
+        if (py::object given = interface.attr("get")("strides"); !given.is_none()) {
+            py::tuple steps(given);
+            if (steps.size() != strides.size()) throw py::cast_error();
+            for (size_t i = 0; i < strides.size(); ++i) strides[i] = py::cast<py::ssize_t>(steps[i]);
         }
+        view.set_extents(std::move(shape), std::move(strides));
         py::object mask = interface.attr("get")("mask");
         if (!mask.is_none()) throw py::type_error(name.text() + " has a mask, expected a plain array");
         py::object theirs = interface.attr("get")("stream");
@@ -162,7 +159,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
 Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign) {
     if (PyFloat_CheckExact(object.ptr()) || !is_on_gpu(object)) return {py::cast<double>(object), nullptr};
     const View view = see_on_gpu(py::reinterpret_borrow<py::object>(object), name, foreign).view;
-    if (view.type != kFloat64 || view.size != 1)
+    if (view.format != Format{kFloat64} || view.size != 1)
         throw py::type_error(name.text() + " is an array on a GPU, expected float64 and one element");
     if (reinterpret_cast<uintptr_t>(view.data) % sizeof(double))
         throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of 8 bytes");

@@ -1,21 +1,19 @@
 #include <algorithm>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/gpu.h"
+#include "binding/arrays/layout.h"
 #include "binding/arrays/view.h"
 
 namespace fusedstep {
 
 namespace {
 
-std::string shape_text(Shape shape) {
-    py::tuple tuple(shape.size());
-    for (size_t i = 0; i < shape.size(); ++i) tuple[i] = shape[i];
+// A shape as Python writes it. The last axis of complex numbers seen as pairs is none of the array's.
+std::string shape_text(const View& view) {
+    py::tuple tuple(view.axes() - view.format.pairs);
+    for (size_t i = 0; i < tuple.size(); ++i) tuple[i] = view.shape()[i];
     return py::repr(tuple);
-}
-
-// Whether the type of an object has a method. An attribute of the object itself could raise, or lie.
-bool offers(py::handle object, const char* method) {
-    return PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), method) == 1;
 }
 
 // Whether an array is masked, told by its type alone: isinstance would run code of the array's class amid the checks.
@@ -29,12 +27,18 @@ bool is_masked(const py::object& array) {
            PyType_IsSubtype(Py_TYPE(array.ptr()), reinterpret_cast<PyTypeObject*>(masked.ptr()));
 }
 
-}  // namespace
-
-TypeSet grads_of(Type param) {
-    if (param == kFloat32) return kNarrow | set_of(param);
-    return states_of(param);
+bool is_numpy(const py::object& array) {
+    return PyObject_TypeCheck(array.ptr(), ndarray_type());
 }
+
+// A number of Python or NumPy.
+bool is_number(py::handle object) {
+    static const py::handle generic = py::object(py::module_::import("numpy").attr("generic")).release();
+    return PyFloat_Check(object.ptr()) || PyComplex_Check(object.ptr()) ||
+           PyObject_TypeCheck(object.ptr(), reinterpret_cast<PyTypeObject*>(generic.ptr()));
+}
+
+}  // namespace
 
 TypeSet states_of(Type param) {
     return set_of(param) | (contains(kNarrow, param) ? set_of(kFloat32) : 0);
@@ -67,9 +71,13 @@ std::string Name::text() const {
     return text;
 }
 
+bool offers(py::handle object, const char* attribute) {
+    return PyObject_HasAttrString(reinterpret_cast<PyObject*>(Py_TYPE(object.ptr())), attribute) == 1;
+}
+
 bool is_array(py::handle object) {
-    return PyObject_TypeCheck(object.ptr(), ndarray_type()) || offers(object, "__dlpack__") ||
-           offers(object, "__cuda_array_interface__");
+    return PyObject_TypeCheck(object.ptr(), ndarray_type()) || has_exchange(object) || offers(object, "__dlpack__") ||
+           offers(object, "__array_interface__") || offers(object, "__cuda_array_interface__") || is_number(object);
 }
 
 bool is_on_gpu(py::handle object) {
@@ -93,43 +101,56 @@ py::object view_with_cupy(const py::object& source, const Name& name) {
     }
 }
 
+// NumPy's view of an array that describes its memory by __array_interface__.
+py::object view_with_numpy(const py::object& source, const Name& name) {
+    try {
+        const py::tuple data = source.attr("__array_interface__")["data"];
+        const auto address = py::cast<uintptr_t>(data[0]);
+        py::object view = py::module_::import("numpy").attr("asarray")(source);
+        if (is_numpy(view) && reinterpret_cast<uintptr_t>(py::detail::array_proxy(view.ptr())->data) == address)
+            return view;
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;
+    } catch (py::cast_error&) {
+    }
+    throw py::type_error(name.text() + " is of type " + type_name(source) +
+                         " whose __array_interface__ shows no memory that NumPy can view");
+}
+
+// What an array of another library shows by DLPack.
+py::object view_with_dlpack(const py::object& source, const Name& name) {
+    constexpr int kCPU = 1, kCUDA = 2, kCUDAHost = 3;
+    try {
+        const int device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
+        if (device == kCPU || device == kCUDAHost) return capsule_of(source);
+        if (offers(source, "__cuda_array_interface__")) return source;
+        if (device == kCUDA) return view_with_cupy(source, name);
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_Exception)) throw;
+        const std::string what = name.text() + " is of type " + type_name(source) +
+                                 " and does not export its memory; a tensor that requires a gradient does as .detach()";
+        py::raise_from(error, error.matches(PyExc_BufferError) ? PyExc_BufferError : PyExc_TypeError, what.c_str());
+        throw py::error_already_set();
+    } catch (py::cast_error&) {
+        throw py::type_error(name.text() + " is of type " + type_name(source) +
+                             " whose __dlpack_device__ gives no pair of integers");
+    }
+    throw py::type_error(name.text() + " is of type " + type_name(source) +
+                         " and neither in host memory nor on a GPU of CUDA");
+}
+
 }  // namespace
 
-py::object as_array(py::object source, const Name& name) {
-    if (PyObject_TypeCheck(source.ptr(), ndarray_type()) || is_cupy(source)) return source;
-    constexpr int kCPU = 1, kCUDA = 2;
-    const bool has_interface = offers(source, "__cuda_array_interface__");
-    if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) {
-        static const py::handle from_dlpack = py::object(py::module_::import("numpy").attr("from_dlpack")).release();
-        try {
-            int device = py::cast<int>(py::tuple(source.attr("__dlpack_device__")())[0]);
-            if (device == kCPU) {
-                py::object array = from_dlpack(source);
-                if (PyObject_TypeCheck(array.ptr(), ndarray_type())) return array;
-                throw py::type_error(name.text() + " gives a " + type_name(array) + ", expected a NumPy array");
-            }
-            if (device == kCUDA && !has_interface) return view_with_cupy(source, name);
-        } catch (py::error_already_set& error) {
-            std::string what = name.text() + " is of type " + type_name(source);
-            if (error.matches(PyExc_BufferError)) {
-                what += " and does not export its memory; a torch tensor that requires grad does as .detach()";
-                py::raise_from(error, PyExc_BufferError, what.c_str());
-            } else if (error.matches(PyExc_RuntimeError) || error.matches(PyExc_ValueError) ||
-                       error.matches(PyExc_TypeError)) {
-                what +=
-                    ", which NumPy cannot view, expected float32, float64 or float16 in host memory, or bfloat16 of "
-                    "ml_dtypes";
-                py::raise_from(error, PyExc_TypeError, what.c_str());
-            } else {
-                throw;
-            }
-            throw py::error_already_set();
-        } catch (py::cast_error&) {
-            throw py::type_error(name.text() + " is of type " + type_name(source) +
-                                 " whose __dlpack_device__ gives no pair of integers");
-        }
+py::object as_array(py::object source, const Name& name, bool numbers) {
+    if (is_numpy(source) || is_cupy(source)) return source;
+    if (has_exchange(source)) {
+        if (!is_exchanged_on_gpu(source) || offers(source, "__cuda_array_interface__")) return source;
+        return view_with_cupy(source, name);
     }
-    if (has_interface) return source;
+    if (numbers && is_number(source)) return py::module_::import("numpy").attr("asarray")(source);
+    if (offers(source, "__array_interface__") && !is_number(source)) return view_with_numpy(source, name);
+    if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) return view_with_dlpack(source, name);
+    if (offers(source, "__cuda_array_interface__")) return source;
     throw py::type_error(name.text() + " is of type " + type_name(source) + ", expected an array");
 }
 
@@ -139,11 +160,61 @@ Sight see(const py::object& array, const Name& name) {
     if (is_masked(array))
         throw py::type_error(name.text() + " is a masked array, expected a plain one (its .data, if that is meant)");
     const auto& a = *py::detail::array_proxy(array.ptr());
-    const Type type = type_of(a.descr);  // first: an import may run code, and nothing is borrowed yet
-    View view{a.data, type, 1, {a.dimensions, static_cast<size_t>(a.nd)}};
-    for (py::ssize_t n : view.shape) view.size *= n;
-    return {view, py::reinterpret_borrow<py::dtype>(a.descr), (a.flags & kContiguous) != 0,
-            (a.flags & kWriteable) != 0};
+    View view;
+    view.format = format_of(a.descr);  // first: an import may run code, and nothing is borrowed yet
+    view.data = a.data;
+    view.set_extents({a.dimensions, a.dimensions + a.nd}, {a.strides, a.strides + a.nd});
+    return {std::move(view), py::reinterpret_borrow<py::object>(a.descr), (a.flags & kWriteable) != 0};
+}
+
+Sight see_any(const py::object& array, const Name& name, Foreigners* foreign) {
+    if (is_numpy(array)) return see(array, name);
+    if (PyCapsule_CheckExact(array.ptr())) return see_capsule(array, name);
+    if (has_exchange(array) && !is_exchanged_on_gpu(array)) return see_by_exchange(array, name);
+    return see_on_gpu(array, name, foreign);
+}
+
+std::string dtype_text(Format format) {
+    if (format.pairs) return format.type == kFloat32 ? "complex64" : "complex128";
+    return name_of(format.type);
+}
+
+void check_type(const Sight& sight, const Name& name, const Like& like) {
+    const Format found = sight.view.format;
+    const bool fits = contains(like.types, found.type) && (!like.view || found.pairs == like.view->format.pairs);
+    if (fits) return;
+    const std::string dtype = py::str(sight.dtype);
+    if (contains(like.types, found.type))
+        throw py::type_error(name.text() + " is " + dtype + ", expected " +
+                             (like.view->format.pairs ? "complex" : "real") + " numbers like " + like.name.text());
+    const bool is_swapped = dtype.starts_with('>') || dtype.starts_with('<');
+    const bool is_named = like.format.type != kTypes;
+    const std::string expected = (is_named ? dtype_text(like.format) : "float32, float64, float16 or bfloat16") +
+                                 (is_swapped ? " in native byte order" : is_named ? "" : ", complex64 or complex128") +
+                                 (is_named ? " like " + like.name.text() : "");
+    throw py::type_error(name.text() + " is " + dtype + ", expected " + expected);
+}
+
+void check_memory(const Sight& sight, const Name& name, Use use, const Like& like) {
+    const View& view = sight.view;
+    const auto itemsize = static_cast<uintptr_t>(kItemSize[view.type()]);
+    const bool is_aligned = view.size == 0 || reinterpret_cast<uintptr_t>(view.data) % itemsize == 0;
+    if (!is_aligned && (use == Use::kUpdated || view.device != kHost))
+        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
+                              std::to_string(itemsize) + " bytes, as a copy has it");
+    if (use == Use::kUpdated && !is_dense(view))
+        throw py::value_error(name.text() +
+                              " has gaps or negative strides, expected dense memory in some order of its axes: step "
+                              "the whole array with a gradient that is 0 elsewhere, or a contiguous copy");
+    if (like.in_order && !same_order(*like.view, view))
+        throw py::value_error(name.text() + " lies in another order of its axes than " + like.name.text() +
+                              ", expected the same order, as from np.empty_like or np.zeros_like");
+    if (use == Use::kOverwritten && overlaps_itself(view))
+        throw py::value_error(name.text() + " has elements in one place, as from broadcasting, and cannot be zeroed: " +
+                              "expected a place for each, or zero_grad=False");
+    if (use != Use::kRead && !sight.writable)
+        throw py::value_error(name.text() + " is read-only, expected a writable array" +
+                              (use == Use::kOverwritten ? ", or zero_grad=False" : ""));
 }
 
 }  // namespace
@@ -159,30 +230,17 @@ void refuse_device(const Name& name, int device, const Name& other, int expected
     throw py::value_error(what);
 }
 
-View look(const py::object& array, const Name& name, bool writable, const Like* like, Foreigners* foreign) {
-    const bool on_host = PyObject_TypeCheck(array.ptr(), ndarray_type());
-    const Sight sight = on_host ? see(array, name) : see_on_gpu(array, name, foreign);
+View look(const py::object& array, const Name& name, Use use, const Like& like, Foreigners* foreign) {
+    Sight sight = see_any(array, name, foreign);
     const View& view = sight.view;
-    if (like && view.device != like->device && like->device != kAnywhere)
-        refuse_device(name, view.device, like->name, like->device);
-    if (!contains(like ? like->types : kFloats, view.type)) {
-        std::string like_what = like ? " like " + like->name.text() : "";
-        std::string expected = like ? name_of(like->type) : "float32, float64, float16 or bfloat16";
-        const char order = on_host ? py::reinterpret_borrow<py::dtype>(sight.dtype).byteorder() : '=';
-        const bool swapped = order == '>' || order == '<';
-        throw py::type_error(name.text() + " is " + std::string(py::str(sight.dtype)) + ", expected " + expected +
-                             (swapped ? " in native byte order" : "") + like_what);
-    }
-    if (like && !std::ranges::equal(view.shape, like->shape))
-        throw py::value_error(name.text() + " has shape " + shape_text(view.shape) + ", expected " +
-                              shape_text(like->shape) + " like " + like->name.text());
-    if (!sight.contiguous)
-        throw py::value_error(name.text() + " is not C-contiguous, expected contiguous memory in row-major order");
-    if (view.size && reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(kItemSize[view.type]))
-        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
-                              std::to_string(kItemSize[view.type]) + " bytes");
-    if (writable && !sight.writable) throw py::value_error(name.text() + " is read-only, expected a writable array");
-    return view;
+    if (like.view && view.device != like.device && like.device != kAnywhere)
+        refuse_device(name, view.device, like.name, like.device);
+    check_type(sight, name, like);
+    if (like.view && !std::ranges::equal(view.shape(), like.view->shape()))
+        throw py::value_error(name.text() + " has shape " + shape_text(view) + ", expected " +
+                              shape_text(*like.view) + " like " + like.name.text());
+    check_memory(sight, name, use, like);
+    return std::move(sight.view);
 }
 
 std::string_view word(std::string_view words, size_t i) {

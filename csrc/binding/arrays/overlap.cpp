@@ -2,29 +2,41 @@
 
 #include <algorithm>
 
+#include "binding/arrays/layout.h"
+
 namespace fusedstep {
 
-void add_span(std::vector<Span>& spans, const View& view, size_t id) {
-    if (view.size && view.data) spans.push_back({view.data, view.data + view.bytes(), id});
+void WrittenMemory::clear() {
+    spans_.clear();
+    gap_ = {};
 }
 
-void sort(std::vector<Span>& spans) {
-    auto before = [](const Span& a, const Span& b) { return a.begin < b.begin; };
-    if (!std::is_sorted(spans.begin(), spans.end(), before)) std::sort(spans.begin(), spans.end(), before);
+void WrittenMemory::add(const View& view, size_t id) {
+    if (!view.size || !view.data) return;
+    const auto [begin, end] = extent_of(view);
+    spans_.push_back({begin, end, id});
 }
 
-std::pair<const Span*, const Span*> find_overlap(const std::vector<Span>& a, const std::vector<Span>& b) {
-    const Span* furthest = nullptr;
-    for (size_t i = 0, j = 0; i < a.size() || j < b.size();) {
-        const Span* next = j == b.size() || (i < a.size() && a[i].begin <= b[j].begin) ? &a[i++] : &b[j++];
-        if (furthest && next->begin < furthest->end) return {furthest, next};
-        furthest = next;  // spans so far do not overlap, so the last one ends last
-    }
-    return {nullptr, nullptr};
+std::optional<std::pair<size_t, size_t>> WrittenMemory::sort() {
+    if (!std::ranges::is_sorted(spans_, {}, &Span::begin)) std::ranges::sort(spans_, {}, &Span::begin);
+    for (size_t i = 1; i < spans_.size(); ++i)
+        if (spans_[i].begin < spans_[i - 1].end) return std::pair{spans_[i - 1].id, spans_[i].id};
+    return std::nullopt;
 }
 
-void refuse_overlap(const Name& a, const Name& b) {
-    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays");
+std::optional<size_t> WrittenMemory::find(const View& view) {
+    if (!view.size || !view.data) return std::nullopt;
+    const auto [begin, end] = extent_of(view);
+    if (begin >= gap_.begin && end <= gap_.end) return std::nullopt;
+    const auto next = std::ranges::upper_bound(spans_, begin, {}, &Span::end);
+    if (next != spans_.end() && next->begin < end) return next->id;
+    gap_.begin = next == spans_.begin() ? nullptr : std::prev(next)->end;
+    gap_.end = next == spans_.end() ? reinterpret_cast<const char*>(UINTPTR_MAX) : next->begin;
+    return std::nullopt;
+}
+
+void refuse_overlap(const Name& a, const Name& b, const char* remedy) {
+    throw py::value_error(a.text() + " overlaps " + b.text() + " in memory, expected separate arrays" + remedy);
 }
 
 }  // namespace fusedstep

@@ -1,6 +1,7 @@
 // Checked views of the caller's arrays. Every check of a single array stands in this folder, and nothing is converted.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -17,10 +18,8 @@ inline PyTypeObject* ndarray_type() {
     return type;
 }
 
-constexpr int kContiguous = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_;
+constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-constexpr int kReadable = kContiguous | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-constexpr int kWritable = kReadable | kWriteable;
 
 // How a message calls an array: role[key][state], without the parts that it has not.
 struct Name {
@@ -31,7 +30,32 @@ struct Name {
     std::string text() const;
 };
 
-using Shape = std::span<const py::ssize_t>;
+using Lengths = std::span<const py::ssize_t>;
+
+// The shape of an array, and its strides in bytes. Few axes are kept without an allocation, near to what else is looked
+// at when an array is recognised.
+class Extents {
+public:
+    Extents() = default;
+    Extents(Lengths shape, Lengths strides) : axes_(static_cast<int>(shape.size())) {
+        if (shape.size() > kFew) more_ = std::make_unique<py::ssize_t[]>(2 * shape.size());
+        std::ranges::copy(shape, data());
+        std::ranges::copy(strides, data() + axes_);
+    }
+
+    size_t axes() const { return axes_; }
+    Lengths shape() const { return {data(), axes()}; }
+    Lengths strides() const { return {data() + axes_, axes()}; }
+
+private:
+    static constexpr size_t kFew = 4;
+    const py::ssize_t* data() const { return more_ ? more_.get() : few_; }
+    py::ssize_t* data() { return more_ ? more_.get() : few_; }
+
+    int axes_ = 0;
+    py::ssize_t few_[2 * kFew] = {};
+    std::unique_ptr<py::ssize_t[]> more_;
+};
 
 // Whether a weak reference is to an object.
 inline bool refers_to(const py::object& reference, const py::object& object) {
@@ -43,45 +67,80 @@ inline bool refers_to(const py::object& reference, const py::object& object) {
     return PyWeakref_GET_OBJECT(reference.ptr()) == object.ptr();
 #endif
 }
+// Whether the object of a weak reference is still there.
+inline bool is_alive(const py::object& reference) {
+    return !py::reinterpret_steal<py::object>(PyObject_CallNoArgs(reference.ptr())).is_none();
+}
 
-// The memory of an array, and what must stay true for it to be the same memory in the next call. The shape is borrowed
-// from the array, or from the owner of the view.
+// The memory of an array, and what must stay true for it to be the same memory in the next call. An array of complex
+// numbers is seen as one of real numbers with a further axis, the last and fastest one, of length 2.
 struct View {
     char* data = nullptr;
-    Type type = kTypes;
-    int64_t size = 0;
-    Shape shape;
+    Format format;
     int device = kHost;
-    std::shared_ptr<std::vector<py::ssize_t>> own_shape = nullptr;  // memory for the shape of an array on a GPU
     py::object seen = {};  // weak reference to an array of CuPy, which keeps its memory as long as it lives
+    int64_t size = 0;      // real numbers
+    Extents extents;
 
-    int64_t bytes() const { return size * kItemSize[type]; }
+    Type type() const { return format.type; }
+    size_t axes() const { return extents.axes(); }
+    Lengths shape() const { return extents.shape(); }
+    Lengths strides() const { return extents.strides(); }
+    int64_t bytes() const { return size * kItemSize[type()]; }
+
+    // Be the view of an array with these axes; one of pairs gets its further axis.
+    void set_extents(std::vector<py::ssize_t> shape, std::vector<py::ssize_t> strides);
+
     // Whether `array` is plainly the array of this view. False also where only a full look could tell.
     bool is_still(const py::object& array, int flags) const {
         if (seen) return refers_to(seen, array);
-        if (Py_TYPE(array.ptr()) != ndarray_type()) return false;
+        if (Py_TYPE(array.ptr()) != ndarray_type()) return data && is_elsewhere(array, nullptr);
         const auto& a = *py::detail::array_proxy(array.ptr());
-        if (a.data != data || a.descr != native_dtypes[type] || (a.flags & flags) != flags) return false;
-        if (static_cast<size_t>(a.nd) != shape.size()) return false;
-        for (size_t i = 0; i < shape.size(); ++i)
-            if (a.dimensions[i] != shape[i]) return false;
+        return a.data == data && is_like(a, flags);
+    }
+    // Whether `array` is plainly one that differs from the array of this view in its address only: then `moved` is set.
+    bool has_moved(const py::object& array, int flags, char** moved) const {
+        if (seen) return false;
+        if (Py_TYPE(array.ptr()) != ndarray_type()) return data && is_elsewhere(array, moved);
+        const auto& a = *py::detail::array_proxy(array.ptr());
+        *moved = a.data;
+        return is_like(a, flags);
+    }
+
+private:
+    bool is_like(const py::detail::PyArray_Proxy& a, int flags) const {
+        const size_t n = axes() - format.pairs;
+        if (a.descr != native_dtype(format) || (a.flags & flags) != flags || static_cast<size_t>(a.nd) != n)
+            return false;
+        const Lengths shape = this->shape(), strides = this->strides();
+        for (size_t i = 0; i < n; ++i)
+            if (a.dimensions[i] != shape[i] || a.strides[i] != strides[i]) return false;
         return true;
     }
+    // The same for arrays of other libraries that show their memory to C.
+    bool is_elsewhere(const py::object& array, char** moved) const;
 };
 
-// The types that a gradient may have beside a parameter, states beside a parameter, and a parameter beside states.
-TypeSet grads_of(Type param);
+// The types that states may have beside a parameter, and a parameter beside states.
 TypeSet states_of(Type param);
 TypeSet params_of(Type state);
 
+// What an array is checked for.
+enum class Use {
+    kRead,         // a gradient that is only read: of any strides and any floating-point type
+    kOverwritten,  // the same, but writable, and no two elements in one place
+    kUpdated,      // a parameter or state: writable, and dense in some order of its axes
+};
+
 // What an array must match: the shape of another array, called `name`, and one of several types, of which messages
-// recommend `type`.
+// recommend `format`.
 struct Like {
-    Shape shape;
-    Type type;
-    TypeSet types;
+    const View* view = nullptr;  // the other array, or null
+    Format format;
+    TypeSet types = kFloats;
     Name name;
-    int device = kHost;  // or kAnywhere
+    int device = kHost;     // or kAnywhere
+    bool in_order = false;  // whether the axes of the two must have one order in memory
 };
 constexpr int kAnywhere = -2;
 std::string device_text(int device);
@@ -92,8 +151,8 @@ std::string device_text(int device);
 // An array as it is found, before any check.
 struct Sight {
     View view;
-    py::object dtype;
-    bool contiguous, writable;
+    py::object dtype;  // what messages say: a dtype, or its name
+    bool writable = true;
 };
 
 // An array on a GPU that is not CuPy's. It must live until the work on it is done, and other work on it may be in a
@@ -108,16 +167,19 @@ using Foreigners = std::vector<Foreign>;
 // The qualified name of an object's type, such as numpy.float32.
 std::string type_name(py::handle object);
 
+// Whether the type of an object has an attribute. One of the object itself could raise, or lie.
+bool offers(py::handle object, const char* attribute);
+
 // Whether an object says that it is an array on a GPU.
 bool is_on_gpu(py::handle object);
 
-// An object itself if it is a NumPy array or on a GPU, else its NumPy view, or a refusal.
-py::object as_array(py::object source, const Name& name);
+// What `look` takes: an object itself if it is a NumPy array, shows its memory to C or is on a GPU, else its NumPy view
+// or its capsule of DLPack, or a refusal. A number becomes an array of NumPy where `numbers` are taken.
+py::object as_array(py::object source, const Name& name, bool numbers = false);
 
-// Check an array that `as_array` gave, and note a foreign one in `foreign`. Without `like`, the array
-// may have any floating-point type. Raises TypeError or ValueError with the array's name first.
-View look(const py::object& array, const Name& name, bool writable, const Like* like = nullptr,
-          Foreigners* foreign = nullptr);
+// Check an array that `as_array` gave, and note a foreign one in `foreign`. Raises TypeError, ValueError or BufferError
+// with the array's name first.
+View look(const py::object& array, const Name& name, Use use, const Like& like = {}, Foreigners* foreign = nullptr);
 
 // Whether `object` counts as one array rather than as a container of arrays.
 bool is_array(py::handle object);

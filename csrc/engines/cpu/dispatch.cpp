@@ -25,7 +25,8 @@ namespace {
 
 constexpr int64_t kBytesToFork = 1 << 20;     // a smaller step is made by the caller's thread alone
 constexpr int64_t kBytesPerPart = 256 << 10;  // a thread with less to do costs more time than it saves
-constexpr int64_t kLine = 64;                 // bytes of a cache line
+constexpr int64_t kBatch = 64;                // blocks of a gradient that are collected before their squares are added
+constexpr int64_t kBatchBytes = kBatch * kBlock * sizeof(double);
 constexpr int64_t kZeroChunk = 2048;  // elements after which a gradient is zeroed, while it is in the nearest cache
 
 std::atomic<const Kernels*> current{nullptr};
@@ -55,8 +56,14 @@ void run(const Job& job) {
         job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, const_cast<Job*>(&job));
 }
 
+void collect(const Kernels& kernels, const Gathering& what, void* tile) {
+    const Types& types = what.slot->types;
+    kernels.gather[types.param == kFloat64][types.grad](what, tile);
+}
+
 // One step, as its threads share it: the elements of all tensors in a row, cut by bytes.
 struct Step {
+    const Kernels& kernels;
     const Kernel& kernel;
     std::span<const Task> tasks;
     int64_t bytes;
@@ -103,6 +110,7 @@ struct Step {
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         bool by_chance = derived.stochastic && !converts_nothing(task.slot->types);
         auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
+        if (is_gathered(*task.slot)) return gather(task, first, last, run);
         if (!derived.zero_grad) return run(task, first, last);
         for (int64_t next; first < last; first = next) {
             next = std::min(first + kZeroChunk, last);
@@ -110,13 +118,37 @@ struct Step {
             zero_grad(*task.slot, first, next);
         }
     }
+
+    // Update elements whose gradient is first collected in tiles.
+    template <class Run>
+    void gather(const Task& task, int64_t first, int64_t last, Run run) const {
+        Tile tile;
+        Slot slot = *task.slot;
+        Task with_tile = task;
+        with_tile.slot = &slot;
+        slot.types.grad = computed_in(slot.types.param);
+        const int64_t width = kItemSize[slot.types.grad];
+        each_box(*task.slot, first, last, kTileBytes / width, [&](int row_axis, const Box& box) {
+            const int64_t pitch = box.is_run() ? box.pitch : box.count + kPadding;
+            collect(kernels, {task.slot, row_axis, box, pitch}, tile.bytes);
+            const int64_t runs = box.is_run() ? 1 : box.rows, count = box.is_run() ? box.rows * box.count : box.count;
+            for (int64_t r = 0; r < runs; ++r) {
+                const int64_t begin = box.first + r * box.pitch;
+                // The loops add the bytes of `begin` to the address that they find here.
+                slot.arrays[kGrad] = tile.bytes + (r * pitch - begin) * width;
+                run(with_tile, begin, begin + count);
+                if (task.derived->zero_grad) zero_grad(*task.slot, begin, begin + count);
+            }
+        });
+    }
 };
 
 // The sums of squares of all gradients, as threads share them: the blocks of all gradients in a row.
 struct Squares {
     const Kernels& kernels;
     std::span<const Slot* const> slots;
-    double* sums;  // one for each block
+    double* sums;   // one for each block
+    char* batches;  // room for a batch of blocks in each part, where a gradient is collected
     int64_t blocks;
     int parts;
 
@@ -129,11 +161,29 @@ struct Squares {
             int64_t end = start + blocks_of(slot->size);
             int64_t first = std::max(from, start), last = std::min(to, end);
             if (first < last) {
-                const Type type = slot->types.grad;
-                set_mode(mode, type);
-                kernels.square[type](slot->arrays[kGrad], slot->size, first - start, last - start, sums + start);
+                if (is_gathered(*slot)) {
+                    set_mode(mode, slot->types.param);
+                    gather(*slot, first - start, last - start, sums + start, batches + part * kBatchBytes);
+                } else {
+                    const Type type = slot->types.grad;
+                    set_mode(mode, type);
+                    kernels.square[type](slot->arrays[kGrad], slot->size, first - start, last - start, sums + start);
+                }
             }
             start = end;
+        }
+    }
+
+    // The sums of squares of the blocks [begin, end) of a gradient that is collected, batch by batch.
+    void gather(const Slot& slot, int64_t begin, int64_t end, double* sums_of_slot, char* batch) const {
+        const Type type = computed_in(slot.types.param);
+        const int64_t width = kItemSize[type];
+        for (int64_t b = begin; b < end; b += kBatch) {
+            const int64_t first = b * kBlock, last = std::min(std::min(b + kBatch, end) * kBlock, slot.size);
+            each_box(slot, first, last, kTileBytes / width, [&](int row_axis, const Box& box) {
+                collect(kernels, {&slot, row_axis, box, box.pitch}, batch + (box.first - first) * width);
+            });
+            kernels.square[type](batch, last - first, 0, blocks_of(last - first), sums_of_slot + b);
         }
     }
 };
@@ -178,21 +228,51 @@ void set_num_threads(int count) {
 }
 
 void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes) {
-    run(Step{current_kernels().rules[rule], tasks, bytes, parts_of(bytes)});
+    const Kernels& kernels = current_kernels();
+    run(Step{kernels, kernels.rules[rule], tasks, bytes, parts_of(bytes)});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     int64_t blocks = 0, bytes = 0;
+    bool gathers = false;
     for (const Slot* slot : slots) {
         blocks += blocks_of(slot->size);
         bytes += slot->size * kItemSize[slot->types.grad];
+        gathers = gathers || is_gathered(*slot);
     }
-    run(Squares{current_kernels(), slots, sums, blocks, parts_of(bytes)});
+    const int parts = parts_of(bytes);
+    std::vector<char> batches(gathers ? std::max(parts, 1) * kBatchBytes : 0);
+    run(Squares{current_kernels(), slots, sums, batches.data(), blocks, parts});
+}
+
+SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
+    const Kernels& kernels = current_kernels();
+    double x[kBlock];
+    for (int64_t b = 0; b < blocks_of(slot.size); ++b) {
+        const int64_t first = b * kBlock, last = std::min(first + kBlock, slot.size);
+        each_box(slot, first, last, kBlock, [&](int row_axis, const Box& box) {
+            collect(kernels, {&slot, row_axis, box, box.pitch}, x + (box.first - first));
+        });
+        for (int64_t i = 0; i < last - first; ++i) x[i] *= 1 / kLargeUnit;
+        sums[b] = block_sum<true>(last - first, [&](int64_t i, int64_t) -> const double* { return x + i; });
+    }
+    return {total(sums, blocks_of(slot.size)), kLargeUnit};
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {
-    int64_t width = kItemSize[slot.types.grad];
-    memset(static_cast<char*>(slot.arrays[kGrad]) + begin * width, 0, (end - begin) * width);
+    const int64_t width = kItemSize[slot.types.grad];
+    char* grad = static_cast<char*>(slot.arrays[kGrad]);
+    if (!slot.grad_axes) {
+        memset(grad + begin * width, 0, (end - begin) * width);
+        return;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+        char* element = grad;
+        int64_t rest = i;
+        for (int axis = slot.grad_axis_count; axis--; rest /= slot.grad_axes[axis].size)
+            element += rest % slot.grad_axes[axis].size * slot.grad_axes[axis].stride;
+        memset(element, 0, width);
+    }
 }
 
 }  // namespace fusedstep

@@ -7,17 +7,9 @@
 #include "element/norm.h"
 #include "element/scalars.h"
 #include "engines/cpu/convert.h"
+#include "engines/cpu/gather.h"
 #include "rules/all.h"
 
-// Arrays that overlap have been refused, so the elements of a loop are independent.
-#ifdef __clang__
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#define ONE_VECTOR INDEPENDENT
-#else
-#define INDEPENDENT _Pragma("GCC ivdep")
-// GCC would fully unroll the kWidth iterations, and then vectorise them again with shuffles.
-#define ONE_VECTOR INDEPENDENT _Pragma("GCC unroll 1")
-#endif
 #define STRING(x) #x
 #define QUOTE(x) STRING(x)
 #define JOIN(a, b) a##b
@@ -248,11 +240,25 @@ constexpr auto square_of() {
 }
 #define SQUARE(Storage, name, Word) square_of<k##Storage>(),
 
+template <Type kFrom, class T>
+constexpr auto gather_of() {
+    if constexpr (contains(kFloats, kFrom))
+        return gather<kFrom, T>;
+    else
+        return nullptr;
+}
+#define GATHER_FLOATS(Storage, name, Word) gather_of<k##Storage, float>(),
+#define GATHER_DOUBLES(Storage, name, Word) gather_of<k##Storage, double>(),
+
 }  // namespace
 
 namespace fusedstep {
 
 extern const Kernels KERNELS(FUSEDSTEP_ISA);
-const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA), kKernels, {FUSEDSTEP_TYPES(SQUARE)}};
+const Kernels KERNELS(FUSEDSTEP_ISA) = {
+    QUOTE(FUSEDSTEP_ISA),
+    kKernels,
+    {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
+    {FUSEDSTEP_TYPES(SQUARE)}};
 
 }  // namespace fusedstep

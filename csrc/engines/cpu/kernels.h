@@ -1,7 +1,7 @@
 // What dispatch and session know of the loops: tables of functions, one for each instruction set.
 #pragma once
 
-#include "step.h"
+#include "engines/cpu/boxes.h"
 
 namespace fusedstep {
 
@@ -42,6 +42,8 @@ struct Kernel {
 struct Kernels {
     const char* isa;
     const Kernel* rules;  // in the order of the list of rules
+    // Collect elements of a gradient, by type: as float, and as double.
+    void (*gather[2][kTypes])(const Gathering& what, void* tile);
     // The sums of squares of the blocks [begin, end) of an array of `size` elements, by type; see norm.h.
     void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
 };

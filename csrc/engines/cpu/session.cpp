@@ -40,14 +40,17 @@ public:
         bytes_ = 0;
         for (const Slot& slot : slots_) {
             if (!slot.has_grad) continue;
-            const Types& types = slot.types;
+            Types types = slot.types;
             const auto traffic =
                 static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
                                      2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
+            if (is_gathered(slot)) types.grad = computed_in(types.param);  // what the loop finds in a tile
             tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
             bytes_ += slot.size * traffic;
         }
     }
+
+    void set_gradient_addresses() override {}  // a task reads the address in its slot
 
     void set_hypers(std::span<const Number> table) override { rows_.set(table); }
 
@@ -92,7 +95,7 @@ private:
         for (const Task& task : tasks_) {
             const int64_t count = blocks_of(task.slot->size);
             sums.push_back({total(next, count), 1});
-            if (std::isinf(sums.back().sum) && task.slot->types.grad == kFloat64)
+            if (std::isinf(sums.back().sum) && task.slot->types.param == kFloat64)
                 sums.back() = sum_in_large_unit(*task.slot, next);
             next += count;
             largest = larger(largest, magnitude(rows_.around(*task.slot).grad_scale));
@@ -112,20 +115,6 @@ private:
             tasks_[i].scale = Around::scale(rows_.around(*slots[i]), grad_scale, sums[i], found.norm);
         }
         return found;
-    }
-
-    // The sum for a gradient of doubles whose squares overflow: infinite only if an element is. `sums` has room for the
-    // sums of its blocks.
-    static SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
-        auto* g = static_cast<const double*>(slot.arrays[kGrad]);
-        for (int64_t begin = 0; begin < slot.size; begin += kBlock) {
-            double small[kLanes];
-            sums[begin / kBlock] = block_sum<true>(std::min(slot.size - begin, kBlock), [&](int64_t i, int64_t count) {
-                for (int64_t k = 0; k < count; ++k) small[k] = g[begin + i + k] * (1 / kLargeUnit);
-                return static_cast<const double*>(small);
-            });
-        }
-        return {total(sums, blocks_of(slot.size)), kLargeUnit};
     }
 
     // Advance the clocks, and derive the scalars of each tensor.

@@ -10,6 +10,16 @@
 #include <immintrin.h>
 #endif
 
+// Arrays that overlap have been refused, so the elements of a loop are independent.
+#ifdef __clang__
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define ONE_VECTOR INDEPENDENT
+#else
+#define INDEPENDENT _Pragma("GCC ivdep")
+// GCC would fully unroll the kWidth iterations, and then vectorise them again with shuffles.
+#define ONE_VECTOR INDEPENDENT _Pragma("GCC unroll 1")
+#endif
+
 namespace {
 
 #if defined(__AVX512F__)

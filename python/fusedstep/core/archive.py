@@ -2,43 +2,60 @@
 Arrays and a dictionary in one file: written whole or not at all, and read as they were written or refused.
 
 The seal, a SHA-256 of all other bytes, finds damage to a file. A digest of each array, taken before a library writes
-it and after a library has read it, finds errors of the libraries, and tells which array is damaged.
+it, finds errors of the library, and tells which array is damaged. A file is checked before any of its arrays is read,
+and each array is then read straight to where it will stay.
 """
 
 import errno
 import hashlib
 import json
+import math
 import operator
 import os
 import re
+import shutil
 import stat
+import struct
 import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
-from typing import Any, BinaryIO
+from itertools import pairwise
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from .arrays import is_bfloat16
+from .arrays import Array, Stored, is_bfloat16
 
-__all__ = ["read", "write"]
+__all__ = ["opened", "write"]
 
 FORMAT, VERSION = "fusedstep checkpoint", 2
 _BLANK = b"0" * 64  # stands in place of the seal while the seal is computed
 _PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # names of arrays that every format can have
 
-Get = Callable[[str], np.ndarray]
+# What safetensors calls the dtypes of NumPy.
+_CODES = {"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
+_CODES |= {f"{code}{bits}": f"{name}{bits}" for code, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+
+# What systems say that cannot flush a folder, or do not let this user.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
 
 
 class _NamedError(Exception):
     """An error whose message names the damaged part, so that nobody wraps it."""
 
 
-class _ReplacedError(Exception):
-    """The error that another process has replaced the file while it was read."""
+class _Member(NamedTuple):
+    """An array in a file: the bytes from `begin` to before `end`, in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 class _Npz:
@@ -59,35 +76,43 @@ class _Npz:
     def find_seal(self, file: BinaryIO) -> int:
         return file.seek(0, os.SEEK_END) - len(_BLANK)
 
-    @contextmanager
-    def open(self, file: BinaryIO) -> Iterator[tuple[str | bytes, Get]]:
+    def read(self, file: BinaryIO) -> tuple[str | bytes, dict[str, _Member]]:
         with zipfile.ZipFile(file) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            infos = archive.infolist()
+            if any(info.compress_type != zipfile.ZIP_STORED for info in infos):
                 raise ValueError("compressed, which may be a bomb")
+            header = archive.read("checkpoint.json")
+        members = {}
+        for info in infos:
+            if info.filename != "checkpoint.json":
+                file.seek(info.header_offset)
+                begin = file.tell() + 30 + sum(struct.unpack("<26x2H", file.read(30)))  # lengths of a name and extras
+                file.seek(begin)
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError("another version of the format npy")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                key = info.filename.removesuffix(".npy")
+                members[key] = _Member(dtype.name, shape, file.tell(), begin + info.file_size)
+        if len(members) != len(infos) - 1:
+            raise ValueError("two members of one name")
+        return header, members
 
-            def get(key: str) -> np.ndarray:
-                with archive.open(f"{key}.npy") as member:
-                    array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-                    return array
-
-            yield archive.read("checkpoint.json"), get
+    def dtype_in_file(self, dtype: str) -> str:
+        return "uint16" if dtype == "bfloat16" else dtype
 
 
 class _Safetensors:
     """A file of the safetensors library. The seal is an entry of its metadata, so it stands near the beginning."""
 
-    def __init__(self) -> None:
+    def write(self, path: str, members: Mapping[str, np.ndarray], header: str) -> None:
         try:
-            self.package = import_module("safetensors")
-            self.save = import_module("safetensors.numpy").save_file
+            package, save = import_module("safetensors"), import_module("safetensors.numpy").save_file
         except ImportError as error:
             message = 'safetensors is not installed: python -m pip install "fusedstep[checkpoint]", or use .npz'
             raise ImportError(message, name="safetensors") from error
-
-    def write(self, path: str, members: Mapping[str, np.ndarray], header: str) -> None:
         try:
-            self.save(dict(members), path, {"checkpoint": header, "seal": _BLANK.decode()})
-        except self.package.SafetensorError as error:
+            save(dict(members), path, {"checkpoint": header, "seal": _BLANK.decode()})
+        except package.SafetensorError as error:
             raise OSError(str(error)) from error
 
     def find_seal(self, file: BinaryIO) -> int:
@@ -98,12 +123,19 @@ class _Safetensors:
         found = re.search(rb'"seal"\s*:\s*"([0-9a-f]{64})"', file.read(min(length, 100_000_000)))
         return 8 + found.start(1) if found else -1
 
-    @contextmanager
-    def open(self, file: BinaryIO) -> Iterator[tuple[str | bytes, Get]]:
-        with self.package.safe_open(file.name, framework="np") as archive:
-            if not os.path.samestat(os.stat(file.name), os.fstat(file.fileno())):
-                raise _ReplacedError
-            yield archive.metadata()["checkpoint"], archive.get_tensor
+    def read(self, file: BinaryIO) -> tuple[str | bytes, dict[str, _Member]]:
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(min(length, 100_000_000)))
+        meta = header.pop("__metadata__")
+        members = {}
+        for key, entry in header.items():
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            members[key] = _Member(_CODES[entry["dtype"]], tuple(entry["shape"]), begin, end)
+        return meta["checkpoint"], members
+
+    def dtype_in_file(self, dtype: str) -> str:
+        return dtype
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -145,11 +177,18 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         entries.append({"name": name, "key": key, **_identity(array)})
     header = json.dumps({"format": FORMAT, "version": VERSION, "meta": meta, "arrays": entries})
 
+    try:
+        mode = os.stat(target).st_mode  # refuses a name that is too long
+    except FileNotFoundError:
+        mode = None
+
     # The draft is in a folder, since safetensors makes a temporary file beside it, with a mode of its own.
-    with tempfile.TemporaryDirectory(prefix=f".{filename}.", suffix=".tmp", dir=folder) as temporary:
-        draft = os.path.join(temporary, filename)
+    prefix = f".{os.fsencode(filename)[:200].decode(errors='ignore')}."
+    _remove_dead_drafts(folder, prefix)
+    with tempfile.TemporaryDirectory(prefix=prefix, suffix=".tmp", dir=folder) as temporary, _lock(temporary):
+        draft = os.path.join(temporary, "draft")
         with open(draft, "xb"):
-            mode = os.stat(target if os.path.exists(target) else draft).st_mode
+            mode = mode or os.stat(draft).st_mode
         form.write(draft, members, header)
         with open(draft, "r+b") as file:
             start = form.find_seal(file)
@@ -160,27 +199,67 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
             os.chmod(draft, stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(draft, target)
-    if os.name == "posix":  # other systems cannot open a folder
+    _flush(folder)
+
+
+def _flush(folder: str) -> None:
+    """Flush a folder to the disk, where the system can do that."""
+    if os.name != "posix":
+        return
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+@contextmanager
+def _lock(folder: str) -> Iterator[bool]:
+    """Lock a folder until the end, also that of the process, and yield whether it could be locked."""
+    descriptor, locked = None, False
+    with suppress(ImportError, OSError):
+        fcntl = import_module("fcntl")
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        locked = True
+    try:
+        yield locked
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _remove_dead_drafts(folder: str, prefix: str) -> None:
+    """Remove folders of drafts that have been left by processes that were killed: nobody holds their locks."""
+    name = re.compile(re.escape(prefix) + r"\w{8}\.tmp")
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                is_new = time.time() - entry.stat().st_mtime < 60  # its process may not have come to lock it yet
+                with _lock(entry.path) as locked:
+                    if locked and not is_new:
+                        shutil.rmtree(entry.path, ignore_errors=True)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Stored], dict[str, Any]]]:
     """
-    Return the arrays and the dictionary that `write` has put into a file. Nothing in it is ever executed.
+    Open a file that `write` has made, after checking all of it. Nothing in it is ever executed.
 
     Parameters
     ----------
     path : str or os.PathLike
         The ending tells the format, .safetensors or .npz.
 
-    Returns
-    -------
-    arrays : dict of str to ndarray
-        In the order in which they were written, C-contiguous and writable.
+    Yields
+    ------
+    arrays : dict of str to Stored
+        In the order in which they were written. They can be read, each without further memory, as long as the file is
+        open.
     meta : dict
         As json makes it: tuples have become lists, and keys strings.
 
@@ -190,7 +269,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         If a single bit is not as `write` wrote it, the format is of a newer version, the ending is another, or
         `path` is something other than a file.
     ImportError
-        If the ending is .safetensors and that package is not installed, or there is bfloat16 and ml_dtypes is not.
+        If there is bfloat16 and ml_dtypes is not installed.
     OSError
         As the system gives it, for example FileNotFoundError.
     """
@@ -199,47 +278,64 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         start = form.find_seal(file)
         sealed = start >= 0 and operator.eq(*_seals(file, start))
         try:
-            if sealed:
-                return _load(file, form, VERSION)
-            _load(file, form, None)  # may raise an error that names the damaged array
-            raise ValueError("broken seal")
+            contents = _checked(file, form, VERSION if sealed else None)  # may name the array that is damaged
+            if not sealed:
+                raise ValueError("broken seal")
         except _NamedError as error:
             raise ValueError(f"{os.fspath(path)} {error}") from error.__cause__
-        except _ReplacedError:
-            return read(path)
-        except Exception as error:  # a library that reads damaged bytes may raise anything
+        except Exception as error:  # damaged bytes may raise anything
             if sealed and isinstance(error, (ImportError, MemoryError)):
                 raise
             message = f"{os.fspath(path)} is damaged or no checkpoint, expected a file as it was saved"
             raise ValueError(message) from error
+        yield contents
 
 
-def _load(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    with form.open(file) as (text, get):
-        header = json.loads(text)
-        if header["format"] != FORMAT:
-            raise ValueError(f"format {header['format']}")
-        if newest is not None and header["version"] not in range(1, newest + 1):
-            raise _NamedError(f"has format version {header['version']}, expected 1 to {newest}")
-        arrays = {}
-        for entry in header["arrays"]:
-            cause = None
-            try:
-                dtype = (
-                    _bfloat16() if entry["dtype"] == "bfloat16" else None
-                )  # imported first: safetensors needs ml_dtypes too
-                array = get(entry["key"])
-                if dtype is not None and array.dtype == np.uint16:
-                    array = array.view(dtype)
-                arrays[entry["name"]] = array
-                fits = {**entry, **_identity(array)} == entry
-            except (ImportError, MemoryError):
-                raise
-            except Exception as error:  # for example the checksum of a zip file
-                fits, cause = False, error
-            if not fits:
-                raise _NamedError(f"is damaged: {entry['name']} does not match its digest") from cause
-        return arrays, dict(header["meta"])
+def _checked(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> tuple[dict[str, Stored], dict[str, Any]]:
+    text, members = form.read(file)
+    header = json.loads(text)
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}")
+    if newest is not None and header["version"] not in range(1, newest + 1):
+        raise _NamedError(f"has format version {header['version']}, expected 1 to {newest}")
+    entries = header["arrays"]
+    if sorted(entry["key"] for entry in entries) != sorted(members):
+        raise ValueError("other members than those of the header")
+    spans = sorted((member.begin, member.end) for member in members.values())
+    if any(end > begin for (_, end), (begin, _) in pairwise([*spans, (file.seek(0, os.SEEK_END),) * 2])):
+        raise ValueError("members that overlap, or end behind the file")
+    for entry in entries:
+        if not _is_as_written(file, form, members[entry["key"]], entry):
+            raise _NamedError(f"is damaged: {entry['name']} does not match its digest")
+    arrays = {}
+    for entry in entries:
+        member = members[entry["key"]]
+        dtype = _bfloat16() if entry["dtype"] == "bfloat16" else np.dtype(entry["dtype"])
+        arrays[entry["name"]] = Stored(dtype, member.shape, partial(_read, file, member))
+    return arrays, dict(header["meta"])
+
+
+def _is_as_written(file: BinaryIO, form: _Npz | _Safetensors, member: _Member, entry: dict[str, Any]) -> bool:
+    dtype = entry["dtype"]
+    if dtype not in _CODES.values() or member.dtype != form.dtype_in_file(dtype):
+        return False
+    itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    if list(member.shape) != entry["shape"] or member.end - member.begin != math.prod(member.shape) * itemsize:
+        return False
+    digest = hashlib.sha256()
+    file.seek(member.begin)
+    _update(digest, file, member.end - member.begin)
+    return bool(digest.hexdigest() == entry["sha256"])
+
+
+def _read(file: BinaryIO, member: _Member, target: Array) -> None:
+    view = target.reshape(-1).view(np.uint8).data
+    file.seek(member.begin)
+    while len(view):
+        count = file.readinto(view)  # type: ignore[attr-defined]
+        if not count:
+            raise OSError(f"{file.name} has become shorter while it was read, expected it to stay as it is")
+        view = view[count:]
 
 
 def _locate(path: str | os.PathLike[str]) -> tuple[str, _Npz | _Safetensors]:

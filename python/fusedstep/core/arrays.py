@@ -1,8 +1,9 @@
 """Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy or CuPy sees them."""
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ __all__ = [
     "MASTERS",
     "MASTER_DTYPES",
     "Array",
+    "Stored",
     "as_array",
     "as_number",
     "as_numpy",
@@ -24,6 +26,8 @@ __all__ = [
     "is_narrow",
     "is_on_gpu",
     "new_array",
+    "order_of",
+    "same_order",
     "to_host",
 ]
 
@@ -33,6 +37,14 @@ _LINE = 64  # bytes of a cache line
 # Masters of parameters: the hyperparameter master_weights -> the name of the master among the states -> its dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
+
+
+class Stored(NamedTuple):
+    """An array in a file: what it is, and how it is read into a C-contiguous array in host memory."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    read_into: Callable[[Array], None]
 
 
 def is_narrow(dtype: np.dtype[Any]) -> bool:
@@ -74,8 +86,18 @@ def _cupy() -> Any:
         ) from error
 
 
-def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None = None) -> Array:
-    """Return zeros: in host memory, aligned to cache lines, or on the GPU with the number `device`."""
+def new_array(
+    shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None = None, order: Sequence[int] | None = None
+) -> Array:
+    """
+    Return zeros: in host memory, aligned to cache lines, or on the GPU with the number `device`.
+
+    The axes lie in memory in the given order, the slowest one first; by default rows are contiguous.
+    """
+    if order is not None and list(order) != sorted(order):
+        places: list[int] = np.argsort(order).tolist()
+        return new_array(tuple(shape[axis] for axis in order), dtype, device).transpose(places)
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if device is not None:
         cupy = _cupy()
         with cupy.cuda.Device(device):
@@ -83,16 +105,25 @@ def new_array(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int | None =
                 zeros: Array = cupy.zeros(shape, dtype)
                 return zeros
             except MemoryError as error:
-                size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
                 raise MemoryError(
                     f"states need {size:,} bytes more than GPU {device} has left: free some, as by "
                     "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
                 ) from error
     # The array is a view, so nobody can resize it, and the plan's reference to the owner keeps the memory in place.
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     owner = np.zeros(size + _LINE, np.uint8)
     start = -owner.ctypes.data % _LINE
     return owner[start : start + size].view(dtype).reshape(shape)
+
+
+def order_of(array: Array) -> list[int]:
+    """Return the axes of an array, the slowest one in memory first."""
+    return sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+
+
+def same_order(array: Array, order: Sequence[int]) -> bool:
+    """Return whether the axes of an array lie in memory in an order; an axis of length 1 may stand anywhere."""
+    strides = [array.strides[axis] for axis in order if array.shape[axis] != 1]
+    return strides == sorted(strides, reverse=True)
 
 
 def fits(param: np.dtype[Any], name: str, state: np.dtype[Any]) -> bool:
@@ -113,7 +144,14 @@ def copied(array: Array) -> Array:
 
 
 def fill(target: Array, source: Any) -> None:
-    """Copy an array, or a number, into an array, wherever they are."""
+    """Copy an array, also one in a file, or a number, into an array, wherever they are."""
+    if isinstance(source, Stored):
+        if isinstance(target, np.ndarray) and target.flags.c_contiguous:
+            source.read_into(target)
+            return
+        host = np.empty(source.shape, source.dtype)
+        source.read_into(host)
+        source = host
     if isinstance(target, np.ndarray):
         target[...] = to_host(source) if is_on_gpu(source) else source
         return

@@ -8,8 +8,9 @@ from fusedstep import _cpu
 
 from .arrays import is_on_gpu
 from .hyperparameters import CLIPS, RANGES, Range, Scheduled, arguments, check, check_clips, declared
+from .memory import Averages
 from .overrides import Settings
-from .progress import Averages, Progress
+from .progress import Progress
 
 __all__ = ["Attributes", "Average"]
 
@@ -20,7 +21,7 @@ class Average:
     def __get__(self, optimizer: Any, owner: Any = None) -> Any:
         if optimizer is None:
             return None  # the default
-        return Averages(optimizer._ema, optimizer._progress.ema)
+        return Averages(optimizer)
 
     def __set__(self, optimizer: Any, value: Scheduled | Averages | None) -> None:
         optimizer._ema = value
@@ -42,8 +43,7 @@ class Attributes:
     _progress: Progress
     _ema: Any = None  # the decay of the averages
     _ready: bool = False  # whether all fields have been set
-    _stale: bool  # the plan's table of hyperparameters must be refilled
-    _changed: bool  # an attribute was set, so overrides must be matched anew
+    _version: object  # another one whenever a hyperparameter is set
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_"):
@@ -55,8 +55,7 @@ class Attributes:
         if self._ready and (self.overrides or name == "overrides"):
             self._settings_with(**{name: value})  # refuses a value that clashes with an override
         object.__setattr__(self, name, value)
-        self._changed = True
-        self._stale = True  # last, lest a step in another thread miss it
+        self._version = object()  # last, lest a step in another thread miss the change
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"{name} cannot be deleted, expected a new value")

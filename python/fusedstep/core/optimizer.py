@@ -1,29 +1,27 @@
 """
-What all optimizers have in common: hyperparameters, the step, and what an optimizer remembers.
+What all optimizers have in common: hyperparameters, and the step.
 
 This module knows no formula, pointer or device: it hands arrays and hyperparameters to a plan of the engine.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from threading import Lock
-from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from fusedstep import _cpu
-from fusedstep.schedules.description import remember
 
-from . import snapshot
-from .arrays import Array, copied, fill, is_on_gpu
-from .attributes import Attributes, Average
-from .hyperparameters import Bounds, Scheduled, check, evaluated, on_host
-from .overrides import Matching, match
-from .progress import Progress, noise_id
+from .arrays import Array, is_on_gpu
+from .attributes import Average
+from .containers import Bound, renamed
+from .hyperparameters import Bounds, Scheduled, check, evaluated
+from .overrides import Matching, Settings, match
+from .plans import Planned, mark_of
+from .progress import Look, Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
+from .stateful import BUSY, Stateful
 
 __all__ = ["Optimizer"]
 
@@ -32,7 +30,7 @@ _ONE = 1.0
 
 
 @dataclass(eq=False, kw_only=True)
-class Optimizer(Attributes):
+class Optimizer(Stateful):
     """
     What all optimizers share: hyperparameters that may change between steps, states by key, and the step.
 
@@ -136,20 +134,25 @@ class Optimizer(Attributes):
     overrides: Mapping[Hashable, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._turn = Lock()  # one step at a time
+        self._turn = Lock()
         self._progress = Progress()
-        self._plan: _cpu.Plan | None = None
-        self._captured: list[_cpu.Plan] = []  # plans of earlier steps that CUDA graphs may repeat
         self._pending = Pendings()
+        self._version = object()
         self._settings = self._settings_with()
-        self._matching = Matching(self._settings, [], [], np.zeros(0, np.int64), False)
-        self._clock_index = np.zeros(0, np.int64)  # index of the clock of each tensor of the plan
-        self._stale = self._changed = True
+        self._settled = self._version  # the version of the settings
         self._ready = True
 
     # Steps.
 
-    def step(self, params: Any, grads: Any, *, grad_scale: Any = _ONE, stream: Any = None) -> Result:
+    def step(
+        self,
+        params: Any,
+        grads: Any = None,
+        *,
+        grad_scale: Any = _ONE,
+        grad_key: str | Callable[[Any], Any] | None = None,
+        stream: Any = None,
+    ) -> Result:
         """
         Update parameters in place, once.
 
@@ -185,7 +188,7 @@ class Optimizer(Attributes):
             If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
             call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
             `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
-            an override fits no parameter.
+            an override fits no parameter; or if states were loaded, and `params` has none of their keys.
         BufferError
             If an array of another library does not export its memory.
         MemoryError
@@ -209,240 +212,129 @@ class Optimizer(Attributes):
         """
         if grad_scale is not _ONE and not is_on_gpu(grad_scale):
             grad_scale = check("grad_scale", grad_scale)
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
-            if self._stale:
-                self._refresh()
+        if grads is None and isinstance(params, Bound):
+            params, grads = params.params, params.grads
+        if grad_key is not None:
+            grads = renamed(params, grads, grad_key)
+        if self._turn.locked():
+            raise RuntimeError(BUSY)
+        # Nobody looks at signals between the lock's __enter__, which is written in C, and the block.
+        with self._turn:
             if self._pending:
                 self._pending.make_room()
-            plan = self._plan
-            if plan is not None:
-                outcome = plan.run(params, grads, grad_scale, stream)
-                if outcome is True:
-                    return PLAIN
-                if outcome is not False:
-                    return self._result(plan, outcome)
-            return self._replan(params, grads, grad_scale, stream)
-        finally:
-            self._turn.release()
+            now = self._progress.plans.now
+            if now is not None:
+                if now.told is not self._version:
+                    self._tell(now, self._progress, *self._settle())
+                if self._progress.plans.now is now:
+                    outcome = now.plan.run(params, grads, grad_scale, stream)
+                    if outcome is True:
+                        return PLAIN
+                    if outcome is not False:
+                        return self._result(now.plan, outcome)
+            return self._step_anew(params, grads, grad_scale, stream)
 
     def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
         if isinstance(outcome, bool):
             return PLAIN
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
 
-    def _refresh(self) -> None:
-        """Hand hyperparameters to the plan that have changed, or that change with every step."""
-        self._stale = False  # reset first: a hyperparameter that is set meanwhile counts in the next step
-        changed, self._changed = self._changed, False
-        try:
-            if changed:
-                before, self._settings = self._settings, self._settings_with()
-                if self._plan is not None and self._settings.rule == before.rule:
-                    self._match(self._plan.keys)
-                else:
-                    self._drop_plan()
-            if self._plan is not None:
-                self._hand_over(self._plan, self._progress, self._clock_index)
-        except BaseException:
-            self._changed = self._stale = True
-            raise
+    def _settle(self) -> tuple[Settings, object]:
+        """Return the present hyperparameters and their version. Where they ask for another rule, plans are dropped."""
+        version = self._version
+        if self._settled is not version:
+            settings = self._settings_with()
+            if settings.rule != self._settings.rule:
+                self._progress.plans.drop()
+            self._settings = settings
+            self._settled = version  # last: what is interrupted before is done again
+        return self._settings, version
 
-    def _match(self, keys: list[Hashable]) -> None:
-        self._matching = match(self._settings, keys, self._progress.clock_of, self._matching)
+    def _tell(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> None:
+        """Hand hyperparameters to a plan that have changed, or that change with every step."""
+        if planned.rule != settings.rule:
+            return
+        if planned.matching.settings is not settings:
+            planned.matching = match(settings, planned.plan.keys, progress.clock_of, planned.matching)
+        planned.matching.hand_over(planned.plan, progress, planned.clock_index)
+        planned.told = None if planned.matching.is_scheduled else version
 
-    def _hand_over(self, plan: _cpu.Plan, progress: Progress, clock_index: npt.NDArray[np.int64]) -> None:
-        self._stale |= self._matching.is_scheduled
-        self._matching.hand_over(plan, progress, clock_index)
+    def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+        """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
+        settings, version = self._settle()
+        mark = mark_of(params)
+        found = self._progress.plans.find(mark)
+        if found is not None:
+            self._progress.plans.use(found)
+            self._tell(found, self._progress, settings, version)
+            outcome = found.plan.run(params, grads, grad_scale, stream)
+            if outcome is not False:
+                return self._result(found.plan, outcome)
 
-    def _drop_plan(self) -> None:
-        if self._plan is not None and self._plan.was_captured:
-            self._captured.append(self._plan)
-        self._plan = None
-
-    def _replan(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
-        """Make a step with arrays that the plan does not know: check them all, make what they lack, and a new plan."""
-        self._drop_plan()
-        rule = _cpu.rules[self._settings.rule]
+        rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
-        seen = plan.check(params, grads)
-        keys = plan.keys
-        self._match(keys)
-
-        progress = self._progress.extended(keys)
-        counts = progress.t
-        for key, look, i in zip(keys, seen, self._matching.layer_of, strict=True):
-            values = self._matching.layers[i].values
-            if look is not None and not values["frozen"]:
-                start = dict.fromkeys(rule.states, 0.0)
-                if self.accumulator:
-                    name = "initial_accumulator"
-                    start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
-                progress.make(
-                    key, *look, start, values["state_dtype"], values["ema"] is not None, values["master_weights"]
-                )
-        states = [progress.state.get(key, {}) for key in keys]
-        clock_index = np.array([progress.clock_of[key] for key in keys], np.int64)
+        looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads)]
+        self._progress.check_use(plan.keys)
+        matching = match(settings, plan.keys, self._progress.clock_of, None)
+        before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
+        clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
         plan.bind(
-            [
-                (*(s[n] for n in rule.states), progress.ema.get(key), s.get("master", s.get("remainder")))
-                if s.keys() >= set(rule.states)
-                else None
-                for key, s in zip(keys, states, strict=True)
-            ],
-            progress.clocks,
+            [_kept(progress, key, rule) for key in plan.keys],
+            progress._clocks,
             clock_index,
-            np.array([noise_id(key) for key in keys], np.uint64),
+            np.array([noise_id(key) for key in plan.keys], np.uint64),
         )
-        self._hand_over(plan, progress, clock_index)
-
-        progress.plan = plan
-        outcome = plan.run(params, grads, grad_scale, stream)
+        planned = Planned(plan, clock_index, matching, settings.rule)
+        progress.plans.use(planned)
+        self._tell(planned, progress, settings, version)
+        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
+        progress.plans.add(mark, planned)
+        progress.is_unused = False
         result = self._result(plan, outcome)
-        if not result.skipped:  # a step that is skipped leaves no new states or plan behind
-            self._progress.become(progress)
-            self._plan, self._clock_index = plan, clock_index
+        if progress is not before and result.skipped:  # a step that is skipped leaves no new states behind
+            self._progress = before
         return result
 
-    # What an optimizer remembers.
+    def _prepared_for(
+        self, keys: list[Hashable], looks: list[Look | None], matching: Matching, rule: _cpu.Rule
+    ) -> Progress:
+        """Return a progress with all that the parameters of a step need: the present one, if it has all."""
+        layers = [matching.layers[i] for i in matching.layer_of]
+        taking_part = [
+            (key, look, layer)
+            for key, look, layer in zip(keys, looks, layers, strict=True)
+            if look and not layer.values["frozen"]
+        ]
+        wanted = {
+            key: (layer.values["state_dtype"], layer.values["ema"] is not None, layer.values["master_weights"])
+            for key, _, layer in taking_part
+        }
+        progress = self._progress
+        lacking = [
+            (key, look, layer)
+            for key, look, layer in taking_part
+            if progress.needs(key, look, rule.states, *wanted[key][1:])
+        ]
+        if any(progress.misplaced(key, look) for key, look, _ in lacking):
+            progress = progress.without_plans()
+        if lacking or any(key not in progress.clock_of for key in keys):
+            progress = progress.extended(keys)
+        counts = progress.t if lacking and self.accumulator else {}
+        for key, look, layer in lacking:
+            start = dict.fromkeys(rule.states, 0.0)
+            if self.accumulator:
+                name = "initial_accumulator"
+                start[self.accumulator] = evaluated({name: layer.values[name]}, counts[key], self.ranges)[name]
+            progress.make(key, look, start, *wanted[key])
+        return progress
 
-    @property
-    def state(self) -> Mapping[Hashable, Mapping[str, Array]]:
-        """
-        The states: key -> name -> array, of the shape of its parameter, in the same memory or on the same GPU.
 
-        The arrays may be written to, not replaced.
-        """
-        return MappingProxyType(self._progress.state)
-
-    @property
-    def t(self) -> Mapping[Hashable, int]:
-        """The number of finished updates of each parameter: key -> int. On a GPU, reading it waits for the steps."""
-        return MappingProxyType(self._progress.t)
-
-    def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
-        """
-        Return what this optimizer knows, as plain values and copies of its arrays.
-
-        Parameters
-        ----------
-        names : {"fusedstep", "torch"}
-            What states are called: by the letters of the papers, or as in PyTorch. In the latter, step count and memory
-            stand among the states, the step count as "step". What PyTorch does not have, such as the masters of
-            half-precision parameters, "master" and "remainder", is called the same in both.
-
-        Returns
-        -------
-        dict
-            "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the
-            description of a schedule; a function of the caller's own is only noted. "t": key -> finished updates.
-            "memory": key -> name -> number, of rules that keep numbers between updates. "state": key -> name -> array.
-            "ema": key -> array. All keys are those of the caller.
-
-        Raises
-        ------
-        ValueError
-            If `names` is another.
-        RuntimeError
-            If this optimizer is in a step.
-
-        Examples
-        --------
-        Parameters of PyTorch have the keys 0, 1, ... Its state dict of an optimizer is made like this:
-
-        >>> import numpy as np, fusedstep as fs
-        >>> opt = fs.Adam()
-        >>> result = opt.step([np.ones(3)], [np.ones(3)])
-        >>> state = opt.state_dict(names="torch")["state"]  # values for torch.as_tensor
-        >>> sorted(state[0]), state[0]["step"]
-        (['exp_avg', 'exp_avg_sq', 'step'], 1)
-        """
-        snapshot.check_names(names)
-        known = snapshot.described(type(self).__name__, self.__getstate__())
-        return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
-
-    def load_state_dict(self, saved: Mapping[str, Any], names: snapshot.Names = "fusedstep") -> None:
-        """
-        Take over what `state_dict` returned: in place, into the arrays that this optimizer has, and new ones.
-
-        Parameters
-        ----------
-        saved : mapping
-            What `state_dict` returned, in this version or an older one. Where "optimizer" or "hyperparameters" are
-            missing, those of this optimizer stay. Schedules that are equal to the present ones stay the same objects,
-            with the memory that was saved. Arrays are copied; those of other libraries will do. A master that is
-            missing begins anew from its parameter.
-        names : {"fusedstep", "torch"}
-            What its states are called. The state of a PyTorch optimizer is loaded by
-            ``opt.load_state_dict({"state": theirs.state_dict()["state"]}, names="torch")``. PyTorch's SGD does not
-            count, so that its parameters have one finished update. NumPy cannot view bfloat16 tensors of PyTorch: of
-            those, take ``tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If something is missing, unknown, of another type, dtype or shape, or out of range, or if another class has
-            saved it. Nothing has changed then.
-        BufferError
-            If an array of another library does not export its memory.
-        RuntimeError
-            If this optimizer is in a step.
-        """
-        snapshot.check_names(names)
-        with self._alone():
-            self._become(self._prepared(saved, names))
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._alone():
-            known = self._known()
-            known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
-            known["ema"] = {key: copied(array) for key, array in known["ema"].items()}
-            known["hyperparameters"] = on_host(known["hyperparameters"])
-        return known
-
-    def __setstate__(self, known: dict[str, Any]) -> None:
-        type(self).__init__(self, **known["hyperparameters"])
-        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
-
-    def _known(self) -> dict[str, Any]:
-        """Return all that this optimizer is, as plain values and the arrays themselves."""
-        now = self._values()
-        values = {f.name: now[f.name] for f in fields(self) if f.init}
-        values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
-        self._progress.wait()
-        return {"hyperparameters": values, **self._progress.export(self._present_rule())}
-
-    def _prepared(self, saved: Any, names: snapshot.Names = "fusedstep") -> snapshot.Prepared:
-        """Check a state dict, and return what it will make of this optimizer."""
-        saved = snapshot.upgraded(saved)
-        snapshot.check_parts(saved, type(self).__name__)
-        values, plateaus = snapshot.rebuilt(saved, self._known()["hyperparameters"])
-        candidate = type(self)(**values)
-        rule = candidate._present_rule()
-        if names == "torch":
-            saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
-        possible = {name for some in self._rules() for name in some.states}
-        progress, copies = snapshot.restored(self._progress, saved, rule, possible, self.ranges)
-        return snapshot.Prepared(candidate._values(), plateaus, progress, copies)
-
-    def _become(self, prepared: snapshot.Prepared) -> None:
-        for target, source in prepared.copies:
-            fill(target, source)
-        remember(prepared.plateaus)
-        for name, value in prepared.values.items():
-            object.__setattr__(self, name, value)
-        self._progress.become(prepared.progress)
-        self._drop_plan()
-        self._changed = self._stale = True
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._turn.acquire(False):
-            raise RuntimeError("this optimizer is already in a step, expected one step at a time")
-        try:
-            yield
-        finally:
-            self._turn.release()
+def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...] | None:
+    """Return the arrays of a parameter as a plan takes them: states, average, master; None before they are made."""
+    states = progress.state.get(key, {})
+    if states.keys() < set(rule.states) or not all(name in states for name in rule.states):
+        return None
+    master = states.get("master", states.get("remainder"))
+    return (*(states[name] for name in rule.states), progress.ema.get(key), master)

@@ -71,7 +71,9 @@ class Matching(NamedTuple):
         plan.set_hypers([self.layers[i].at(t) for i, t in rows], row_of, self.settings.values["skip_nonfinite"])
 
 
-def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashable], before: Matching) -> Matching:
+def match(
+    settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashable], before: Matching | None
+) -> Matching:
     """
     Find out which overrides concern which parameter: patterns first, and last, as the strongest, its own key.
 
@@ -83,8 +85,8 @@ def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashab
         The keys of a plan.
     seen_before : iterable
         Keys of earlier steps, which an override may still stand for.
-    before : Matching
-        The last one, which still holds where neither overrides nor keys have changed.
+    before : Matching or None
+        The last one of these keys, which still holds where overrides have not changed.
 
     Raises
     ------
@@ -92,7 +94,7 @@ def match(settings: Settings, keys: list[Hashable], seen_before: Iterable[Hashab
         If an override stands for no key, or asks for two ways of clipping.
     """
     overrides = settings.overrides
-    if overrides is before.settings.overrides and keys is before.keys:
+    if before is not None and overrides is before.settings.overrides:
         combinations, layer_of = [layer.overrides for layer in before.layers], before.layer_of
     else:
         patterns = [o for o in overrides if isinstance(o, str) and set(o) & set("*?[")]

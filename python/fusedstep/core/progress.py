@@ -1,20 +1,20 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fusedstep import _cpu
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, is_narrow, new_array
-from .hyperparameters import Scheduled
+from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, fits, is_narrow, new_array, same_order
+from .plans import Plans
 
-__all__ = ["Averages", "Progress", "listed", "noise_id"]
+__all__ = ["Look", "Progress", "listed", "noise_id"]
 
 # The clock of a parameter, which the engine reads and advances: finished updates, whether the average has begun (1 or
 # 0), and the numbers that the rule keeps between updates.
@@ -32,45 +32,32 @@ def noise_id(key: Hashable) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
-class Averages(Mapping[Hashable, Array]):
-    """The averages of the parameters: key -> array. The arrays may be written to, not replaced."""
+class Look(NamedTuple):
+    """What a plan has found out about a parameter: `device` is a GPU's number or None, `order` that of the axes."""
 
-    def __init__(self, decay: Scheduled | None, arrays: Mapping[Hashable, Array]) -> None:
-        self._decay = decay
-        self._arrays = arrays
-
-    @property
-    def decay(self) -> Scheduled | None:
-        """The decay that was set; None where no average is made."""
-        return self._decay
-
-    def __getitem__(self, key: Hashable) -> Array:
-        return self._arrays[key]
-
-    def __iter__(self) -> Iterator[Hashable]:
-        return iter(self._arrays)
-
-    def __len__(self) -> int:
-        return len(self._arrays)
-
-    def __repr__(self) -> str:
-        return repr(self.decay)
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: int | None
+    order: tuple[int, ...]
 
 
 class Progress:
     """
-    Step counts and memory of a rule, in clocks that the engine advances; states and averages by key.
+    Step counts and memory of a rule, in clocks that the engine advances; states and averages by key; and the plans.
 
-    What is exported is plain: ``{"t": {key: count}, "memory": {key: {name: number}}, "state": {key: {name: array}},
-    "ema": {key: array}}``. The memory, numbers that a rule keeps from update to update, begins with the first update.
+    A progress is replaced as a whole where arrays or keys change, so that an interrupted step leaves the old one or the
+    new one. What is exported is plain: ``{"t": {key: count}, "memory": {key: {name: number}}, "state": {key:
+    {name: array}}, "ema": {key: array}}``. The memory, numbers that a rule keeps from update to update, begins with the
+    first update.
     """
 
     def __init__(self) -> None:
         self.clock_of: dict[Hashable, int] = {}  # index of the clock of each key
-        self._clocks = np.zeros(0, CLOCK)
-        self.plan: _cpu.Plan | None = None  # the plan that advances the clocks, perhaps on a GPU
+        self._clocks = np.zeros(0, CLOCK)  # with room for further keys
         self.state: dict[Hashable, Mapping[str, Array]] = {}
         self.ema: dict[Hashable, Array] = {}
+        self.plans = Plans()
+        self.is_unused = False  # whether it was loaded, and no step has used it since
 
     @property
     def clocks(self) -> Array:
@@ -79,8 +66,7 @@ class Progress:
 
         A clock has the step count `t`, whether the average has begun as 0 or 1 (`averaged`), and the rule's `memory`.
         """
-        if self.plan is not None:
-            self.plan.refresh()
+        self.plans.refresh()
         return self._clocks
 
     def set_clock(self, key: Hashable, t: int, memory: list[float]) -> None:
@@ -89,10 +75,18 @@ class Progress:
         clock["t"], clock["averaged"] = t, key in self.ema
         clock["memory"][: len(memory)] = memory
 
-    def wait(self) -> None:
-        """Wait until steps on a GPU have left the arrays as they will be."""
-        if self.plan is not None:
-            self.plan.wait()
+    def set_t(self, key: Hashable, t: int) -> None:
+        """Set the step count of a parameter."""
+        self.plans.leave()
+        self._clocks[self.clock_of[key]]["t"] = t
+
+    def check_use(self, keys: Iterable[Hashable]) -> None:
+        """Refuse the keys of a step that would use nothing of what was loaded."""
+        if self.is_unused and not any(key in self.clock_of for key in keys):
+            raise ValueError(
+                f"params has the keys {listed(keys)}, expected some of {listed(self.clock_of)}, whose states were "
+                "loaded: rename them by keys= of load or load_state_dict, or make a new optimizer"
+            )
 
     def extended(self, keys: Iterable[Hashable]) -> "Progress":
         """Return a copy with room for further parameters; the arrays in it are the same ones."""
@@ -100,16 +94,40 @@ class Progress:
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
         for key in keys:
             other.clock_of.setdefault(key, len(other.clock_of))
-        other._clocks = np.zeros(len(other.clock_of), CLOCK)
-        other._clocks[: len(self._clocks)] = self.clocks
+        first, size = len(self.clock_of), len(other.clock_of)
+        if size <= len(self._clocks):
+            other._clocks, other.plans = self._clocks, self.plans.copy()
+            other._clocks[first:size] = np.zeros((), CLOCK)  # a step that failed may have left something there
+        else:
+            self.plans.leave()
+            other._clocks = np.zeros(2 * size, CLOCK)
+            other._clocks[:first] = self._clocks[:first]
         return other
+
+    def without_plans(self) -> "Progress":
+        """Return a copy whose arrays may be replaced: no plan knows them."""
+        self.plans.leave()
+        other = self.extended(())
+        other._clocks, other.plans = self._clocks.copy(), Plans(self.plans.captured)
+        return other
+
+    def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str) -> bool:
+        """Return whether `make` would make or replace an array of a parameter."""
+        known, own = self.state.get(key), MASTERS.get(master)
+        if known is None or (averaged and key not in self.ema) or any(name not in known for name in names):
+            return True
+        expected = {own} if own and fits(look.dtype, own, MASTER_DTYPES[own]) else set()
+        return known.keys() & MASTER_DTYPES.keys() != expected or self.misplaced(key, look)
+
+    def misplaced(self, key: Hashable, look: Look) -> bool:
+        """Return whether an array of a parameter lies on another device, or in another order of its axes."""
+        arrays = [*self.state.get(key, {}).values(), *([self.ema[key]] if key in self.ema else [])]
+        return any(_is_misplaced(array, look) for array in arrays)
 
     def make(
         self,
         key: Hashable,
-        shape: tuple[int, ...],
-        dtype: np.dtype[Any],
-        device: int | None,
+        look: Look,
         starts: Mapping[str, float],
         state_dtype: str,
         averaged: bool,
@@ -118,12 +136,14 @@ class Progress:
         """
         Make what a parameter still lacks: its states, its average and its master. Masters of another kind are dropped.
 
-        What the parameter has follows it, to another device or back to host memory.
+        What the parameter has follows it, to another device or back to host memory, and to another order of its axes.
 
         Parameters
         ----------
         key : hashable
-            The key of the parameter; `shape`, `dtype` and `device`, None for host memory, are those of the parameter.
+            The key of the parameter.
+        look : Look
+            What the parameter is.
         starts : mapping
             Name of a state -> the number that it starts at.
         state_dtype, master : str or bool
@@ -138,11 +158,12 @@ class Progress:
         MemoryError, RuntimeError
             If there is no memory, or no CuPy for arrays on a GPU.
         """
+        shape, dtype, device, order = look
         own = MASTERS.get(master)
         known = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
-        states = {name: _moved(array, device) for name, array in known.items()}
+        states = {name: _moved(array, look) for name, array in known.items()}
         if key in self.ema:
-            self.ema[key] = _moved(self.ema[key], device)
+            self.ema[key] = _moved(self.ema[key], look)
         if own == "remainder" and dtype == np.float16:
             raise TypeError(f"params[{key!r}] is {dtype}, expected bfloat16 with master_weights='split'")
         if own in states and not is_narrow(dtype):
@@ -154,16 +175,16 @@ class Progress:
             wanted = like.dtype
         for name, start in starts.items():
             if name not in states:
-                states[name] = new_array(shape, wanted, device)
+                states[name] = new_array(shape, wanted, device, order)
                 if start:
                     with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
-                        fill(states[name], start if wanted == np.float64 else np.float32(start))
+                        _start(states[name], start)
         if averaged and key not in self.ema:
-            self.ema[key] = new_array(shape, wanted, device)
+            self.ema[key] = new_array(shape, wanted, device, order)
         if own and own not in states and is_narrow(dtype):
             # A new master is zeros. The kernel takes the parameter wherever it is not the rounded master, so training
             # starts from the parameter.
-            states[own] = new_array(shape, MASTER_DTYPES[own], device)
+            states[own] = new_array(shape, MASTER_DTYPES[own], device, order)
         self.state[key] = MappingProxyType(states)
 
     @property
@@ -171,13 +192,6 @@ class Progress:
         """The number of finished updates of each parameter."""
         counts = self.clocks["t"].tolist()
         return {key: counts[i] for key, i in self.clock_of.items()}
-
-    def become(self, other: "Progress") -> None:
-        """Take over another progress, in place: callers may hold the mappings of this one."""
-        self._clocks, self.plan = other._clocks, other.plan
-        for mine, others in ((self.clock_of, other.clock_of), (self.state, other.state), (self.ema, other.ema)):
-            mine.clear()
-            mine.update(others)  # type: ignore[arg-type]
 
     def export(self, rule: _cpu.Rule) -> dict[str, dict[Hashable, Any]]:
         """Return plain values and the arrays themselves; states of `rule` that are yet to be made are 0."""
@@ -203,11 +217,23 @@ class Progress:
         }
 
 
-def _moved(array: Array, device: int | None) -> Array:
-    """Return an array, or a copy of it where it is not yet on `device`; None stands for host memory."""
-    if device_of(array) == device:
+def _start(state: Array, start: float) -> None:
+    """Fill a state with the number that it starts at; both parts of complex numbers have it."""
+    parts = state.view(state.real.dtype) if state.dtype.kind == "c" else state
+    fill(parts, start if parts.dtype == np.float64 else np.float32(start))
+
+
+def _is_misplaced(array: Array, look: Look) -> bool:
+    fits = array.shape == look.shape  # another shape is refused later, by its name
+    return device_of(array) != look.device or (fits and not same_order(array, look.order))
+
+
+def _moved(array: Array, look: Look) -> Array:
+    """Return an array, or a copy of it where it does not lie like its parameter."""
+    if not _is_misplaced(array, look):
         return array
-    there = new_array(array.shape, array.dtype, device)
+    order = look.order if array.shape == look.shape else None
+    there = new_array(array.shape, array.dtype, look.device, order)
     fill(there, array)
     return there
 

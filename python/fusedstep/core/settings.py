@@ -101,6 +101,8 @@ def _cuda_info() -> dict[str, Any]:
     except ImportError as error:
         return {"built": False, "devices": [], "why_none": f"this build has no engine for GPUs ({error})"}
     devices, why = _cuda.find_devices()
+    if why and "InsufficientDriver" in why and not _has_driver():
+        why = "this machine has no driver for NVIDIA GPUs: libcuda.so.1 is not there"
     return {
         "built": True,
         "devices": devices,
@@ -111,10 +113,21 @@ def _cuda_info() -> dict[str, Any]:
     }
 
 
+def _has_driver() -> bool:
+    """Return whether there is a driver for NVIDIA GPUs; CUDA says of none what it says of one that is too old."""
+    from ctypes import CDLL
+
+    try:
+        CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
 def _processors() -> tuple[int, str]:
     """Return the number of processors that this process may use, and what limits it."""
     count, why = os.cpu_count() or 1, "processors of this machine"
-    if hasattr(os, "sched_getaffinity"):
+    if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < count:
         count, why = len(os.sched_getaffinity(0)), "affinity of this process"
     quota = _cgroup_quota()
     if quota is not None and quota < count:

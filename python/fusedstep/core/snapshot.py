@@ -1,58 +1,59 @@
-"""
-What an optimizer knows, as plain values: how a state dict is made, by which names, and how it is checked and restored.
+"""What an optimizer knows, as plain values: how a state dict is made, by which names, and how it is read again."""
 
-A state dict may come from anywhere. All of it is checked before anything of an optimizer changes.
-"""
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import fields
+from typing import Any, Literal, get_args
 
-from bisect import bisect_left
-from collections.abc import Collection, Mapping
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, get_args
-
-import numpy as np
-from numpy.lib.array_utils import byte_bounds
-
-from fusedstep import _cpu
 from fusedstep.schedules.description import Plateaus, describe, rebuild
 from fusedstep.schedules.plateau import plateau
 
-from .arrays import MASTER_DTYPES, MASTERS, Array, as_array, as_number, device_of, fits, is_narrow, new_array, to_host
-from .hyperparameters import Range, check, on_host
-from .progress import Progress, listed
+from .arrays import MASTERS, as_number, is_on_gpu
+from .hyperparameters import on_host
+from .progress import listed
 
 __all__ = [
+    "Keys",
     "Names",
-    "Prepared",
+    "check_hyperparameters",
     "check_names",
     "check_parts",
     "described",
     "from_torch",
+    "mapping",
+    "narrowed",
     "rebuilt",
-    "restored",
+    "renamed",
+    "replaced",
     "to_torch",
     "upgraded",
 ]
 
 Names = Literal["fusedstep", "torch"]
-_LATER = {
-    "bounds": None,
-    "frozen": False,
-}  # hyperparameters that versions after 0.1.0 have added, with the values they had before
+Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
 
+# Hyperparameters that versions after 0.1.0 have added, with the values that stand for what came before.
+_LATER = {"bounds": None, "frozen": False}
 
-class Prepared(NamedTuple):
-    """What an optimizer will be once each target has been filled from its source. Nothing of it can fail any more."""
-
-    values: dict[str, Any]  # hyperparameters
-    plateaus: Plateaus
-    progress: Progress
-    copies: list[tuple[Array, Array]]  # targets and sources
+_BY_KEY = ("t", "memory", "product", "state", "ema", "params")  # parts by key; "product" is one of version 0.1.0
 
 
 def check_names(names: str) -> None:
     """Refuse any other value than those of `Names`."""
     if names not in get_args(Names):
         raise ValueError(f"names is {names!r}, expected one of {', '.join(map(repr, get_args(Names)))}")
+
+
+def check_hyperparameters(choice: Any, source: str) -> None:
+    """Refuse any other choice of whose hyperparameters hold than those of `source`, "mine", or None."""
+    if choice not in (None, source, "mine"):
+        raise ValueError(f"hyperparameters is {choice!r}, expected {source!r} or 'mine'")
+
+
+def mapping(value: Any, label: str) -> Mapping[Any, Any]:
+    """Return a mapping, or refuse a value of another type under the name `label`."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{label} is {value!r}, expected a mapping")
+    return value
 
 
 # State dicts: made of what an optimizer knows, checked, and read for hyperparameters.
@@ -82,7 +83,50 @@ def check_parts(saved: Any, optimizer: str) -> None:
         raise ValueError(f"optimizer is {name!r}, expected {optimizer!r}")
 
 
-def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str, Any], Plateaus]:
+def renamed(saved: Any, keys: Keys | None) -> Any:
+    """Return a state dict, and the part "params" if it has one, with other keys of parameters, also in overrides."""
+    if keys is None:
+        return saved
+    some = {part: mapping(saved[part], part) for part in _BY_KEY if part in mapping(saved, "saved")}
+    new = _new_keys(dict.fromkeys(key for each in some.values() for key in each), keys)
+    found = {**saved, **{part: {new[key]: value for key, value in each.items()} for part, each in some.items()}}
+    if "hyperparameters" in saved:
+        values = mapping(saved["hyperparameters"], "hyperparameters")
+        overrides = mapping(values.get("overrides", {}), "hyperparameters['overrides']")
+        found["hyperparameters"] = {**values, "overrides": {new.get(key, key): each for key, each in overrides.items()}}
+    return found
+
+
+def narrowed(saved: dict[str, Any], keys: Collection[Hashable]) -> dict[str, Any]:
+    """Return the state dict of a file, with the part "params", without what belongs to other parameters than `keys`."""
+    found = {part: {k: v for k, v in saved[part].items() if k in keys} for part in _BY_KEY if part in saved}
+    if "hyperparameters" in saved:
+        left = saved["t"].keys() - set(keys)
+        overrides = {key: some for key, some in saved["hyperparameters"]["overrides"].items() if key not in left}
+        found["hyperparameters"] = saved["hyperparameters"] | {"overrides": overrides}
+    return saved | found
+
+
+def _new_keys(known: Collection[Any], keys: Keys) -> dict[Any, Hashable]:
+    if callable(keys):
+        new = {key: keys(key) for key in known}
+    elif isinstance(keys, Mapping):
+        if strange := [key for key in keys if key not in known]:
+            raise ValueError(f"keys has {listed(strange)}, expected some of {listed(known)}, which were saved")
+        new = {key: keys.get(key, key) for key in known}
+    else:
+        raise TypeError(f"keys is of type {type(keys).__name__}, expected a mapping or a function: old key -> new key")
+    old: dict[Hashable, Any] = {}
+    for key, other in new.items():
+        if not isinstance(other, Hashable):
+            raise TypeError(f"keys makes {other!r} of {key!r}, expected something hashable")
+        if other in old:
+            raise ValueError(f"keys makes {other!r} of {old[other]!r} and of {key!r}, expected different keys")
+        old[other] = key
+    return new
+
+
+def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = False) -> tuple[dict[str, Any], Plateaus]:
     """
     Return the hyperparameters of a state dict with their schedules, and the plateaus among these.
 
@@ -93,26 +137,59 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any]) -> tuple[dict[str
     present : dict
         The present hyperparameters, which stay where the state dict has none, and whose schedules stay where they are
         equal.
+    mine : bool
+        Whether the present hyperparameters stay in any case. Plateaus among them that are those of the state dict get
+        its memory even so.
     """
     plateaus: Plateaus = {}
-    if "hyperparameters" not in saved:
+    values: dict[str, Any] = {}
+    for name, value in mapping(saved.get("hyperparameters", {}), "hyperparameters").items():
+        try:
+            values |= _rebuilt({name: value}, present, plateaus, "hyperparameters")
+        except RecursionError:
+            raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
+        except (TypeError, ValueError):
+            if not mine:
+                raise
+    if mine or "hyperparameters" not in saved:
         return present, plateaus
-    try:
-        values = _rebuilt(saved["hyperparameters"], present, plateaus, "hyperparameters")
-    except RecursionError:
-        raise ValueError("hyperparameters are nested too deeply, expected those of a state dict") from None
     if values.keys() != present.keys():
         raise ValueError(f"hyperparameters are {listed(values)}, expected {', '.join(present)}")
     return values, plateaus
 
 
+def replaced(optimizer: Any, present: dict[str, Any], values: dict[str, Any], source: str) -> str:
+    """
+    Return a warning if values of `source` replace hyperparameters that the caller has set, and otherwise nothing.
+
+    A hyperparameter that has the default of its class may be one that the caller leaves to the source.
+    """
+    defaults: dict[str, Any] = {f.name: {} if f.name == "overrides" else f.default for f in fields(optimizer)}
+    changes = [
+        f"{name} {_brief(value)} by {_brief(values[name])}"
+        for name, value in present.items()
+        if is_on_gpu(value) or (value != values[name] and value != defaults[name])
+    ]
+    if not changes or values is present:
+        return ""
+    return (
+        f"hyperparameters that were saved replace those of this {type(optimizer).__name__}: {', '.join(changes)}; say "
+        f"hyperparameters={source!r} to agree, or 'mine' to keep those of this optimizer"
+    )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
-    for name, value in _mapping(values, label).items():
+    for name, value in mapping(values, label).items():
         part = f"{label}[{name!r}]"
         if name == "overrides" and label == "hyperparameters":
             mine = present[name]
-            some = _mapping(value, part).items()
+            some = mapping(value, part).items()
             found[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in some}
         elif isinstance(value, Mapping):
             try:
@@ -162,9 +239,9 @@ def from_torch(saved: Mapping[str, Any], names: Mapping[str, str], memory: Colle
     """
     ours = {theirs: name for name, theirs in names.items()} | {name: name for name in MASTERS.values()}
     t, kept, state = {}, {}, {}
-    for key, some in _mapping(saved.get("state"), "state").items():
+    for key, some in mapping(saved.get("state"), "state").items():
         label = f"state[{key!r}]"
-        if strange := [name for name in _mapping(some, label) if name != "step" and name not in ours]:
+        if strange := [name for name in mapping(some, label) if name != "step" and name not in ours]:
             raise ValueError(f"{label} has {', '.join(map(repr, strange))}, expected step, {', '.join(ours)}")
         if "step" not in some and some.keys() != {"momentum_buffer"}:  # PyTorch's SGD, which does not count
             raise ValueError(f"{label} lacks 'step', expected the number of finished updates")
@@ -190,157 +267,6 @@ def upgraded(saved: Any) -> Any:
         saved = {**saved, "hyperparameters": {**_LATER, **hyperparameters}}
     if "product" not in saved or "memory" in saved:
         return saved
-    products = {key: as_number(x, f"product[{key!r}]") for key, x in _mapping(saved["product"], "product").items()}
+    products = {key: as_number(x, f"product[{key!r}]") for key, x in mapping(saved["product"], "product").items()}
     memory = {key: {"product": x} for key, x in products.items() if x != 1}
     return {part: value for part, value in saved.items() if part != "product"} | {"memory": memory}
-
-
-# State dicts made into the progress of an optimizer.
-
-
-def restored(
-    progress: Progress,
-    saved: Mapping[str, Any],
-    rule: _cpu.Rule,
-    possible: Collection[str],
-    ranges: Mapping[str, Range],
-) -> tuple[Progress, list[tuple[Array, Array]]]:
-    """
-    Prepare a progress that is what was exported from another.
-
-    Parameters
-    ----------
-    progress : Progress
-        That of the optimizer. It does not change; where it has begun, keys, shapes and dtypes must be its own.
-    saved : mapping
-        What `Progress.export` returns.
-    rule : Rule
-        The rule that will go on from there: a parameter that has been updated must have its states and memory.
-    possible : collection of str
-        The names that states may have: those of all rules of the class.
-    ranges : mapping
-        Name -> the numbers that a memory of this name may be.
-
-    Returns
-    -------
-    Progress
-        The one that is prepared, with the arrays of `progress` where it has them.
-    list of (array, array)
-        Targets and sources: `saved` is restored once each target has been filled from its source.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it cannot be restored.
-    """
-    for part in ("t", "state", *(("ema",) if progress.ema else ())):
-        if part not in saved:
-            raise ValueError(f"{part} is missing, expected a state dict")
-    parts = {part: _mapping(saved.get(part, {}), part) for part in ("t", "memory", "state", "ema")}
-    t = {key: _count(value, f"t[{key!r}]") for key, value in parts["t"].items()}
-    known = progress.clock_of
-    if t and known and known.keys() != t.keys():  # a state dict without updates always fits
-        raise ValueError(f"t has the keys {listed(t)}, expected {listed(known)} like this optimizer")
-    for part in ("memory", "state", "ema"):
-        for key in parts[part]:
-            if key not in t:
-                raise ValueError(f"{part}[{key!r}] belongs to no step count, expected one of {listed(t)}")
-
-    other, copies = Progress().extended(t), []
-    for key in t:
-        states = _mapping(parts["state"].get(key, {}), f"state[{key!r}]")
-        if missing := [name for name in rule.states if name not in states and (t[key] or states)]:
-            raise ValueError(f"state[{key!r}] lacks {', '.join(missing)}, expected {', '.join(rule.states)}")
-        if strange := [name for name in states if name not in possible and name not in MASTER_DTYPES]:
-            raise ValueError(f"state[{key!r}] has {', '.join(map(repr, strange))}, expected {', '.join(rule.states)}")
-        mine = progress.state.get(key, {})
-        arrays = {f"state[{key!r}][{name!r}]": (name, mine.get(name), array) for name, array in states.items()}
-        if key in parts["ema"]:
-            arrays[f"ema[{key!r}]"] = "", progress.ema.get(key), parts["ema"][key]
-        pairs = _pairs(arrays)
-        copies += pairs
-        if key in parts["state"]:
-            made = (target for target, _ in pairs)
-            other.state[key] = MappingProxyType(dict(zip(states, made, strict=False)))
-        if key in parts["ema"]:
-            other.ema[key] = pairs[-1][0]
-        memory = _memory(parts["memory"].get(key, {}), rule.memory, ranges, f"memory[{key!r}]", bool(t[key]))
-        other.set_clock(key, t[key], memory)
-    return other, _apart(copies)
-
-
-def _mapping(value: Any, label: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{label} is {value!r}, expected a mapping")
-    return value
-
-
-def _count(value: Any, label: str) -> int:
-    found = as_number(value, label)
-    if not 0 <= found < 2**62 or found != int(found):
-        raise ValueError(f"{label} is {value!r}, expected a number of updates, from 0 to below 2**62")
-    return int(found)
-
-
-def _memory(
-    saved: Any, names: tuple[str, ...], ranges: Mapping[str, Range], label: str, has_begun: bool
-) -> list[float]:
-    """Return the checked memory of a parameter; before the first update, none."""
-    found = _mapping(saved, label)
-    if strange := [name for name in found if name not in names]:
-        raise ValueError(f"{label} has {', '.join(map(repr, strange))}, expected {', '.join(names) or 'nothing'}")
-    labels = {name: f"{label}[{name!r}]" for name in found}
-    memory = {name: check(name, as_number(x, labels[name]), float, labels[name], ranges) for name, x in found.items()}
-    if has_begun and (missing := [name for name in names if name not in memory]):
-        raise ValueError(f"{label} lacks {', '.join(missing)}, expected {', '.join(names)}")
-    return [memory[name] for name in names] if has_begun else []
-
-
-def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array]]:
-    """Return targets and sources of one parameter, all of one shape and, but for masters, of one dtype."""
-    shape: tuple[int, ...] | None = None
-    dtype: np.dtype[Any] | None = None
-    for name, target, _ in arrays.values():
-        if target is not None:
-            shape, dtype = target.shape, dtype if name in MASTER_DTYPES else target.dtype
-    pairs = []
-    for label, (name, target, source) in arrays.items():
-        source = to_host(as_array(source, label))
-        wanted = MASTER_DTYPES.get(name, dtype)
-        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_narrow(source.dtype):
-            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
-        if wanted is not None and source.dtype != wanted:
-            like = "" if name in MASTER_DTYPES else " like the rest of its parameter"
-            raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
-        dtype = dtype if name in MASTER_DTYPES else source.dtype
-        shape = source.shape if shape is None else shape
-        if source.shape != shape:
-            raise ValueError(f"{label} has shape {source.shape}, expected {shape} like the rest of its parameter")
-        if target is None:
-            target = new_array(source.shape, source.dtype)
-        if device_of(target) is None and not target.flags.writeable:
-            raise ValueError(f"{label} of this optimizer is read-only, expected a writable array")
-        pairs.append((target, source))
-    if dtype is not None and dtype != np.float32:  # states of float32 may belong to a parameter of any dtype
-        _check_masters({label: name for label, (name, _, _) in arrays.items() if name in MASTER_DTYPES}, dtype)
-    return pairs
-
-
-def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
-    for label, name in masters.items():
-        if not fits(param, name, MASTER_DTYPES[name]):
-            wanted = "float32, float16 or bfloat16" if name == "master" else "float32 or bfloat16"
-            raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
-
-
-def _apart(pairs: list[tuple[Array, Array]]) -> list[tuple[Array, Array]]:
-    """Return pairs of targets and sources, with a copy of each source that lies in the memory of a target."""
-    in_host = (target for target, _ in pairs if target.size and device_of(target) is None)
-    bounds = sorted(map(byte_bounds, in_host))  # of targets, which do not overlap
-
-    def is_in_a_target(source: Array) -> bool:
-        low, high = byte_bounds(source)
-        i = bisect_left(bounds, (high,))
-        return i > 0 and bounds[i - 1][1] > low
-
-    return [(target, source.copy() if is_in_a_target(source) else source) for target, source in pairs]

@@ -64,14 +64,17 @@ def titles(record: Record) -> str:
 
 def remarks(record: Record) -> list[str]:
     """Return sentences to print below the table: who was absent and why, what was disturbed, what was left out."""
-    reasons: dict[str, set[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}  # of each who is absent, in order
     present = {row.name for each in record.cases for row in each.rows}
     for each in record.cases:
         for name, reason in each.absent.items():
             if name not in present:
-                reasons.setdefault(reason, set()).add(name)
+                reasons.setdefault(name, {})[reason] = None
+    alike: dict[str, list[str]] = {}
+    for name, some in sorted(reasons.items()):
+        alike.setdefault("; ".join(some), []).append(name)
     disturbed = [f"{each.case} ({each.disturbed:.1f})" for each in record.cases if each.disturbed > 0.1]
-    said = [f"Absent: {', '.join(sorted(names))}: {reason}." for reason, names in reasons.items()]
+    said = [f"Absent: {', '.join(names)}: {reason}." for reason, names in alike.items()]
     if disturbed:
         said.append(f"Meanwhile other processes kept so many processors busy: {', '.join(disturbed)}.")
     if different := [str(each.case) for each in record.cases if each.ours.ulp]:

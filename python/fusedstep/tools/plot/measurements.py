@@ -108,6 +108,9 @@ def _over_size(figure: Any, groups: list[list[Measured]], value: Callable[[Case,
             _line(axes, group, name, value)
         case = group[0].case
         axes.set(xscale="log", yscale="log")
+        sizes = [m.case.size for m in group]
+        axes.set_xticks(sizes, list(map(short, sizes)))
+        axes.set_xticks([], minor=True)
         axes.set_title(f"{case.rule}, {case.dtype}, {case.where}", fontsize=9, loc="left")
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3)

@@ -1,0 +1,193 @@
+#include "binding/arrays/exchange.h"
+
+#include <mutex>
+
+#include "binding/arrays/dlpack.h"
+#include "binding/arrays/layout.h"
+
+namespace fusedstep {
+namespace {
+
+// What a type of arrays offers to C. Tensors of PyTorch may stand for other numbers than those in their memory, or be
+// part of a graph of derivatives: the functions for C do not tell.
+struct Library {
+    PyTypeObject* type = nullptr;
+    const dlpack::Exchange* exchange = nullptr;
+    bool is_torch = false;
+};
+
+const dlpack::Exchange* exchange_in(PyTypeObject* type) {
+    auto capsule = py::reinterpret_steal<py::object>(
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__"));
+    void* found = capsule ? PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api") : nullptr;
+    PyErr_Clear();
+    auto* header = static_cast<dlpack::ExchangeHeader*>(found);
+    while (header && header->version.major > 1) header = header->older;
+    auto* exchange = reinterpret_cast<const dlpack::Exchange*>(header);
+    return exchange && header->version.major == 1 && exchange->tensor_from_object ? exchange : nullptr;
+}
+
+// The types are kept alive, and there are few of them: beyond the table, a type counts as one that offers nothing.
+const Library& library_of(PyTypeObject* type) {
+    static Library known[16];
+    static std::atomic<int> count{0};
+    static std::mutex mutex;
+    static const Library none;
+    const int n = count.load(std::memory_order_acquire);
+    for (int i = 0; i < n; ++i)
+        if (known[i].type == type) return known[i];
+    py::handle object(reinterpret_cast<PyObject*>(type));
+    const Library found{type, exchange_in(type), py::hasattr(object, "is_neg") && py::hasattr(object, "requires_grad")};
+    const std::lock_guard lock(mutex);
+    const int now = count.load(std::memory_order_relaxed);
+    if (now == 16) return none;
+    object.inc_ref();
+    known[now] = found;
+    count.store(now + 1, std::memory_order_release);
+    return known[now];
+}
+
+Format format_in(const dlpack::DataType& d) {
+    if (d.lanes != 1) return {};
+    if (d.code == dlpack::kFloat)
+        return {d.bits == 32 ? kFloat32 : d.bits == 64 ? kFloat64 : d.bits == 16 ? kFloat16 : kTypes};
+    if (d.code == dlpack::kComplex)
+        return {d.bits == 64 ? kFloat32 : d.bits == 128 ? kFloat64 : kTypes, true};
+    if (d.code == dlpack::kBfloat && d.bits == 16) return {kBFloat16};
+    if (d.code == dlpack::kUInt && d.bits == 16) return {kUInt16};
+    return {};
+}
+
+bool is_host(const dlpack::Tensor& t) {
+    return t.device.type == dlpack::kCPU || t.device.type == dlpack::kCUDAHost;
+}
+
+char* address_of(const dlpack::Tensor& t) {
+    return static_cast<char*>(t.data) + t.byte_offset;
+}
+
+View view_of(const dlpack::Tensor& t) {
+    View view;
+    view.data = address_of(t);
+    view.format = format_in(t.dtype);
+    const py::ssize_t itemsize = t.dtype.bits / 8;
+    std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim), strides = row_strides(shape, itemsize);
+    if (t.strides)
+        for (int i = 0; i < t.ndim; ++i) strides[i] = t.strides[i] * itemsize;
+    view.set_extents(std::move(shape), std::move(strides));
+    return view;
+}
+
+// What is told by attributes alone: that a tensor of PyTorch requires a gradient, or stands for negated or conjugated
+// numbers.
+bool is_plain(const Library& library, const py::object& array, bool is_complex) {
+    if (!library.is_torch) return true;
+    static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
+    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
+    static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
+    auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(array.ptr(), requires_grad));
+    if (!found) throw py::error_already_set();
+    if (found.ptr() != Py_False) return false;
+    for (PyObject* method : {is_neg, is_conj}) {
+        if (method == is_conj && !is_complex) continue;
+        found = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(array.ptr(), method));
+        if (!found) throw py::error_already_set();
+        if (found.ptr() != Py_False) return false;
+    }
+    return true;
+}
+
+[[noreturn]] void refuse(const py::object& array, const Name& name, const std::string& what, PyObject* kind) {
+    const std::string text = name.text() + " is of type " + type_name(array) + " and " + what;
+    if (!PyErr_Occurred()) {
+        PyErr_SetString(kind, text.c_str());
+        throw py::error_already_set();
+    }
+    py::error_already_set cause;
+    py::raise_from(cause, kind, text.c_str());
+    throw py::error_already_set();
+}
+
+}  // namespace
+
+bool has_exchange(py::handle array) {
+    return library_of(Py_TYPE(array.ptr())).exchange;
+}
+
+bool is_exchanged_on_gpu(const py::object& array) {
+    dlpack::Tensor t;
+    if (library_of(Py_TYPE(array.ptr())).exchange->tensor_from_object(array.ptr(), &t)) {
+        PyErr_Clear();  // what is wrong is told when the array is looked at
+        return false;
+    }
+    return t.device.type == dlpack::kCUDA;
+}
+
+bool View::is_elsewhere(const py::object& array, char** moved) const {
+    const Library& library = library_of(Py_TYPE(array.ptr()));
+    if (!library.exchange) return false;
+    dlpack::Tensor t;
+    if (library.exchange->tensor_from_object(array.ptr(), &t)) {
+        PyErr_Clear();
+        return false;
+    }
+    const size_t n = axes() - format.pairs;
+    if (!is_host(t) || device != kHost || format_in(t.dtype) != format || static_cast<size_t>(t.ndim) != n)
+        return false;
+    if (!t.strides && n > 0) return false;
+    const py::ssize_t itemsize = t.dtype.bits / 8;
+    for (size_t i = 0; i < n; ++i)
+        if (t.shape[i] != shape()[i] || t.strides[i] * itemsize != strides()[i]) return false;
+    char* const now = address_of(t);
+    if (moved)
+        *moved = now;
+    else if (now != data)
+        return false;
+    return is_plain(library, array, format.pairs);
+}
+
+Sight see_by_exchange(const py::object& array, const Name& name) {
+    const Library& library = library_of(Py_TYPE(array.ptr()));
+    dlpack::Tensor t;
+    if (library.exchange->tensor_from_object(array.ptr(), &t))
+        refuse(array, name, "shows no memory, expected a dense tensor", PyExc_TypeError);
+    if (!is_host(t)) refuse(array, name, "in memory that is neither the host's nor a GPU's", PyExc_TypeError);
+    if (!is_plain(library, array, t.dtype.code == dlpack::kComplex))
+        refuse(array, name,
+               py::cast<bool>(array.attr("requires_grad"))
+                   ? "does not export its memory, since it requires a gradient: .detach() does"
+                   : "stands for other numbers than those in its memory: .resolve_neg() and .resolve_conj() do not",
+               PyExc_BufferError);
+    return {view_of(t), py::getattr(array, "dtype", py::none())};
+}
+
+py::object capsule_of(const py::object& array) {
+    const auto dlpack = array.attr("__dlpack__");
+    try {
+        using namespace py::literals;
+        return dlpack("max_version"_a = py::make_tuple(1, 0), "copy"_a = false);
+    } catch (py::error_already_set& error) {
+        if (!error.matches(PyExc_TypeError)) throw;
+    }
+    return dlpack();  // of a library that does not know these arguments
+}
+
+Sight see_capsule(const py::object& capsule, const Name& name) {
+    const char* kind = PyCapsule_GetName(capsule.ptr());
+    const std::string_view text = kind ? kind : "";
+    const dlpack::Tensor* t = nullptr;
+    uint64_t flags = dlpack::kReadOnly;  // without a flag that says so, an array is not taken to be writable
+    if (text == "dltensor") {
+        t = &static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind))->tensor;
+    } else if (text == "dltensor_versioned") {
+        auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kind));
+        if (managed->version.major == 1) t = &managed->tensor, flags = managed->flags;
+    }
+    if (!t) throw py::type_error(name.text() + " gives no capsule of DLPack 1, expected an array");
+    if (!is_host(*t)) throw py::type_error(name.text() + " is in memory that is neither the host's nor a GPU's");
+    const std::string dtype =
+        "DLPack's type " + std::to_string(t->dtype.code) + " of " + std::to_string(t->dtype.bits) + " bits";
+    return {view_of(*t), py::str(dtype), !(flags & (dlpack::kReadOnly | dlpack::kIsCopied))};
+}
+
+}  // namespace fusedstep

@@ -1,0 +1,18 @@
+// Arrays of other libraries in host memory that show it by DLPack: by functions for C, or by a capsule.
+#pragma once
+
+#include "binding/arrays/view.h"
+
+namespace fusedstep {
+
+// Whether a library of arrays shows its memory to C.
+bool has_exchange(py::handle array);
+// Whether such an array is on a GPU.
+bool is_exchanged_on_gpu(const py::object& array);
+Sight see_by_exchange(const py::object& array, const Name& name);
+
+// The capsule of an array whose library has nothing but __dlpack__. The capsule keeps the memory alive.
+py::object capsule_of(const py::object& array);
+Sight see_capsule(const py::object& capsule, const Name& name);
+
+}  // namespace fusedstep

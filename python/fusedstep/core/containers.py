@@ -1,0 +1,136 @@
+"""Containers of parameters and gradients that are more than dicts and lists: objects, and other names."""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+__all__ = ["Bound", "bind", "renamed"]
+
+
+class Bound:
+    """
+    Objects whose attributes are parameters and gradients; made by `bind`.
+
+    The attributes are read anew at every step, so arrays may be new each time. A gradient that is None, or an attribute
+    that is not there, counts as no gradient.
+    """
+
+    def __init__(self, objects: dict[Hashable, Any], names: list[tuple[str, str]]) -> None:
+        self._objects = objects
+        self._names = [(param, attrgetter(param), attrgetter(grad)) for param, grad in names]
+
+    @property
+    def params(self) -> dict[Hashable, dict[str, Any]]:
+        """The parameters: key of the object -> attribute -> array."""
+        return {key: {name: param(one) for name, param, _ in self._names} for key, one in self._objects.items()}
+
+    @property
+    def grads(self) -> dict[Hashable, dict[str, Any]]:
+        """The gradients, like `params`; None where there is none."""
+        return {key: {name: _read(one, grad) for name, _, grad in self._names} for key, one in self._objects.items()}
+
+
+def _read(one: Any, attribute: Callable[[Any], Any]) -> Any:
+    try:
+        return attribute(one)
+    except AttributeError:
+        return None
+
+
+def bind(objects: Any, param: str | Iterable[str], grad: str | Iterable[str]) -> Bound:
+    """
+    Bind attributes of objects, such as the layers of a network, so that `step` finds parameters and gradients there.
+
+    Parameters
+    ----------
+    objects : sequence, mapping or object
+        The objects. They are told apart by their key, which is the key in a mapping or the place in a sequence at the
+        moment of this call; who comes or goes in the container later changes nothing. A single object has the key 0.
+    param, grad : str or iterable of str
+        Names of the attributes with parameters and with their gradients, in one order, such as ``"W b"`` and
+        ``"dW db"``. A name may lead through attributes: ``"linear.weight"``. An object that lacks a parameter's
+        attribute, or has None there, does not have this parameter.
+
+    Returns
+    -------
+    Bound
+        What `step` takes in place of parameters and gradients. The key of a parameter is the object's key and the
+        attribute: ``"0/W"``.
+
+    Raises
+    ------
+    TypeError
+        If `objects` is of a type without items or attributes that fit.
+    ValueError
+        If `param` and `grad` have not as many names, or no object has one of the parameters.
+
+    Examples
+    --------
+    >>> import numpy as np, fusedstep as fs
+    >>> class Layer:
+    ...     def __init__(self):
+    ...         self.W, self.dW = np.ones((2, 2)), None
+    >>> layers = [Layer(), Layer()]
+    >>> model = fs.bind(layers, param="W", grad="dW")
+    >>> layers[0].dW = np.ones((2, 2))  # as a backward pass does it; layers[1] has no gradient
+    >>> opt = fs.SGD(lr=0.5)
+    >>> result = opt.step(model)
+    >>> layers[0].W.tolist(), layers[1].W.tolist(), dict(opt.t)
+    ([[0.5, 0.5], [0.5, 0.5]], [[1.0, 1.0], [1.0, 1.0]], {'0/W': 1, '1/W': 0})
+    """
+    params, grads = (name.split() if isinstance(name, str) else list(name) for name in (param, grad))
+    if not params or len(params) != len(grads):
+        raise ValueError(f"param names {len(params)} attributes and grad {len(grads)}, expected as many, at least one")
+    if isinstance(objects, Mapping):
+        named = dict(objects)
+    elif isinstance(objects, Sequence):
+        named = dict(enumerate(objects))
+    else:
+        named = {0: objects}
+    names = list(zip(params, grads, strict=True))
+    for name in params:
+        if not any(_read(one, attrgetter(name)) is not None for one in named.values()):
+            raise ValueError(f"no object has a parameter {name!r}, expected the name of an attribute of one of them")
+    return Bound(named, names)
+
+
+def renamed(params: Any, grads: Any, grad_key: str | Callable[[Any], Any]) -> Any:
+    """
+    Return gradients under the names of their parameters.
+
+    Parameters
+    ----------
+    params, grads : mapping or sequence
+        Containers of one structure, but for the names of gradients in mappings.
+    grad_key : str or callable
+        The name of a gradient, made of the name of its parameter: a format such as ``"d{}"``, or a function.
+
+    Raises
+    ------
+    TypeError
+        If a mapping stands beside something else.
+    ValueError
+        If a gradient belongs to no parameter.
+    """
+    name_of = grad_key.format if isinstance(grad_key, str) else grad_key
+    if isinstance(params, Mapping):
+        if not isinstance(grads, Mapping):
+            raise TypeError(f"grads is of type {type(grads).__name__}, expected a mapping, as grad_key is given")
+        left, found = dict(grads), {}
+        for key, param in params.items():
+            if _is_container(param):
+                if key in left:
+                    found[key] = renamed(param, left.pop(key), grad_key)
+            elif (name := name_of(key)) in left:
+                found[key] = left.pop(name)
+        if left:
+            names = ", ".join(repr(name_of(key)) for key, param in list(params.items())[:5] if not _is_container(param))
+            raise ValueError(f"grads[{next(iter(left))!r}] belongs to no parameter, expected names such as {names}")
+        return found
+    if isinstance(params, Sequence) and isinstance(grads, Sequence) and len(params) == len(grads):
+        return [renamed(p, g, grad_key) if _is_container(p) else g for p, g in zip(params, grads, strict=True)]
+    return grads
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (Mapping, list, tuple))
