@@ -106,6 +106,7 @@ struct Step {
     }
 
     void update(const Task& task, int64_t first, int64_t last) const {
+        if (!task.slot->has_grad) return kernels.average(task, first, last);
         const Derived& derived = *task.derived;
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         bool by_chance = derived.stochastic && !converts_nothing(task.slot->types);

@@ -18,7 +18,8 @@ void use_kernels(const Kernels& kernels);
 int num_threads();
 void set_num_threads(int count);
 
-// Update all tensors by a rule. `bytes` is the memory that the step reads and writes.
+// Update all tensors by a rule, or only the average of those without a gradient. `bytes` is the memory that the step
+// reads and writes.
 void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes);
 
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.

@@ -36,6 +36,7 @@ public:
     void set_gradients() override {
         tasks_.clear();
         tasks_.reserve(slots_.size());
+        averages_.reserve(slots_.size());
         rows_.reserve(slots_.size());
         bytes_ = 0;
         for (const Slot& slot : slots_) {
@@ -69,6 +70,7 @@ public:
         // From here on nothing fails.
         derive(grad_scale, measures);
         run_tasks(rule_->id, tasks_, bytes_);
+        if (!averages_.empty()) run_tasks(rule_->id, averages_, bytes_of_averages_);
         if (measures) return found;
         return Done();
     }
@@ -129,11 +131,25 @@ private:
             if (derived.stochastic) task.noise = noise_key(derived.seed, slot.clock->t, slot.noise_id);
             if (!measured) task.scale = Around::scale(rows_.around(slot), grad_scale);
         }
+        averages_.clear();
+        bytes_of_averages_ = 0;
+        for (const Slot& slot : slots_) {
+            if (!rows_.averages(slot)) continue;
+            const Derived& derived = rows_.average(slot);
+            const Types& types = slot.types;
+            const auto traffic =
+                static_cast<int32_t>(kItemSize[types.param] + kItemSize[types.master] + 2 * kItemSize[types.state]);
+            const uint64_t noise = derived.stochastic ? noise_key(derived.seed, slot.clock->t, slot.noise_id) : 0;
+            averages_.push_back({&slot, &derived, 1, noise, kGeneric, traffic});
+            bytes_of_averages_ += slot.size * traffic;
+        }
     }
 
     const RuleInfo* rule_;
     std::span<const Slot> slots_;
-    std::vector<Task> tasks_;  // one for each slot with a gradient
+    std::vector<Task> tasks_;     // one for each slot with a gradient
+    std::vector<Task> averages_;  // in a step, one for each slot without a gradient that is averaged
+    int64_t bytes_of_averages_ = 0;
     Rows rows_;
     int64_t bytes_ = 0;
 };
