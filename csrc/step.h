@@ -52,7 +52,7 @@ struct Slot {
     Types types;
     int32_t row = 0;  // the row of the table of hyperparameters
     int32_t device = kHost;
-    bool has_grad = false;  // in this step; a tensor without a gradient stays as it is
+    bool has_grad = false;  // in this step; without a gradient, a tensor stays as it is, but for its average
 };
 
 // A hyperparameter: a value, or the address of a double on the device of the tensors.

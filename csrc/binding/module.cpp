@@ -135,7 +135,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def(py::init([](int rule, py::object params) { return std::make_unique<Plan>(rule_of(rule), params); }),
              arg("rule"), arg("params"))
         .def_property_readonly("keys", &Plan::keys)
-        .def("check", &Plan::check, arg("params"), arg("grads"))
+        .def("check", &Plan::check, arg("params"), arg("grads"), arg("averaged"))
         .def("bind", &Plan::bind, arg("kept"), arg("clocks"), arg("clock_of"), arg("noise_ids"),
              arg("origins") = py::none())
         .def("set_hypers", &Plan::set_hypers, arg("rows"), arg("row_of"), arg("skip_nonfinite"))

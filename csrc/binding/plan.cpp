@@ -71,6 +71,8 @@ void Plan::update_types(size_t i) {
 bool Plan::is_ready(size_t i) const {
     const Tensor& tensor = tensors_[i];
     if (!tensor.bound || rows_.empty()) return false;
+    for (int j = 0; j < rule_.state_count; ++j)
+        if (!tensor.has(kStates + j)) return false;
     const Row& row = rows_[slots_[i].row];
     const Type master = contains(kNarrow, tensor.views[kParam].type()) ? row.master : kTypes;
     return (tensor.has(kAverage) || !row.averages) && tensor.views[kMaster].type() == master;
@@ -193,6 +195,20 @@ void Plan::see_grad(size_t i) {
     disjoint_ = disjoint_ && !zeroed && !written_.find(grad);
 }
 
+// Whether a tensor without a gradient takes part for its average. What can be no parameter, such as an array of
+// integers, has none.
+bool Plan::sees_for_average(size_t i) {
+    if (!averages(i)) return false;
+    if (tensors_[i].has(kParam) && tensors_[i].views[kParam].is_still(params_[i], kWriteable)) return true;
+    try {
+        params_[i] = as_array(py::object(params_[i]), param_name(i));
+        look_at_param(i);
+        return true;
+    } catch (const py::type_error&) {
+        return false;
+    }
+}
+
 // Let go of a parameter that takes no part in the step: nothing is known of it any more.
 void Plan::forget(size_t i) {
     tensors_[i].views[kParam] = {};
@@ -217,20 +233,22 @@ bool Plan::check_arrays() {
         const bool has_grad = !grads_[i].is_none() && !frozen;
         grads_changed_ = grads_changed_ || slot.has_grad != has_grad;
         slot.has_grad = has_grad;
-        if (!slot.has_grad) {
-            tensor.views[kGrad] = {};
+        if (!slot.has_grad) tensor.views[kGrad] = {};
+        if (!slot.has_grad && !sees_for_average(i)) {
             if (tensor.has(kParam) && !param.is_still(params_[i], kWriteable)) forget(i);
             continue;
         }
         if (!is_numpy(params_[i])) params_[i] = as_array(std::move(params_[i]), param_name(i));
-        if (!is_numpy(grads_[i])) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
         if (!tensor.has(kParam) || !param.is_still(params_[i], kWriteable)) see_param(i);
         first = std::min(first, i);
         const int expected = slots_[first].device;  // also for a parameter that was only recognised: the first may move
         if ((slot.device == kHost) != (expected == kHost))
             refuse_device(param_name(i), slot.device, param_name(first), expected);
-        see_grad(i);
-        ready = ready && tensor.ready;
+        if (slot.has_grad) {
+            if (!is_numpy(grads_[i])) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
+            see_grad(i);
+        }
+        ready = ready && (slot.has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
     }
     for (size_t i = 0; i < tensors_.size() && first < tensors_.size(); ++i) {
         const int expected = slots_[first].device;
@@ -261,15 +279,20 @@ void Plan::refuse_overlap(size_t a, size_t b) const {
                               tied ? "; of one array with two names, step one with the sum of both gradients" : "");
 }
 
-py::list Plan::check(py::object params, py::object grads) {
+py::list Plan::check(py::object params, py::object grads, std::vector<bool> averaged) {
     Turn turn(*this);
+    if (averaged.size() != tensors_.size()) throw py::value_error("check: expected a bool for each tensor");
+    averaged_ = std::move(averaged);
     if (!fetch(params, grads))
         throw std::runtime_error("params changed while they were looked at, expected them to stay as they are");
     check_identity(params);
     check_arrays();
     py::list seen;
-    for (size_t i = 0; i < tensors_.size(); ++i)
-        seen.append(slots_[i].has_grad ? described(tensors_[i].views[kParam]) : py::object(py::none()));
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+        const bool has_grad = slots_[i].has_grad, takes_part = has_grad || (averaged_[i] && tensors_[i].has(kParam));
+        seen.append(takes_part ? described(tensors_[i].views[kParam]) + py::make_tuple(has_grad)
+                               : py::object(py::none()));
+    }
     return seen;
 }
 

@@ -32,10 +32,11 @@ public:
 
     const py::list& keys() const { return tree_.keys(); }
 
-    // Check all arrays of a step. Returns, for each tensor, a tuple (shape, dtype, device, order) if it takes part,
-    // else None; the device is the number of a GPU, or None, and the order that of the axes, the slowest in memory
-    // first.
-    py::list check(py::object params, py::object grads);
+    // Check all arrays of a step; `averaged` says of each tensor whether it has an average, so that it takes part
+    // without a gradient too. Returns, for each tensor, a tuple (shape, dtype, device, order, has a gradient) if it
+    // takes part, else None; the device is the number of a GPU, or None, and the order that of the axes, the slowest in
+    // memory first.
+    py::list check(py::object params, py::object grads, std::vector<bool> averaged);
 
     // Take over what belongs to each tensor: in `kept` a tuple of its states, its average and its master, with None for
     // what is not there, or None in place of the tuple; in `clock_of` the index of its clock; in `noise_ids` the number
@@ -100,6 +101,7 @@ private:
     void check_single();
     View look_at_param(size_t i);
     void see_param(size_t i);
+    bool sees_for_average(size_t i);
     void see_grad(size_t i);
     void unbind(size_t i);
     void forget(size_t i);
@@ -107,6 +109,7 @@ private:
     void check_overlap();
     [[noreturn]] void refuse_overlap(size_t a, size_t b) const;
 
+    bool averages(size_t i) const { return rows_.empty() ? averaged_[i] : rows_[slots_[i].row].averages; }
     bool zeroes(size_t i) const { return !rows_.empty() && rows_[slots_[i].row].zero_grad; }
     bool on_gpu() const { return !slots_.empty() && slots_.front().device != kHost; }
     py::object run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment);
@@ -121,6 +124,7 @@ private:
     std::vector<Tensor> tensors_;
     std::vector<Slot> slots_;  // the tensors, as engines see them
     std::vector<Row> rows_;
+    std::vector<bool> averaged_;    // by tensor, before there are rows
     std::vector<Number> hypers_;    // the table of hyperparameters: a value, or an address on a GPU
     int hypers_device_ = kHost;     // the GPU of the addresses in hypers_
     std::vector<py::object> live_;  // keeps the arrays at the addresses in hypers_ alive

@@ -10,6 +10,18 @@ namespace {
 
 using namespace fusedstep;
 
+// A scalar in float, where subnormals count as zero. Arithmetic would flush them, but a selection would not.
+INLINE_HOST_DEVICE float rounded(double x) {
+    return static_cast<float>(magnitude(x) < 0x1p-126 - 0x1p-150 ? 0 * x : x);
+}
+
+INLINE_HOST_DEVICE const double* scalars_of(const Derived& derived, double) {
+    return derived.float64;
+}
+INLINE_HOST_DEVICE const float* scalars_of(const Derived& derived, float) {
+    return derived.float32;
+}
+
 struct Around {
     static constexpr char hypers[] =
         "grad_scale maximize clip_value clip_norm clip_global_norm l1 weight_decay decoupled low high ema zero_grad "
@@ -51,6 +63,26 @@ struct Around {
                 h.ema,
                 1 - h.ema,
                 double(begins)};
+    }
+
+    // Derive all that surrounds the rule, and note in the clock that the average begins. A tensor without a gradient
+    // needs no more than this for its average.
+    INLINE_HOST_DEVICE static void derive(const Hyper& h, double lr, Clock& clock, Derived& derived) {
+        constexpr int kCount = sizeof(Scalars<double>) / sizeof(double);
+        static_assert(kMaxRuleScalars + kCount <= kMaxScalars);
+        double* const exact = derived.float64 + kMaxRuleScalars;
+        *reinterpret_cast<Scalars<double>*>(exact) = derive(h, lr, !clock.averaged);
+        for (int i = 0; i < kCount; ++i) derived.float32[kMaxRuleScalars + i] = rounded(exact[i]);
+        if (h.averages()) clock.averaged = 1;
+        derived.variant = variant(h);
+        derived.zero_grad = h.zero_grad != 0;
+        derived.stochastic = h.rounding_stochastic != 0;
+        derived.seed = static_cast<uint64_t>(h.seed);
+    }
+
+    template <class T>
+    INLINE_HOST_DEVICE static const Scalars<T>& scalars(const Derived& derived) {
+        return *reinterpret_cast<const Scalars<T>*>(scalars_of(derived, T()) + kMaxRuleScalars);
     }
 
     // What a tensor contributes to the sum of squares over all tensors, in `unit`: its sum * (grad_scale / largest)^2,

@@ -42,11 +42,6 @@ INLINE_HOST_DEVICE typename Rule::template Scalars<double> scalars_of_rule(const
     }
 }
 
-// A scalar in float, where subnormals count as zero. Arithmetic would flush them, but a selection would not.
-INLINE_HOST_DEVICE float rounded(double x) {
-    return static_cast<float>(magnitude(x) < 0x1p-126 - 0x1p-150 ? 0 * x : x);
-}
-
 // Advance a clock by one update and derive its scalars from a row of hyperparameters.
 template <class Rule>
 INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& derived) {
@@ -55,32 +50,14 @@ INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& deri
     static_assert(sizeof(Hyper) == words(Rule::hypers) * sizeof(double));
     static_assert(words(Rule::hypers) + words(Around::hypers) <= kMaxHypers);
     constexpr int kOwn = sizeof(Scalars) / sizeof(double);
-    constexpr int kAround = sizeof(Around::Scalars<double>) / sizeof(double);
-    static_assert(kOwn <= kMaxRuleScalars && kMaxRuleScalars + kAround <= kMaxScalars);
+    static_assert(kOwn <= kMaxRuleScalars);
 
     const auto& h = *reinterpret_cast<const Hyper*>(hypers);
     const auto& a = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
     ++clock.t;
     *reinterpret_cast<Scalars*>(derived.float64) = scalars_of_rule<Rule>(h, clock);
-    *reinterpret_cast<Around::Scalars<double>*>(derived.float64 + kMaxRuleScalars) =
-        Around::derive(a, h.lr, !clock.averaged);
-    if (a.averages()) clock.averaged = 1;
-    derived.variant = Around::variant(a);
-    derived.zero_grad = a.zero_grad != 0;
-    derived.stochastic = a.rounding_stochastic != 0;
-    derived.seed = static_cast<uint64_t>(a.seed);
-    auto round = [&](int begin, int end) {
-        for (int i = begin; i < end; ++i) derived.float32[i] = rounded(derived.float64[i]);
-    };
-    round(0, kOwn);
-    round(kMaxRuleScalars, kMaxRuleScalars + kAround);
-}
-
-INLINE_HOST_DEVICE const double* scalars_of(const Derived& derived, double) {
-    return derived.float64;
-}
-INLINE_HOST_DEVICE const float* scalars_of(const Derived& derived, float) {
-    return derived.float32;
+    for (int i = 0; i < kOwn; ++i) derived.float32[i] = rounded(derived.float64[i]);
+    Around::derive(a, h.lr, clock, derived);
 }
 
 // Call f(j) for each state of a rule. Not a loop: its index would not be a constant, and arrays of states that are
@@ -107,7 +84,7 @@ struct Scalars {
 
     INLINE_HOST_DEVICE Scalars(const Derived& derived, double gradient_scale)
         : rule(*reinterpret_cast<const typename Rule::template Scalars<T>*>(scalars_of(derived, T()))),
-          around(*reinterpret_cast<const Around::Scalars<T>*>(scalars_of(derived, T()) + kMaxRuleScalars)),
+          around(Around::scalars<T>(derived)),
           scale(static_cast<T>(gradient_scale)),
           variant(derived.variant) {}
 

@@ -20,13 +20,14 @@ public:
         values_.clear();
         for (const Number& number : table) values_.push_back(number.value);
         rows_.clear();
-        measures_ = false;
+        measures_ = averages_ = false;
         variant_ = kPlain;
         for (size_t begin = 0; begin < values_.size(); begin += rule_->hyper_count) {
             const double* hypers = values_.data() + begin;
             auto around = reinterpret_cast<const Around::Hyper*>(hypers + rule_->own_hyper_count);
             rows_.push_back({hypers, around, nullptr, {}, {}});
             measures_ = measures_ || around->measures();
+            averages_ = averages_ || around->averages();
             const Variant variant = Around::variant(*around);
             variant_ = variant > variant_ ? variant : variant_;
         }
@@ -36,6 +37,10 @@ public:
     const Around::Hyper& around(const Slot& slot) const { return *rows_[slot.row].around; }
     // Whether a row clips by a norm.
     bool measures() const { return measures_; }
+    // Whether a tensor without a gradient is averaged all the same.
+    bool averages(const Slot& slot) const {
+        return averages_ && !slot.has_grad && slot.arrays[kParam] && slot.arrays[kAverage] && around(slot).averages();
+    }
     // The variant with all that any row needs around the rule.
     Variant variant() const { return variant_; }
 
@@ -60,6 +65,13 @@ public:
             row.after = clock;
         }
         return *row.derived;
+    }
+
+    // The scalars of the average of a tensor without a gradient, in IEEE mode. Its clock does not advance.
+    const Derived& average(const Slot& slot) {
+        Derived& derived = derived_.emplace_back();
+        Around::derive(around(slot), 0, *slot.clock, derived);
+        return derived;
     }
 
 private:
@@ -87,7 +99,7 @@ private:
     std::vector<double> values_;
     std::vector<Row> rows_;
     std::vector<Derived> derived_;
-    bool measures_ = false;
+    bool measures_ = false, averages_ = false;
     Variant variant_ = kPlain;
 };
 

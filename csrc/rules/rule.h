@@ -11,6 +11,10 @@
 //                 of the update matters; or derive(h, t, memory), which begins the memory where t == 1
 //   update        one element: takes scalars, gradient and states, writes the states, returns u of p := p - u
 //
+// What `update` writes and returns comes from arithmetic, which flushes subnormal floats; a number that is only moved
+// gets
+// + T(0). Instructions that narrow floats flush what they store, and the text of the same conversion does not.
+//
 // Everything is in an unnamed namespace, because each instruction set compiles its own copy.
 #pragma once
 

@@ -1,4 +1,5 @@
-// bfloat16: the upper half of a float. Its subnormals are subnormals of float, and count as zero in arithmetic.
+// bfloat16: the upper half of a float. Its subnormals are subnormals of float, and count as zero in arithmetic; none is
+// written, since arithmetic has flushed what is narrowed.
 #pragma once
 
 #include "storage/bits.h"

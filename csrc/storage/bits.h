@@ -25,6 +25,13 @@ INLINE_HOST_DEVICE constexpr uint32_t integer_of(float x) {
     return static_cast<uint32_t>(static_cast<int32_t>(x));
 }
 
+// x, or zero of its sign where x is subnormal.
+template <class F>
+INLINE_HOST_DEVICE constexpr F flushed(F x) {
+    auto bits = bits_of(x);
+    return float_of((bits & 0x7f800000) == 0 ? bits & 0x80000000 : bits);
+}
+
 // All bits where x is NaN, else none.
 INLINE_HOST_DEVICE constexpr uint32_t is_nan(float x) {
     return x != x ? ~0u : 0;

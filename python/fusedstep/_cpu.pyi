@@ -44,8 +44,8 @@ class Plan:
     @property
     def was_captured(self) -> bool: ...
     def check(
-        self, params: object, grads: object
-    ) -> list[tuple[tuple[int, ...], dtype[Any], int | None, tuple[int, ...]] | None]: ...
+        self, params: object, grads: object, averaged: list[bool]
+    ) -> list[tuple[tuple[int, ...], dtype[Any], int | None, tuple[int, ...], bool] | None]: ...
     def bind(
         self,
         kept: list[tuple[NDArray[Any] | None, ...] | None],

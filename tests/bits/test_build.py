@@ -123,12 +123,19 @@ def test_sums_of_squares_are_vectorised(kernels):
 
 
 def test_float16_is_converted_by_the_instructions_for_it(kernels):
-    if kernels.stem not in ("avx2", "avx512"):
+    if kernels.stem not in ("avx2", "avx512", "avx512_bf16"):
         pytest.skip("has none")
     for name, code in instructions(kernels).items():
         if re.search(r"update_narrow<\w+, .*, [45]>|update_generic", name):
             assert any(line.startswith("vcvtph2ps") for line in code), name
             assert any(line.startswith("vcvtps2ph") and line.split()[1].startswith("$0x0,") for line in code), name
+
+
+def test_bfloat16_is_written_by_the_instruction_for_it(kernels):
+    found = [name for name, code in instructions(kernels).items() if any("vcvtneps2bf16" in line for line in code)]
+    assert bool(found) == (kernels.stem == "avx512_bf16")
+    written = [name for name in instructions(kernels) if re.search(r"update_narrow<\w+, .*, [23]>", name)]
+    assert not found or set(written) < set(found)
 
 
 def test_every_loop_of_every_rule_is_vectorised(kernels):
@@ -137,7 +144,7 @@ def test_every_loop_of_every_rule_is_vectorised(kernels):
 
 def test_no_selection_becomes_a_maximum_that_flushes_what_it_moves(kernels):
     for name, code in instructions(kernels).items():
-        if "RMSpropCentered" not in name:  # RMSpropCentered selects a difference, which is never subnormal
+        if not re.search("RMSpropCentered|AMSGrad", name):  # they select a difference and a sum, never subnormal
             assert not [line for line in code if re.match(r"v?(max|min)[ps][sd]", line)], name
 
 

@@ -1,12 +1,16 @@
 """Averages of the parameters."""
 
+import copy
 import pickle
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import fusedstep as fs
-from tests.formulas.arrays import BOTH, F32, INF, MODULES, NAN, copies, normal, same
+from fusedstep import reference
+from fusedstep.tools import verify
+from tests.formulas.arrays import BOTH, F32, INF, MODULES, NAN, bits, copies, normal, same
 
 
 @BOTH
@@ -52,13 +56,11 @@ def test_averages_that_began_at_different_times():
         optimizer.step(params, [start[i] if i in present else None for i in range(4)])
     expected = []
     for i, p in enumerate(alone):
-        path = []
-        for _ in range(3):
-            p[...] = p - F32(0.5) * start[i]
-            path.append(p.copy())
-        e = path[i % 2 == 0]
-        for q in path[1 + (i % 2 == 0) :]:
-            e = F32(0.75) * e + F32(0.25) * q
+        p -= F32(0.5) * start[i]  # in the first step, or in the second, which is the first one with averages
+        e = p.copy()
+        for _ in range(2):
+            p -= F32(0.5) * start[i]
+            e = F32(0.75) * e + F32(0.25) * p
         expected.append(e)
     assert same(params, alone)
     assert same([optimizer.ema[i] for i in range(4)], expected)
@@ -100,5 +102,92 @@ def test_averages_of_some_tensors(module):
     for gone in (None, "a", "c", None):
         kept = optimizer.ema[gone].copy() if gone else None
         optimizer.step(params, {k: g for k, g in grads.items() if k != gone})
-        assert gone is None or same([optimizer.ema[gone]], [kept])
+        d = {"a": 0.5, "c": 0.2}.get(gone)  # c has been updated twice
+        assert gone is None or same([optimizer.ema[gone]], [F32(d) * kept + F32(1 - d) * params[gone]])
     assert sorted(optimizer.ema) == ["a", "c"]
+
+
+# Parameters without a gradient are averaged too.
+
+
+@MODULES
+def test_an_average_follows_a_parameter_that_gets_no_more_gradients(module):
+    p, g = np.zeros(3), np.ones(3)
+    optimizer = module.SGD(lr=1.0, maximize=True, ema=0.9)
+    optimizer.step({"w": p, "never": p + 5}, {"w": g})
+    p[...] = 1.0
+    for _ in range(200):
+        optimizer.step({"w": p, "never": p + 5}, {})
+    assert np.allclose(optimizer.ema["w"], 1.0, rtol=1e-8)
+    assert np.allclose(optimizer.ema["never"], 6.0, rtol=1e-8)
+    assert dict(optimizer.t).get("never", 0) == 0
+    assert optimizer.t["w"] == 1
+
+
+TYPES = {
+    "float32": (F32, {}),
+    "float64": (np.float64, {}),
+    "bfloat16": (ml_dtypes.bfloat16, {"state_dtype": "same"}),
+    "float16, float32 averages": (np.float16, {}),
+    "bfloat16, master": (ml_dtypes.bfloat16, {"master_weights": True}),
+    "bfloat16, split": (ml_dtypes.bfloat16, {"master_weights": "split", "state_dtype": "same"}),
+    "float16, stochastic": (np.float16, {"rounding": "stochastic", "state_dtype": "same", "seed": 3}),
+}
+
+
+@pytest.mark.parametrize(("dtype", "options"), TYPES.values(), ids=TYPES)
+def test_averages_without_gradients_have_the_bits_of_the_reference(dtype, options, isa):
+    sizes, rng = (1, 300, 1025, 7), np.random.default_rng(3)
+    optimizer, specification = (module.Adam(lr=0.1, ema=0.9, **options) for module in (fs, reference))
+    params = verify.Guarded([verify.values(rng, n, dtype) for n in sizes])
+    twins = copies(params.arrays)
+    for present in ((0, 1), (2,), (0, 1, 2), (), (1,)):
+        grads = [verify.values(rng, n, dtype) if i in present else None for i, n in enumerate(sizes)]
+        for one, arrays in ((optimizer, params.arrays), (specification, twins)):
+            one.step(arrays, grads)
+        assert verify.difference(params.arrays, twins) == 0
+        ours, theirs = ([one.ema[i] for i in range(4)] for one in (optimizer, specification))
+        assert verify.difference(ours, theirs) == 0
+    assert params.intact()
+    assert optimizer.t == {0: 2, 1: 3, 2: 2, 3: 0}
+
+
+def test_many_threads_average_what_has_no_gradient():
+    params = {"a": normal(400_001), "b": normal(300_000, seed=1)}
+    alone, optimizer = fs.SGD(ema=0.5), fs.SGD(ema=0.5)
+    for _ in range(3):
+        fs.set_num_threads(1)
+        alone.step(params, {})
+        fs.set_num_threads(3)
+        optimizer.step(params, {})
+        params["b"] *= F32(0.9)
+    assert same(optimizer.ema.values(), alone.ema.values())
+
+
+def test_a_skipped_step_leaves_all_averages():
+    params = {"a": np.ones(3), "b": np.ones(3)}
+    optimizer = fs.SGD(ema=0.5, skip_nonfinite=True)
+    optimizer.step(params, {"a": np.ones(3)})
+    kept = bits(dict(optimizer.ema))
+    params["b"][:] = 7
+    assert optimizer.step(params, {"a": np.full(3, NAN)}).skipped
+    assert bits(dict(optimizer.ema)) == kept
+
+
+def test_what_cannot_be_a_parameter_has_no_average():
+    params = {"w": np.ones(3), "count": np.arange(3), "nothing": None}
+    optimizer = fs.SGD(ema=0.5)
+    for _ in range(2):
+        optimizer.step(params, {"w": np.ones(3)})
+    assert list(optimizer.ema) == ["w"]
+
+
+def test_averages_without_gradients_are_saved():
+    params = {"w": np.ones(3), "frozen": np.ones(3)}
+    optimizer, again = fs.Adam(ema=0.5, overrides={"frozen": {"frozen": True}}), fs.Adam()
+    optimizer.step(params, {"w": np.ones(3), "frozen": np.ones(3)})
+    again.load_state_dict(optimizer.state_dict())
+    params["frozen"] *= 3
+    for one in (optimizer, again):
+        one.step(copy.deepcopy(params), {"w": np.ones(3)})
+        assert (one.ema["frozen"] == 2.0).all()

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -155,3 +156,21 @@ def test_larger_keeps_nan_and_signs():
     plus, minus = np.zeros(37, f32), np.full(37, -0.0, f32)
     assert np.signbit(base.larger(plus, minus)).all()
     assert not np.signbit(base.larger(minus, plus)).any()
+
+
+@pytest.mark.parametrize("dtype", [f32, ml_dtypes.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", [*NAMES, "AMSGrad"])
+@both
+def test_no_rule_stores_a_subnormal_number(classes, name, dtype, isa):
+    """An instruction that narrows to bfloat16 would flush it, and other instruction sets would not."""
+    options = {"amsgrad": True} if name == "AMSGrad" else {}
+    optimizer = getattr(classes, "Adam" if options else name)(state_dtype="same", **options)
+    tiny = np.resize(f32([2.0**-130, -(2.0**-130), 2.0**-126 - 2.0**-149]), 40).astype(dtype)
+    p, g = tiny.copy(), np.zeros(40, dtype)
+    optimizer.step(p, g)
+    for state in optimizer.state[0].values():
+        state[...] = tiny
+    optimizer.step(p, g)
+    for array in (p, *optimizer.state[0].values()):
+        x = np.abs(array.astype(f32))
+        assert ((x == 0) | (x >= 2.0**-126)).all()

@@ -204,3 +204,17 @@ def test_frozen_parameters(cupy):
         assert gpu.step(q, h).grad_norm == host.step(p, g).grad_norm
         assert all(map(same, q, p))
     assert gpu.t == host.t == {0: 3, 1: 3, 2: 4}
+
+
+@pytest.mark.parametrize("dtype", [F32, np.float64, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"state_dtype": "same", "rounding": "stochastic"}, {"master_weights": True}])
+def test_parameters_without_a_gradient_are_averaged(cupy, dtype, options):
+    host, gpu = fs.Adam(lr=0.1, ema=0.9, **options), fs.Adam(lr=0.1, ema=0.9, **options)
+    p, q = pairs(cupy, 5, 2100, 7, 40, dtype=dtype)
+    for present in ((0, 1), (2,), (), (0, 1, 2)):
+        g, h = pairs(cupy, 5, 2100, 7, 40, dtype=dtype, seed=len(present))
+        host.step(p, [x if i in present else None for i, x in enumerate(g)])
+        gpu.step(q, [x if i in present else None for i, x in enumerate(h)])
+        assert all(map(same, q, p))
+        assert all(same(gpu.ema[i], host.ema[i]) for i in range(4))
+    assert gpu.t == host.t == {0: 2, 1: 2, 2: 2, 3: 0}

@@ -70,14 +70,36 @@ template <class F>
 Halves to_float16(F);
 #endif
 
+// An instruction that narrows to bfloat16. It agrees with storage/bfloat16.h on all bits but those of NaN, whatever the
+// floating-point mode.
+#if defined(__AVX512BF16__)
+constexpr bool kConvertsBFloat16 = true;
+INLINE_HOST_DEVICE Halves to_bfloat16(Floats x) {
+    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+}
+#else
+constexpr bool kConvertsBFloat16 = false;
+template <class F>
+Halves to_bfloat16(F);
+#endif
+
 // Conversions of a vector, which is the tile of a CPU, by the trait of a storage type.
 
 template <class Storage>
-constexpr bool kByInstruction = kConvertsFloat16 && Storage::type == kFloat16;
+constexpr bool kByInstruction =
+    (kConvertsFloat16 && Storage::type == kFloat16) || (kConvertsBFloat16 && Storage::type == kBFloat16);
+
+template <class Storage>
+INLINE_HOST_DEVICE Halves narrow_by_instruction(Floats x) {
+    if constexpr (Storage::type == kFloat16)
+        return to_float16(x);
+    else
+        return to_bfloat16(x);
+}
 
 template <class Storage>
 INLINE_HOST_DEVICE Floats widen(Storage, const void* memory) {
-    if constexpr (kByInstruction<Storage>)
+    if constexpr (kConvertsFloat16 && Storage::type == kFloat16)
         return from_float16(halves_at(memory));
     else
         return Storage::widen(words_at(static_cast<const typename Storage::Word*>(memory)));
@@ -86,7 +108,7 @@ INLINE_HOST_DEVICE Floats widen(Storage, const void* memory) {
 template <class Storage>
 INLINE_HOST_DEVICE Words narrow(Storage, Floats x) {
     if constexpr (kByInstruction<Storage>)
-        return widened(to_float16(x));
+        return widened(narrow_by_instruction<Storage>(x));
     else
         return Storage::narrow(x);
 }
@@ -98,7 +120,7 @@ INLINE_HOST_DEVICE void narrow(Storage storage, Floats x, void* memory, const ui
     if (noise)
         put_words(Storage::narrow(x, words_at(noise)), to);
     else if constexpr (kByInstruction<Storage>)
-        put(to_float16(x), memory);
+        put(narrow_by_instruction<Storage>(x), memory);
     else
         put_words(narrow(storage, x), to);
 }

@@ -16,7 +16,7 @@
 namespace fusedstep {
 
 #if defined(__x86_64__)
-extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512;
+extern const Kernels kernels_baseline, kernels_avx2, kernels_avx512, kernels_avx512_bf16;
 #else
 extern const Kernels kernels_neon;
 #endif
@@ -61,8 +61,7 @@ void collect(const Kernels& kernels, const Gathering& what, void* tile) {
     kernels.gather[types.param == kFloat64][types.grad](what, tile);
 }
 
-}  // namespace
-
+// Write the elements [begin, end) of a gradient to memory, in the type of the computation.
 void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
     const int64_t width = kItemSize[computed_in(slot.types.param)];
     each_box(slot, begin, end, kTileBytes / width, [&](int row_axis, const Box& box) {
@@ -70,8 +69,6 @@ void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
                 static_cast<char*>(to) + (box.first - begin) * width);
     });
 }
-
-namespace {
 
 // One step, as its threads share it: the elements of all tensors in a row, cut by bytes.
 struct Step {
@@ -118,6 +115,7 @@ struct Step {
     }
 
     void update(const Task& task, int64_t first, int64_t last) const {
+        if (!task.slot->has_grad) return kernels.average(task, first, last);
         const Derived& derived = *task.derived;
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
@@ -208,8 +206,10 @@ const std::vector<const Kernels*>& runnable_kernels() {
         if (__builtin_cpu_supports("avx2") && has_f16c()) {
             list.push_back(&kernels_avx2);
             if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
                 list.push_back(&kernels_avx512);
+                if (__builtin_cpu_supports("avx512bf16")) list.push_back(&kernels_avx512_bf16);
+            }
         }
 #else
         list.push_back(&kernels_neon);
@@ -251,6 +251,17 @@ void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     const int parts = parts_of(bytes);
     std::vector<char> batches(gathers ? std::max(parts, 1) * kBatchBytes : 0);
     run(Squares{current_kernels(), slots, sums, batches.data(), blocks, parts});
+}
+
+SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
+    double x[kBlock];
+    for (int64_t b = 0; b < blocks_of(slot.size); ++b) {
+        const int64_t first = b * kBlock, n = std::min(kBlock, slot.size - first);
+        read_gradient(slot, first, first + n, x);
+        for (int64_t i = 0; i < n; ++i) x[i] *= 1 / kLargeUnit;
+        sums[b] = block_sum<true>(n, [&](int64_t i, int64_t) -> const double* { return x + i; });
+    }
+    return {total(sums, blocks_of(slot.size)), kLargeUnit};
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {

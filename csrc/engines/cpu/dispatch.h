@@ -18,14 +18,16 @@ void use_kernels(const Kernels& kernels);
 int num_threads();
 void set_num_threads(int count);
 
-// Update all tensors by a rule. `bytes` is the memory that the step reads and writes.
+// Update all tensors by a rule, or only the average of those without a gradient. `bytes` is the memory that the step
+// reads and writes.
 void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes);
 
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);
 
-// Write the elements [begin, end) of a slot's gradient to memory, in the type of the computation.
-void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to);
+// The sum of squares of a gradient of doubles whose squares overflow, in IEEE mode: infinite or NaN only if an element
+// is. `sums` has room for the sums of its blocks.
+SquareSum sum_in_large_unit(const Slot& slot, double* sums);
 
 // Set the elements [begin, end) of a slot's gradient to +0.
 void zero_grad(const Slot& slot, int64_t begin, int64_t end);

@@ -104,15 +104,12 @@ INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Type
     }
 }
 
-// The loop over arrays that are converted, vector by vector. The elements after the last whole vector are copied
-// into vectors of their own, and back.
-template <class Rule, Variant kVariant>
-INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t begin, int64_t end) {
+// The loop over arrays that are converted, vector by vector: compute(cursor, noise, number of its first element). The
+// elements after the last whole vector are copied into vectors of their own, and back. each(f) calls f for each array.
+template <class Each, class Compute>
+INLINE_HOST_DEVICE void each_vector(const Types types, const Task& task, bool stochastic, int64_t begin, int64_t end,
+                                    Each each, Compute compute) {
     const Slot& slot = *task.slot;
-    const Scalars<Rule, float> k(*task.derived, task.scale);
-    const bool averages = kVariant == kAveraged && task.derived->variant == kAveraged;
-    const bool stochastic = kVariant == kAveraged && task.derived->stochastic;
-    auto each = [&](auto f) { each_array<Rule>(types, averages, f); };
     Noise noise;
     for (int64_t i = begin; i < end;) {
         int64_t first = 0, stop = end;
@@ -140,7 +137,7 @@ INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t beg
             }
         });
         for (int64_t j = 0; j < n; j += kWidth) {
-            convert_vector<Rule, kVariant>(k, types, here, averages, stochastic ? &noise : nullptr, i + j - first);
+            compute(here, stochastic ? &noise : nullptr, i + j - first);
             each([&](int role, int64_t width, bool) { here.at[role] += kWidth * width; });
         }
         each([&](int role, int64_t width, bool written) {
@@ -148,6 +145,17 @@ INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t beg
         });
         i += n;
     }
+}
+
+template <class Rule, Variant kVariant>
+INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t begin, int64_t end) {
+    const Scalars<Rule, float> k(*task.derived, task.scale);
+    const bool averages = kVariant == kAveraged && task.derived->variant == kAveraged;
+    const bool stochastic = kVariant == kAveraged && task.derived->stochastic;
+    each_vector(
+        types, task, stochastic, begin, end, [&](auto f) INLINE_LAMBDA { each_array<Rule>(types, averages, f); },
+        [&](const Cursor& here, const Noise* noise, int64_t i)
+            INLINE_LAMBDA { convert_vector<Rule, kVariant>(k, types, here, averages, noise, i); });
 }
 
 template <class Rule, Variant kVariant, int kLoop>
@@ -158,6 +166,34 @@ void update_narrow(const Task& task, int64_t begin, int64_t end) {
 template <class Rule>
 void update_generic(const Task& task, int64_t begin, int64_t end) {
     convert<Rule, kAveraged>(task.slot->types, task, begin, end);
+}
+
+// A parameter that no update has written may be subnormal, which counts as zero.
+void average(const Task& task, int64_t begin, int64_t end) {
+    const Types types = task.slot->types;
+    if (types.param == kFloat64) {
+        const auto k = Around::scalars<double>(*task.derived);
+        const double* p = static_cast<const double*>(task.slot->arrays[kParam]);
+        double* e = static_cast<double*>(task.slot->arrays[kAverage]);
+        for (int64_t i = begin; i < end; ++i) e[i] = Around::average(k, e[i], p[i]);
+        return;
+    }
+    const auto k = Around::scalars<float>(*task.derived);
+    each_vector(
+        types, task, task.derived->stochastic, begin, end,
+        [&](auto f) INLINE_LAMBDA {
+            f(kParam, kItemSize[types.param], false);
+            if (types.has_master()) f(kMaster, kItemSize[types.master], false);
+            f(kAverage, kItemSize[types.state], true);
+        },
+        [&](const Cursor& here, const Noise* noise, int64_t i) INLINE_LAMBDA {
+            Vector p, e;
+            p.whole = flushed(load(types, here.at[kParam], here.at[kMaster]));
+            e.whole = load(types.state, here.at[kAverage]);
+            ONE_VECTOR
+            for (int j = 0; j < kWidth; ++j) e[j] = Around::average(k, e[j], p[j]);
+            store(types.state, e.whole, here.at[kAverage], noise ? noise->bits[kAverage] + i : nullptr);
+        });
 }
 
 template <class T>
@@ -258,6 +294,7 @@ extern const Kernels KERNELS(FUSEDSTEP_ISA);
 const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA),
                                         kKernels,
                                         {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
+                                        average,
                                         {FUSEDSTEP_TYPES(SQUARE)}};
 
 }  // namespace fusedstep

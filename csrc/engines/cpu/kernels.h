@@ -44,6 +44,8 @@ struct Kernels {
     const Kernel* rules;  // in the order of the list of rules
     // Collect elements of a gradient, by type: as float, and as double.
     void (*gather[2][kTypes])(const Gathering& what, void* tile);
+    // Let the average of a tensor without a gradient follow its parameter.
+    void (*average)(const Task& task, int64_t begin, int64_t end);
     // The sums of squares of the blocks [begin, end) of an array of `size` elements, by type; see norm.h.
     void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
 };

@@ -36,6 +36,7 @@ public:
     void set_gradients() override {
         tasks_.clear();
         tasks_.reserve(slots_.size());
+        averages_.reserve(slots_.size());
         rows_.reserve(slots_.size());
         bytes_ = 0;
         for (const Slot& slot : slots_) {
@@ -69,6 +70,7 @@ public:
         // From here on nothing fails.
         derive(grad_scale, measures);
         run_tasks(rule_->id, tasks_, bytes_);
+        if (!averages_.empty()) run_tasks(rule_->id, averages_, bytes_of_averages_);
         if (measures) return found;
         return Done();
     }
@@ -117,20 +119,6 @@ private:
         return found;
     }
 
-    // The sum for a gradient of doubles whose squares overflow: infinite only if an element is. `sums` has room for the
-    // sums of its blocks.
-    static SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
-        double g[kBlock];
-        for (int64_t begin = 0; begin < slot.size; begin += kBlock) {
-            const int64_t n = std::min(slot.size - begin, kBlock);
-            read_gradient(slot, begin, begin + n, g);
-            for (int64_t i = 0; i < n; ++i) g[i] = g[i] * (1 / kLargeUnit);
-            sums[begin / kBlock] =
-                block_sum<true>(n, [&](int64_t i, int64_t) { return static_cast<const double*>(g + i); });
-        }
-        return {total(sums, blocks_of(slot.size)), kLargeUnit};
-    }
-
     // Advance the clocks, and derive the scalars of each tensor.
     void derive(double grad_scale, bool measured) {
         FloatMode mode;
@@ -143,11 +131,25 @@ private:
             if (derived.stochastic) task.noise = noise_key(derived.seed, slot.clock->t, slot.noise_id);
             if (!measured) task.scale = Around::scale(rows_.around(slot), grad_scale);
         }
+        averages_.clear();
+        bytes_of_averages_ = 0;
+        for (const Slot& slot : slots_) {
+            if (!rows_.averages(slot)) continue;
+            const Derived& derived = rows_.average(slot);
+            const Types& types = slot.types;
+            const auto traffic =
+                static_cast<int32_t>(kItemSize[types.param] + kItemSize[types.master] + 2 * kItemSize[types.state]);
+            const uint64_t noise = derived.stochastic ? noise_key(derived.seed, slot.clock->t, slot.noise_id) : 0;
+            averages_.push_back({&slot, &derived, 1, noise, kGeneric, traffic});
+            bytes_of_averages_ += slot.size * traffic;
+        }
     }
 
     const RuleInfo* rule_;
     std::span<const Slot> slots_;
-    std::vector<Task> tasks_;  // one for each slot with a gradient
+    std::vector<Task> tasks_;     // one for each slot with a gradient
+    std::vector<Task> averages_;  // in a step, one for each slot without a gradient that is averaged
+    int64_t bytes_of_averages_ = 0;
     Rows rows_;
     int64_t bytes_ = 0;
 };

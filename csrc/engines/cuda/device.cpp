@@ -99,10 +99,10 @@ void Device::set_hypers(std::span<const Number> hypers) {
 }
 
 void Device::set_gradients(std::span<const Gradient> gradients) {
-    gradients_of_ = {};
+    gradients_of_ = others_of_ = {};
     for (size_t i = 0; i < gradients.size(); ++i) {
         const Gradient& now = gradients[i];
-        if (now.order >= 0 && tensors_[i].size) ++gradients_of_[now.loop];
+        if (tensors_[i].size) ++(now.order >= 0 ? gradients_of_ : others_of_)[now.loop];
         if (memcmp(&gradients_[i], &now, sizeof(Gradient)) == 0) continue;
         gradients_[i] = now;
         first_changed_ = std::min(first_changed_, i);
@@ -189,6 +189,7 @@ void Device::load_kernels() {
     for (Loop loop : {float32, float64, generic})
         for (Body body : {kShortBody, kFullBody})
             occupancies_[loop][body] = occupancy(update_of(loop, rule_, body), kThreads);
+    for (Loop loop : {float32, float64, generic}) occupancy(average_of(loop), kThreads);
     occupancy(preparations[rule_], kFewThreads);
     occupancy(common.square, kThreads);
     occupancy(common.add_tiles, kManyThreads);
@@ -198,11 +199,13 @@ void Device::load_kernels() {
 void Device::update(const Step& step, Stream stream) {
     launch(preparations[rule_], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
            table_, step.mode, findings_ + step.ticket);
+    auto run = [&](Update kernel, int64_t occupancy) {
+        const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, occupancy * multiprocessors_);
+        launch(kernel, blocks, kThreads, stream, table_);
+    };
     for (Loop loop : {float32, float64, generic}) {
-        if (!gradients_of_[loop]) continue;
-        const int64_t at_once = static_cast<int64_t>(occupancies_[loop][step.body]) * multiprocessors_;
-        const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, at_once);
-        launch(update_of(loop, rule_, step.body), blocks, kThreads, stream, table_);
+        if (gradients_of_[loop]) run(update_of(loop, rule_, step.body), occupancies_[loop][step.body]);
+        if (step.averages && others_of_[loop]) run(average_of(loop), kLeastBlocks);
     }
 }
 

@@ -16,6 +16,7 @@ namespace fusedstep::cuda {
 struct Step {
     Mode mode;
     Body body;
+    bool averages;   // tensors without a gradient are averaged
     bool captured;   // the step is recorded into a graph
     int64_t ticket;  // where its finding is stored
 };
@@ -66,6 +67,7 @@ private:
     int multiprocessors_ = 0;
     std::array<std::array<int, kBodies>, kLoops> occupancies_{};  // blocks of a kernel on a multiprocessor
     std::array<int64_t, kLoops> gradients_of_{};                  // gradients in this step, by loop
+    std::array<int64_t, kLoops> others_of_{};                     // tensors without a gradient, by loop
 
     std::vector<Tensor> tensors_;
     std::vector<Gradient> gradients_;

@@ -213,12 +213,16 @@ __global__ void __launch_bounds__(kManyThreads, 1)
     found->offender = how.skips_nonfinite ? static_cast<int64_t>(offender) : kNobody;
 }
 
+INLINE_HOST_DEVICE bool is_averaged(const Tensor& tensor, const Around::Hyper& around) {
+    return tensor.arrays[kParam] && tensor.arrays[kAverage] && around.averages();
+}
+
 template <class Rule>
 __global__ void __launch_bounds__(kFewThreads, 8)
     prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Finding* found) {
     const int32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i == 0) table.offenders[table.device] = kNobody;  // for the next step
-    if (i >= table.count || table.gradients[i].order < 0) return;
+    if (i >= table.count) return;
     const Flush<double> mode;
     constexpr int kCount = words(Rule::hypers) + words(Around::hypers);
     __shared__ double rooms[kFewThreads][kCount];  // the hyperparameters, too many for registers
@@ -230,17 +234,22 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     Prepared& prepared = table.prepared[i];
     prepared.skipped = how.skips_nonfinite && found->offender != kNobody;
     prepared.derived.zero_grad = around.zero_grad != 0;
-    if (prepared.skipped) return;
-    derive<Rule>(hypers, table.clocks[i], prepared.derived);
+    prepared.averaged = table.gradients[i].order < 0 && !prepared.skipped && is_averaged(table.tensors[i], around);
+    if (prepared.skipped || (table.gradients[i].order < 0 && !prepared.averaged)) return;
+    if (prepared.averaged)
+        Around::derive(around, 0, table.clocks[i], prepared.derived);
+    else
+        derive<Rule>(hypers, table.clocks[i], prepared.derived);
     read_anew();
+    prepared.noise = prepared.derived.stochastic
+                         ? noise_key(prepared.derived.seed, table.clocks[i].t, table.tensors[i].noise_id)
+                         : 0;
+    if (prepared.averaged) return;
     const double step_scale = value_of(how.grad_scale);
     const double scale = how.measures ? Around::scale(around, step_scale, own_squares(table)[i], found->norm)
                                       : Around::scale(around, step_scale);
     prepared.scale64 = scale;
     prepared.scale32 = static_cast<float>(scale);
-    prepared.noise = prepared.derived.stochastic
-                         ? noise_key(prepared.derived.seed, table.clocks[i].t, table.tensors[i].noise_id)
-                         : 0;
 }
 
 #define PREPARE(Rule) prepare<Rule>,

@@ -52,7 +52,9 @@ Gradient gradient_of(const Slot& slot, int32_t order) {
     gradient.row = slot.row;
     gradient.type = slot.types.grad;
     gradient.head = head_of(gradient.data, gradient.type, slot.types.param);
-    gradient.loop = loop_of(slot.types);
+    Types types = slot.types;
+    if (!slot.has_grad) types.grad = types.param;
+    gradient.loop = loop_of(types);
     return gradient;
 }
 
@@ -108,6 +110,7 @@ public:
         int64_t& tickets = request.captured ? captured_tickets_ : tickets_;
         const Step step{{request.grad_scale, gradient_count_, measures, request.skips_nonfinite},
                         rows_.variant() <= kDecayed ? kShortBody : kFullBody,
+                        std::ranges::any_of(slots_, [&](const Slot& slot) { return rows_.averages(slot); }),
                         request.captured,
                         tickets % kTickets + (request.captured ? kTickets : 0)};
         const bool was_stale = stale_;
@@ -196,7 +199,10 @@ private:
         mode.ieee();
         rows_.begin();
         for (const Slot& slot : slots_)
-            if (slot.has_grad) rows_.advance(slot);
+            if (slot.has_grad)
+                rows_.advance(slot);
+            else if (rows_.averages(slot))
+                rows_.average(slot);
     }
 
     std::mutex reading_;

@@ -45,6 +45,7 @@ struct Prepared {
     double scale64;
     float scale32;
     bool skipped;
+    bool averaged;  // without a gradient
     uint64_t noise;
 };
 
@@ -93,6 +94,13 @@ inline Update update_of(Loop loop, int rule, Body body) {
 
 using Prepare = void (*)(Table, Mode, const Finding*);
 extern const Prepare preparations[];
+
+// The kernels that let the averages of tensors without a gradient follow their parameters.
+extern const Update average_float32, average_float64, average_generic;
+inline Update average_of(Loop loop) {
+    const Update averages[kLoops] = {average_float32, average_float64, average_generic};
+    return averages[loop];
+}
 
 // The kernels that are the same for all rules.
 struct Common {

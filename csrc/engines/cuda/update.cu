@@ -14,6 +14,7 @@
 
 #define JOIN(a, b) a##b
 #define UPDATES(loop) JOIN(updates_, loop)
+#define AVERAGE(loop) JOIN(average_, loop)
 
 namespace {
 
@@ -158,6 +159,13 @@ INLINE_HOST_DEVICE void load_with_master(const Types& types, const void* param, 
     }
 }
 
+template <int n, class X>
+INLINE_HOST_DEVICE void load_param(const Types& types, const void* param, const void* master, int i, X (&x)[n]) {
+    if constexpr (kLoop == generic)
+        if (types.master != kTypes) return load_with_master(types, param, master, i, x);
+    load(types.param, param, i, x);
+}
+
 template <int n>
 INLINE_HOST_DEVICE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
     if (types.master == kUInt16) {
@@ -265,14 +273,7 @@ struct Tile {
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
-            if constexpr (kLoop == generic) {
-                if (types.master != kTypes)
-                    load_with_master(types, param, master, at, p[u]);
-                else
-                    load(types.param, param, at, p[u]);
-            } else {
-                load(types.param, param, at, p[u]);
-            }
+            load_param(types, param, master, at, p[u]);
             load(types.grad, grad, at, g[u]);
             each_state<Rule>([&](int j) { load(types.state, states[j], at, s[u][j]); });
         }
@@ -350,6 +351,38 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
     }
 }
 
+// Element by element: a tensor that gets no more gradients is rare. A parameter that no update has written may be
+// subnormal, which counts as zero.
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) average(const __grid_constant__ Table table) {
+    const Flush<T> mode;
+    const int lane = threadIdx.x % kWarp, warps = gridDim.x * kThreads / kWarp;
+#pragma unroll 1
+    for (int32_t tile = (blockIdx.x * kThreads + threadIdx.x) / kWarp; tile < table.tiles; tile += warps) {
+        const int32_t i = table.owners[tile];
+        const Tensor& tensor = table.tensors[i];
+        const Prepared& prepared = table.prepared[i];
+        if (!prepared.averaged || table.gradients[i].loop != kLoop) continue;
+        const Types types{tensor.param, kTypes, tensor.state, tensor.master};
+        const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
+        const int n = static_cast<int>(rest < kTile ? rest : kTile);
+        void* const param = at(tensor.arrays[kParam], types.param, begin);
+        void* const average = at(tensor.arrays[kAverage], types.state, begin);
+        void* const master = at(tensor.arrays[kMaster], types.master, begin);
+        const Around::Scalars<T>& k = Around::scalars<T>(prepared.derived);
+#pragma unroll 1
+        for (int j = lane; j < n; j += kWarp) {
+            T p[1], e[1];
+            load_param(types, param, master, j, p);
+            if constexpr (kLoop != float64) p[0] = flushed(p[0]);
+            load(types.state, average, j, e);
+            e[0] = Around::average(k, e[0], p[0]);
+            store(types.state, average, j, e,
+                  Rounding{prepared.derived.stochastic, prepared.noise, noise_array(kAverage),
+                           tensor.origin + begin + j});
+        }
+    }
+}
+
 // The generic loop looks at the options as it goes, so it has the full body only. A yardstick is run without options.
 constexpr Body kLeastBody = kLoop == generic ? kFullBody : kShortBody;
 template <class Rule>
@@ -360,6 +393,7 @@ constexpr Body kMostBody = kYardstick<Rule> ? kLeastBody : kFullBody;
 
 namespace fusedstep::cuda {
 
+const Update AVERAGE(FUSEDSTEP_LOOP) = average;
 const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(BODIES) FUSEDSTEP_LIMITS(BODIES)};
 
 }  // namespace fusedstep::cuda

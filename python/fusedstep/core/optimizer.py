@@ -64,8 +64,9 @@ class Optimizer(Stateful):
     ema : float, callable or None
         Decay d of an exponential moving average of the parameters, from 0 to 1: ``e = d e + (1 - d) p`` after each
         update, and ``e = p`` after the first (Polyak & Juditsky 1992, "Acceleration of stochastic approximation by
-        averaging"). The averages are in ``optimizer.ema[key]``; ``optimizer.ema.decay`` is the decay, which
-        ``optimizer.ema = 0.99`` changes. An average that is switched off and on again goes on from where it was.
+        averaging"). A parameter without a gradient is averaged too. The averages are in ``optimizer.ema[key]``;
+        ``optimizer.ema.decay`` is the decay, which ``optimizer.ema = 0.99`` changes. An average that is switched off
+        and on again goes on from where it was.
     zero_grad : bool
         Whether gradients are set to 0 once they have been read, also in a step that `skip_nonfinite` skips.
     frozen : bool
@@ -282,9 +283,11 @@ class Optimizer(Stateful):
 
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
-        looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads)]
         self._progress.check_use(plan.keys)
         matching = match(settings, plan.keys, params, self._progress.clock_of, self._matching)
+        values_of = matching.values()
+        averaged = [values_of[i]["ema"] is not None for i in matching.layer_of]
+        looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads, averaged)]
         before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
         clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
         plan.bind(
@@ -310,21 +313,20 @@ class Optimizer(Stateful):
         self, keys: list[Hashable], looks: list[Look | None], matching: Matching, rule: _cpu.Rule
     ) -> Progress:
         """Return a progress with all that the parameters of a step need: the present one, if it has all."""
-        values_of = matching.values()
-        taking_part = [
-            (key, look, values_of[i])
-            for key, look, i in zip(keys, looks, matching.layer_of, strict=True)
-            if look and not values_of[i]["frozen"]
-        ]
-        wanted = {
-            key: (values["state_dtype"], values["ema"] is not None, values["master_weights"])
-            for key, _, values in taking_part
-        }
+        taking_part, wanted, values_of = [], {}, matching.values()
+        for key, look, i in zip(keys, looks, matching.layer_of, strict=True):
+            values = values_of[i]
+            averaged = values["ema"] is not None
+            updated = look is not None and look.has_grad and not values["frozen"]
+            if look is not None and (updated or averaged):
+                taking_part.append((key, look, values))
+                names = rule.states if updated else ()
+                wanted[key] = names, values["state_dtype"], averaged, values["master_weights"] if updated else None
         progress = self._progress
         lacking = [
             (key, look, values)
             for key, look, values in taking_part
-            if progress.needs(key, look, rule.states, *wanted[key][1:])
+            if progress.needs(key, look, wanted[key][0], *wanted[key][2:])
         ]
         if any(progress.misplaced(key, look) for key, look, _ in lacking):
             progress = progress.without_plans()
@@ -332,18 +334,17 @@ class Optimizer(Stateful):
             progress = progress.extended(keys)
         counts = progress.t if lacking and self.accumulator else {}
         for key, look, values in lacking:
-            start = dict.fromkeys(rule.states, 0.0)
-            if self.accumulator:
+            names, *options = wanted[key]
+            start = dict.fromkeys(names, 0.0)
+            if self.accumulator in names:
                 name = "initial_accumulator"
                 start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
-            progress.make(key, look, start, *wanted[key])
+            progress.make(key, look, start, *options)
         return progress
 
 
-def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...] | None:
-    """Return the arrays of a parameter as a plan takes them: states, average, master; None before they are made."""
+def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...]:
+    """Return the arrays of a parameter as a plan takes them: states, average, master; None for what is not there."""
     states = progress.state.get(key, {})
-    if states.keys() < set(rule.states) or not all(name in states for name in rule.states):
-        return None
     master = states.get("master", states.get("remainder"))
-    return (*(states[name] for name in rule.states), progress.ema.get(key), master)
+    return (*(states.get(name) for name in rule.states), progress.ema.get(key), master)

@@ -51,6 +51,7 @@ class Look(NamedTuple):
     dtype: np.dtype[Any]
     device: int | None
     order: tuple[int, ...]
+    has_grad: bool
 
 
 class Progress:
@@ -123,13 +124,14 @@ class Progress:
         other._clocks, other.plans = self._clocks.copy(), Plans(self.plans.captured)
         return other
 
-    def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str) -> bool:
+    def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str | None) -> bool:
         """Return whether `make` would make or replace an array of a parameter."""
-        known, own = self.state.get(key), MASTERS.get(master)
+        known, own = self.state.get(key), MASTERS.get(master or False)
         if known is None or (averaged and key not in self.ema) or any(name not in known for name in names):
             return True
         expected = {own} if own and fits(look.dtype, own, MASTER_DTYPES[own]) else set()
-        return known.keys() & MASTER_DTYPES.keys() != expected or self.misplaced(key, look)
+        masters = known.keys() & MASTER_DTYPES.keys()
+        return (master is not None and masters != expected) or self.misplaced(key, look)
 
     def misplaced(self, key: Hashable, look: Look) -> bool:
         """Return whether an array of a parameter lies on another device, or in another order of its axes."""
@@ -143,7 +145,7 @@ class Progress:
         starts: Mapping[str, float],
         state_dtype: str,
         averaged: bool,
-        master: bool | str,
+        master: bool | str | None,
     ) -> None:
         """
         Make what a parameter still lacks: its states, its average and its master. Masters of another kind are dropped.
@@ -158,8 +160,8 @@ class Progress:
             What the parameter is.
         starts : mapping
             Name of a state -> the number that it starts at.
-        state_dtype, master : str or bool
-            The hyperparameters `state_dtype` and `master_weights`.
+        state_dtype, master : str, bool or None
+            The hyperparameters `state_dtype` and `master_weights`. A master that is None stays as it is.
         averaged : bool
             Whether there is to be an average.
 
@@ -170,9 +172,11 @@ class Progress:
         MemoryError, RuntimeError
             If there is no memory, or no CuPy for arrays on a GPU.
         """
-        shape, dtype, device, order = look
-        own = MASTERS.get(master)
-        known = {n: a for n, a in self.state.get(key, {}).items() if n not in MASTER_DTYPES or n == own}
+        shape, dtype, device, order, _ = look
+        own = MASTERS.get(master or False)
+        known = dict(self.state.get(key, {}))
+        if master is not None:
+            known = {n: a for n, a in known.items() if n not in MASTER_DTYPES or n == own}
         states = {name: _moved(array, look) for name, array in known.items()}
         if key in self.ema:
             self.ema[key] = _moved(self.ema[key], look)

@@ -19,8 +19,8 @@ def use_isa(name: str) -> None:
     Parameters
     ----------
     name : str
-        "auto" for the widest that this processor runs, or "baseline", "avx2", "avx512", "neon". The environment
-        variable FUSEDSTEP_ISA sets it at import.
+        "auto" for the widest that this processor runs, or "baseline", "avx2", "avx512", "avx512_bf16", "neon". The
+        environment variable FUSEDSTEP_ISA sets it at import.
 
     Raises
     ------

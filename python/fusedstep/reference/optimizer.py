@@ -225,6 +225,9 @@ class Optimizer:
         if not nonfinite:
             for key, g in grads.items():
                 self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
+            for key, p in params.items():
+                if key not in grads and self.of(key).ema_decay is not None:
+                    self.average(key, p, self.at(key))
         for key, g in given.items():
             if h[key].zero_grad:
                 g[...] = 0
@@ -308,10 +311,7 @@ class Optimizer:
             for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
-                d, d1 = T(h.ema_decay), T(1 - h.ema_decay)
-                begins = key not in self.ema
-                e = in_memory_order(self.ema.setdefault(key, made_like(like, D)), like)
-                e[...] = stored(x if begins else d * widened(e) + d1 * x, e.dtype, noise, 5)
+                self.follow(key, x, like, h, D, noise)
             if "remainder" in s:
                 p[...], s["remainder"][...] = split(x, p.dtype)
             elif "master" in s:
@@ -319,17 +319,40 @@ class Optimizer:
             else:
                 p[...] = stored(x, p.dtype, noise, 0)
 
+    def average(self, key: Hashable, p: Any, h: Any) -> None:
+        """Let the average of a parameter without a gradient follow it; subnormal float32 numbers count as zero."""
+        T = compute_type(p)
+        noise = Noise(h.seed, self.t.get(key, 0), key) if h.rounding == "stochastic" else None
+        masters = {name: in_memory_order(a, p) for name, a in self.state.get(key, {}).items() if len(name) > 1}
+        with float_mode(T):
+            x = unrounded(in_memory_order(p, p), masters)
+            self.follow(key, np.where(x == 0, np.copysign(T(0), x), x), p, h, self.dtype(key, p, h), noise)
+
+    def follow(self, key: Hashable, x: Any, p: Any, h: Any, dtype: Any, noise: Noise | None) -> None:
+        """Let the average of a parameter `p` follow its value `x`; the first time, the average is `x`."""
+        d, d1 = x.dtype.type(h.ema_decay), x.dtype.type(1 - h.ema_decay)
+        begins = key not in self.ema
+        e = in_memory_order(self.ema.setdefault(key, made_like(p, dtype)), p)
+        e[...] = stored(x if begins else d * widened(e) + d1 * x, e.dtype, noise, 5)
+
+    def dtype(self, key: Hashable, p: Any, h: Any) -> Any:
+        """Return the dtype of states and average: that of an existing one, otherwise that of the options."""
+        s = self.state.get(key, {})
+        existing = [array for array in (*(s.get(name) for name in h.names), self.ema.get(key)) if array is not None]
+        half = p.dtype.itemsize == 2
+        return (
+            existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
+        )
+
     def made(self, key: Hashable, p: Any, h: Any, T: Any) -> tuple[State, Any]:
         """
         Return the state of a parameter, after making missing arrays, and the dtype of states and averages.
 
-        An existing array decides the dtype; otherwise the options do. A new master is zeros: `unrounded` takes the
+        A new master is zeros: `unrounded` takes the
         parameter wherever the parameter is not the rounded master.
         """
         half = p.dtype.itemsize == 2
-        s = self.state.setdefault(key, {})
-        existing = [array for array in (*(s.get(name) for name in h.names), self.ema.get(key)) if array is not None]
-        D = existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
+        s, D = self.state.setdefault(key, {}), self.dtype(key, p, h)
         for name in h.names:
             with np.errstate(over="ignore"):
                 s.setdefault(name, made_like(p, D, T(h.initial(name))))

@@ -211,7 +211,7 @@ class Adam(Optimizer):
         m[...] = k.beta1 * m + k.o1 * g
         v[...] = k.beta2 * v + k.o2 * (g * g)
         if w is not None:
-            w[...] = larger(w, v)
+            w[...] = larger(w + w.dtype.type(0), v)  # the sum flushes a subnormal number
             v = w
         return (k.step * m) / (np.sqrt(v + k.ei) + k.eo)
 
