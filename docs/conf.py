@@ -38,12 +38,26 @@ html_theme_options = {
 copyright = "the authors of fusedstep; Apache License 2.0"  # noqa: A001 (Sphinx asks for this name)
 
 
+def is_an_optimizer(obj: Any) -> bool:
+    """Return whether an object is a class of optimizers, whose options are those of `Optimizer`."""
+    base = fusedstep.optimizers.Optimizer
+    return inspect.isclass(obj) and issubclass(obj, base) and obj is not base
+
+
+def short_docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Leave out what is said of the options in every class: on the site, a page of their own says it once."""
+    del app, what, name, options
+    if is_an_optimizer(obj):
+        start, end = lines.index("grad_scale : float or callable"), lines.index("Notes")
+        lines[start:end] = ["**options", "    Those of `Optimizer`.", ""]
+
+
 def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
     """Show what is special to an optimizer; what all of them share stands as ``**options``, as in the docstrings."""
     del app, what, name, options, signature, returns
-    base = fusedstep.optimizers.Optimizer
-    if not (inspect.isclass(obj) and issubclass(obj, base) and obj is not base):
+    if not is_an_optimizer(obj):
         return None
+    base = fusedstep.optimizers.Optimizer
     parameters = inspect.signature(obj).parameters.values()
     shared = {each.name: each.default for each in dataclasses.fields(base)}
     own = [each for each in parameters if each.name not in shared or each.default != shared[each.name]]
@@ -52,5 +66,6 @@ def short_signature(app: Any, what: str, name: str, obj: Any, options: Any, sign
 
 
 def setup(app: Any) -> None:
-    """Connect `short_signature` with the event of Sphinx in which it is called."""
+    """Connect functions with the events of Sphinx in which they are called, the docstring before numpydoc reads it."""
+    app.connect("autodoc-process-docstring", short_docstring, priority=0)
     app.connect("autodoc-process-signature", short_signature)

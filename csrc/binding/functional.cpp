@@ -83,8 +83,7 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     }
     for (size_t i = 0; i < keys.size(); ++i) keys[i] = py::int_(i);
     auto name = [&](size_t id) { return Name{role_name(id % roles), many ? keys[id / roles] : py::handle()}; };
-    for (size_t id = 0; id < held.size(); ++id)
-        held[id] = as_array(std::move(held[id]), name(id), id % roles == kGrad);
+    for (size_t id = 0; id < held.size(); ++id) held[id] = as_array(std::move(held[id]), name(id), id % roles == kGrad);
 
     WrittenMemory written;
     std::vector<Slot> slots(count);

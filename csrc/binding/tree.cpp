@@ -98,7 +98,8 @@ Tree::Items Tree::open(py::handle object, const std::string& name) {
     if (is_a(object, "Set"))
         throw py::type_error(name + " is of type " + type_name(object) +
                              ", which has no order, expected a list or a mapping of arrays");
-    if (!is_text && is_a(object, "Collection")) return {kSequence, py::list(py::reinterpret_borrow<py::object>(object)), false};
+    if (!is_text && is_a(object, "Collection"))
+        return {kSequence, py::list(py::reinterpret_borrow<py::object>(object)), false};
     return {kLeaf, py::reinterpret_borrow<py::object>(object), true};
 }
 
@@ -243,7 +244,8 @@ void Tree::collect_gradients(size_t at, py::handle object, Path& path, std::vect
                                  (items.kind != kLeaf ? text_of_kind(items.kind == kMapping)
                                   : is_array(object)  ? "one array"
                                                       : "of type " + type_name(object)) +
-                                 ", expected " + text_of_kind(node.kind == kMapping) + " like " + name_of("params", path));
+                                 ", expected " + text_of_kind(node.kind == kMapping) + " like " +
+                                 name_of("params", path));
         object = items.items;
     }
     const py::scoped_critical_section lock(object);

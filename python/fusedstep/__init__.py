@@ -29,21 +29,26 @@ A whole loop: batches, a schedule, clipping, averaged weights, a checkpoint afte
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fusedstep.core.containers import bind
-from fusedstep.core.result import Result
+import fusedstep.core.interpreter  # noqa: F401 (refuses an interpreter in which the next import would hang)
 from fusedstep.core.settings import info, set_num_threads, use_isa
 
-from . import _cpu, functional, optimizers, schedules
-from .checkpoint import load, save
+from . import _cpu, optimizers
 from .minibatches import minibatches
-from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
 
 if TYPE_CHECKING:
-    from . import reference
+    from fusedstep.core.containers import bind
+    from fusedstep.core.overrides import where
+    from fusedstep.core.result import Result
+
+    from . import functional, reference, schedules
+    from .checkpoint import load, save
+    from .loss_scale import LossScale
+    from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
 
 __version__ = _cpu.version
 
 __all__ = [
+    "LossScale",
     "Result",
     "bind",
     "functional",
@@ -55,16 +60,30 @@ __all__ = [
     "schedules",
     "set_num_threads",
     "use_isa",
+    "where",
 ]
 __all__ += optimizers.__all__
 
+# What is loaded when it is first asked for, since a program needs little of it: name -> the module that has it.
+_PLACES = {
+    "LossScale": ".loss_scale",
+    "Result": ".core.result",
+    "bind": ".core.containers",
+    "load": ".checkpoint",
+    "save": ".checkpoint",
+    "where": ".core.overrides",
+    **dict.fromkeys(optimizers.__all__, ".optimizers"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Load `fusedstep.reference` when it is first asked for: a program that only makes steps need not wait for it."""
-    if name == "reference":
-        return import_module(".reference", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in ("functional", "reference", "schedules"):
+        return import_module(f".{name}", __name__)
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_PLACES[name], __name__), name)
+    return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "optimizers", *(name for name in globals() if name[:2] == "__")})

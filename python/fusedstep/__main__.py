@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from fusedstep import _cpu
 from fusedstep.core.settings import info
 
 COMMANDS = {
@@ -18,8 +19,11 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     """Run the command that `argv` begins with, and return its exit code: 2 for a command that does not exist."""
     command, *rest = argv or ["--help"]
+    if command in ("-V", "--version"):
+        print(f"fusedstep {_cpu.version}")
+        return 0
     if command in ("-h", "--help"):
-        print("usage: python -m fusedstep COMMAND ...\n")
+        print("usage: python -m fusedstep COMMAND ...\n       python -m fusedstep --version\n")
         for name, summary in COMMANDS.items():
             print(f"  {name:8}{summary}")
         return 0

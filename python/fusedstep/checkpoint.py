@@ -12,6 +12,7 @@ import numpy as np
 
 from fusedstep.core.arrays import Array, Stored, as_array, device_of, fits, is_on_gpu, to_host
 from fusedstep.core.optimizer import Optimizer
+from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
 from fusedstep.core.restore import carry_out, check_separate, fill_all, span
 from fusedstep.core.snapshot import Keys, check_hyperparameters, described, narrowed, renamed
@@ -298,6 +299,10 @@ def _plain(extra: Any) -> Any:
 
 
 def _encoded(key: Hashable) -> Any:
+    if isinstance(key, where):
+        condition = key.condition
+        function = {"function": condition.name, "place": condition.place} if isinstance(condition, Noted) else None
+        return {"where": function or _encoded(condition), "optional": key.optional}
     if isinstance(key, tuple):
         return [_encoded(part) for part in key]
     if isinstance(key, Integral) and not isinstance(key, bool):
@@ -312,6 +317,10 @@ def _pairs(mapping: Mapping[Hashable, Any]) -> list[list[Any]]:
 
 
 def _decoded(key: Any) -> Hashable:
+    if isinstance(key, dict):
+        condition = key["where"]
+        function = Noted(condition["function"], condition["place"]) if isinstance(condition, dict) else None
+        return where(function or _decoded(condition), key["optional"])
     return tuple(_decoded(part) for part in key) if isinstance(key, list) else key
 
 

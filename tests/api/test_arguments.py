@@ -305,7 +305,7 @@ HYPERPARAMETERS = [
     ("lr", "0.1", TypeError, "lr is '0.1', expected a number"),
     ("lr", 10**400, ValueError, "lr is 1000"),
     ("lr", None, TypeError, "lr is None, expected a number"),
-    ("lr", np.ones(2), TypeError, "lr is array([1., 1.]), expected a number"),
+    ("lr", np.ones(2), TypeError, "lr is an array of dtype float64 and shape (2,), expected a number"),
     ("lr", 1j, TypeError, "lr is 1j, expected a number"),
     ("beta1", 1.0, ValueError, "beta1 is 1.0, expected 0 <= beta1 < 1"),
     ("beta2", -1e-9, ValueError, "beta2 is -1e-09, expected 0 <= beta2 < 1"),
@@ -315,8 +315,8 @@ HYPERPARAMETERS = [
     ("amsgrad", 1, TypeError, "amsgrad is 1, expected True or False"),
     ("weight_decay", -0.01, ValueError, "weight_decay is -0.01, expected 0 <= weight_decay < inf"),
     ("maximize", None, TypeError, "maximize is None, expected True or False"),
-    ("overrides", [], TypeError, "overrides is [], expected a mapping"),
-    ("overrides", {"a": 1}, TypeError, "overrides is {'a': 1}, expected a mapping"),
+    ("overrides", [], TypeError, "overrides is of type list, expected a mapping"),
+    ("overrides", {"a": 1}, TypeError, "overrides['a'] is 1, expected a mapping"),
     ("overrides", {"a": {"lr": -1}}, ValueError, "overrides['a']['lr'] is -1, expected 0 <= lr < inf"),
     (
         "overrides",
@@ -347,7 +347,7 @@ def test_an_option_that_is_not_there_is_never_ignored(cls):
     for option in ("nesterov", "learning_rate", "betas", "clip"):
         with pytest.raises(TypeError, match=option):
             cls(**{option: 1.0})
-        with pytest.raises(TypeError, match=rf"^{option} is no hyperparameter of {cls.__name__}, expected one of .*lr"):
+        with pytest.raises(TypeError, match=rf"^{option} is no hyperparameter of {cls.__name__}, expected "):
             setattr(cls(), option, 1.0)
         with pytest.raises(TypeError, match=option):
             cls().step(ones(), ones(), **{option: 1.0})

@@ -287,9 +287,28 @@ def test_equal_schedules_stay_and_others_are_replaced(path):
     other = fs.SGD(schedules.product(*changed), overrides={"b": {"lr": 1}})
     fs.load(path, other, hyperparameters="file")
     assert snapshot(other) == snapshot(opt)
-    assert other.lr.schedules[0] is not changed[0]
-    assert changed[0].rate == 1.0
+    assert other.lr.schedules[0] is other.overrides["a"]["lr"] is changed[0]  # in one place, and so in both
+    assert changed[0].rate == 0.25
     assert list(other.overrides) == ["a", "b"]
+
+
+def test_a_plateau_with_other_arguments_stays_the_one_in_use_and_this_is_told(path):
+    plateau = schedules.plateau(1.0, 0.5, patience=3)
+    opt = fs.SGD(plateau)
+    for x in (1, 2, 2, 2, 2):
+        plateau.observe(x)
+    fs.save(path, opt)
+    mine = schedules.plateau(1.0, 0.5, patience=0)
+    for load in (lambda opt: fs.load(path, opt), lambda other: other.load_state_dict(opt.state_dict())):
+        other = fs.SGD(mine)
+        with pytest.warns(UserWarning, match=r"^plateau\(.*patience=0.*\) stays, with the memory of the plateau\(.*=3"):
+            load(other)
+        assert other.lr is mine
+        assert (mine.rate, mine.best, mine.patience) == (0.5, 1, 0)
+    mine.observe(9)
+    p = np.ones(1)
+    other.step(p, np.ones(1))
+    assert p[0] == 0.75
 
 
 def test_one_plateau_in_two_places_stays_one(path):
@@ -382,7 +401,8 @@ def test_parameters_without_updates_have_no_states(path):
     other = fs.Adam()
     fs.load(path, other)
     assert dict(other.t) == {"a": 0, "b": 1}
-    assert list(other.state) == list(other.ema) == ["b"]
+    assert list(other.state) == list(opt.state) == ["b"]
+    assert list(other.ema) == ["a", "b"]
     for one in (opt, other):
         one.step(copy.deepcopy(params), {"a": np.ones(3)})
     assert snapshot(other) == snapshot(opt)

@@ -6,6 +6,7 @@ import pickle
 import re
 import traceback
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -166,3 +167,16 @@ def test_a_new_rule_needs_its_class_only(monkeypatch):
             made["strange"](1, 2, 3, 4, **{"t": 5, "c": 1, "d": 0, "lr": 0.5} | wrong)
     assert "lr, speed : float\n    How fast.\ndrift : float\n    As for the class: drift." in made["strange"].__doc__
     assert made["stranger"].__doc__.startswith("Make one update of `Strange` with ``wild=True``, in place.\n\nStrange.")
+
+
+@pytest.mark.skipif(not find_spec("torch"), reason="needs PyTorch")
+def test_a_number_in_an_array_is_refused_because_it_may_change():
+    import torch
+
+    for options in ({"lr": torch.tensor(0.5)}, {"lr": 0.5, "l1": torch.tensor(0.5)}):
+        p = np.ones(3)
+        with pytest.raises(
+            TypeError, match=r"^(lr|l1) is an array of dtype torch.float32 .*, as from float\((lr|l1)\)"
+        ):
+            functional.sgd(p, np.ones(3), **options)
+        assert (p == 1).all()

@@ -72,3 +72,62 @@ def test_info_is_complete():
     assert list(cuda)[:3] == ["built", "devices", "why_none"]
     assert (cuda["why_none"] is None) == bool(cuda["devices"])
     assert not cuda["built"] or "-fmad=false -ftz=true -prec-div=true -prec-sqrt=true" in cuda["flags"]
+
+
+# Import.
+
+
+def run(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.strip()
+
+
+def test_what_few_programs_need_is_loaded_when_it_is_needed():
+    code = "import numpy, sys; before = set(sys.modules); import fusedstep; print(*sorted(set(sys.modules) - before))"
+    loaded = set(run(code).split())
+    assert {name for name in loaded if name.partition(".")[0] == "fusedstep"} == {
+        "fusedstep",
+        "fusedstep._cpu",
+        "fusedstep.core",
+        "fusedstep.core.arrays",
+        "fusedstep.core.hyperparameters",
+        "fusedstep.core.interpreter",
+        "fusedstep.core.settings",
+        "fusedstep.minibatches",
+        "fusedstep.optimizers",
+    }
+    assert not loaded & {"cupy", "decimal", "hashlib", "json", "tempfile", "threading", "torch", "zipfile"}
+    step = "import numpy as np, fusedstep as fs, sys; fs.Adam().step(np.ones(3), np.ones(3)); print(*sys.modules)"
+    late = {"functional", "schedules", "checkpoint", "reference", "tools", "optimizers.sgd"}
+    assert not {f"fusedstep.{name}" for name in late} & set(run(step).split())
+
+
+def test_every_public_name_is_there_and_no_other_is_listed():
+    listed = set(run("import fusedstep as fs; print(*dir(fs))").split())
+    assert {name for name in listed if name[:2] != "__"} == {*fs.__all__, "optimizers"}
+    assert run("from fusedstep import *; print(Adam.__name__, callable(save), schedules.__name__)") == (
+        "Adam True fusedstep.schedules"
+    )
+    for name in fs.__all__:
+        assert getattr(fs, name) is not None
+    for module in (fs, fs.optimizers):
+        with pytest.raises(AttributeError, match=f"module {module.__name__!r} has no attribute 'Adan'"):
+            module.Adan  # noqa: B018
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python itself refuses it")
+def test_a_sub_interpreter_is_refused():
+    code = "import warnings; warnings.simplefilter('ignore'); import fusedstep"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import _xxsubinterpreters as s; s.run_string(s.create(), {code!r})"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "ImportError'>: fusedstep is imported in a sub-interpreter, expected the main one" in done.stderr
+
+
+def test_the_command_line_tells_the_version():
+    done = subprocess.run([sys.executable, "-m", "fusedstep", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"fusedstep {fs.__version__}\n"

@@ -64,6 +64,7 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "functional": ("core", "optimizers"),
     "checkpoint": ("core",),
     "minibatches": ("core",),
+    "loss_scale": ("core", "schedules"),
 }
 
 

@@ -246,6 +246,8 @@ def test_overrides_have_the_bits_of_the_reference():
         "*.bias": {"weight_decay": 0.0, "lr": 0.5},
         "head.*": {"maximize": True},
         "head.weight": {"maximize": False, "lr": lambda done: 0.2 / (1 + done)},
+        fs.where(lambda key, p: key[:4] == "head" and p.size == 35): {"l1": 0.25, "maximize": False},
+        fs.where("head.bias", optional=True): {"l1": 0.5},
     }
     for cls in CLASSES:
         keys = ["body.weight", "body.bias", "head.weight", "head.bias"]
@@ -258,6 +260,15 @@ def test_overrides_have_the_bits_of_the_reference():
             specification.step(wanted, grads)
         assert verify.difference(list(found.values()), list(wanted.values())) == 0
         assert verify.difference([found["body.weight"]], [found["body.bias"]]) > 0
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.1), np.float16(0.3), np.int64(3), np.float64(0.7)])
+def test_grad_scale_of_any_type_has_the_bits_of_the_reference(scale):
+    found, wanted, g = (np.linspace(-1, 2, 50, dtype=np.float32) for _ in range(3))
+    one, other = (module.SGD(lr=0.3, grad_scale=0.7, clip_global_norm=0.9) for module in (fs, reference))
+    one.step(found, g, grad_scale=scale)
+    other.step(wanted, g, grad_scale=scale)
+    assert verify.difference([found], [wanted]) == 0
 
 
 def test_results_around_the_smallest_normal_number(isa):

@@ -250,14 +250,32 @@ def test_keys_that_are_equal_have_equal_noise():
         same(run(key), run(key, reference))
 
 
-def test_a_key_whose_text_fails_is_a_key():
-    class Key:
+def test_keys_whose_text_does_not_last_have_no_noise():
+    class Failing:
         def __repr__(self):
             raise ValueError
 
-    p, key = np.ones(20, BF16), Key()
-    fs.SGD(rounding="stochastic").step({key: p}, {key: p.copy()})
-    assert (p != 1).any()
+    def always(key, p):
+        return True
+
+    for key in (object(), len.__call__, Failing(), ("a", object()), frozenset("abc"), lambda: 0):
+        p, g = {key: np.ones(20, BF16)}, {key: np.ones(20, BF16)}
+        for opt in (fs.SGD(rounding="stochastic"), fs.SGD(overrides={fs.where(always): {"rounding": "stochastic"}})):
+            with pytest.raises(
+                TypeError, match=r"^params has a key of type \w.*, whose text is another in every process"
+            ):
+                opt.step(p, g)
+            assert (p[key] == 1).all()
+        opt = fs.SGD()
+        opt.step(p, g)
+        before = p[key].copy()
+        opt.rounding = "stochastic"
+        for _ in range(2):
+            with pytest.raises(TypeError, match="is another in every process"):
+                opt.step(p, g)
+        same(p[key], before)
+        opt.rounding = "nearest"
+        opt.step(p, g)
 
 
 def test_the_last_elements_have_noise_wherever_threads_cut():

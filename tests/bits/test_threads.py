@@ -152,13 +152,14 @@ def test_number_of_threads_from_the_environment():
     environment = {k: v for k, v in os.environ.items() if k != "FUSEDSTEP_NUM_THREADS"}
     assert "FUSEDSTEP_NUM_THREADS" not in environment
     assert run(code, OMP_NUM_THREADS="5,2") == "5 OMP_NUM_THREADS"
+    assert run(code, FUSEDSTEP_NUM_THREADS="", OMP_NUM_THREADS="5") == "5 OMP_NUM_THREADS"
     assert run(code, OMP_NUM_THREADS="many").endswith(("process", "group", "machine"))
     assert run(code + "; fs.set_num_threads(7); i = fs.info(); print(i['threads'], i['threads_from'])").endswith(
         "7 set_num_threads"
     )
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "", "1.5", "99999999999"])
+@pytest.mark.parametrize("value", ["0", "-1", "two", " ", "1.5", "99999999999"])
 def test_a_wrong_number_in_the_environment_is_an_error(value):
     with pytest.raises(AssertionError, match=r"FUSEDSTEP_NUM_THREADS is '.*', expected 1 to 1024 threads"):
         run("", FUSEDSTEP_NUM_THREADS=value)
@@ -243,6 +244,7 @@ def test_isa_from_the_environment():
     code = "i = fs.info(); print(i['isa'], i['isa_from'])"
     first = fs.info()["isas"][0]
     assert run(code, FUSEDSTEP_ISA=first) == f"{first} FUSEDSTEP_ISA"
+    assert run(code, FUSEDSTEP_ISA="").endswith("the widest that this processor runs")
     with pytest.raises(AssertionError, match="FUSEDSTEP_ISA is 'sse9', expected one of auto, "):
         run(code, FUSEDSTEP_ISA="sse9")
 

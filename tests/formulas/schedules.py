@@ -16,6 +16,7 @@ EXAMPLES = [
     s.multistep(0.1, 0.5, [2, 5], "last"),
     s.piecewise([2, 5], [0.3, 0.2, 0.1]),
     s.inverse_time(0.1, 0.3, 2),
+    s.inverse_sqrt(0.1, 4),
     s.polynomial(0.1, 1e-4, 10, 2.5, cycle=True),
     s.warmup(0, s.warmup(0.1, s.cosine(0.5, 10), 3), 4),
     s.product(s.cosine(0.1, 9), 0.5, s.plateau(1.0)),

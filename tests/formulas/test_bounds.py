@@ -104,5 +104,5 @@ def test_bounds_are_saved(tmp_path):
         assert again.overrides["w"]["bounds"] == (-1.0, 1.0)
     saved = optimizer.state_dict()
     del saved["hyperparameters"]["bounds"]  # as version 0.1.0 wrote it
-    other.load_state_dict(saved)
+    other.load_state_dict(saved, hyperparameters="saved")
     assert other.bounds is None

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fusedstep import schedules as s
+from fusedstep.schedules.description import Found, differences, rebuild, remember
 from fusedstep.schedules.description import describe as describe_all
-from fusedstep.schedules.description import rebuild, remember
 from tests.formulas.schedules import EXAMPLES, INF, NAMES, describe, memories, observed, rebuilt, some
 
 
@@ -97,7 +97,7 @@ MEMORY = PLATEAU["memory"]
         (
             PRODUCT | {"schedules": [1, [2]]},
             TypeError,
-            "schedules[1] is [2], expected a schedule, a function or a number",
+            "schedules[1] is of type list, expected a schedule, a function or a number",
         ),
         ({k: PLATEAU[k] for k in PLATEAU if k != "memory"}, ValueError, "plateau has lr, factor,"),
         (PLATEAU | {"memory": None}, TypeError, "memory is None, expected a dictionary"),
@@ -157,7 +157,6 @@ def test_an_equal_schedule_stays_and_remembers(schedule):
 @pytest.mark.parametrize(
     ("present", "saved"),
     [
-        (s.plateau(1.0), s.plateau(2.0)),
         (s.plateau(1.0), s.constant(1.0)),
         (0.1, s.plateau(1.0)),
         (some, s.plateau(1.0)),
@@ -168,6 +167,21 @@ def test_a_schedule_that_is_not_equal_is_replaced(present, saved):
     found = rebuilt(describe(saved), present)
     assert found == saved
     assert found is not present
+
+
+@pytest.mark.parametrize("change", [{"lr": 2.0}, {"patience": 0}, {"mode": "max"}, {"factor": 0.25, "min_lr": 0.5}])
+def test_a_plateau_with_other_arguments_stays_and_remembers(change):
+    saved = observed(s.plateau(1.0, 0.5, 2))
+    mine = s.plateau(**{"lr": 1.0, "factor": 0.5, "patience": 2} | change)
+    outer, made = s.warmup(0.0, mine, 3), {}
+    assert rebuild(describe(s.warmup(0.0, saved, 3)), outer, made) is outer
+    remember(made)
+    assert mine.rate == saved.rate
+    assert mine.best == (saved.best if mine.mode == "min" else -INF)
+    (told,) = differences(made)
+    assert told.startswith(repr(mine))
+    assert repr(saved) in told
+    assert differences({0: Found(mine, mine, {})}) == []
 
 
 def test_a_plateau_that_the_caller_holds_goes_on_in_another_schedule():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import fusedstep as fs
 from fusedstep import schedules as s
+from fusedstep.schedules.trigonometry import cos_pi
 from tests.formulas.schedules import EXAMPLES, INF, NAMES, describe, memories, observed, rebuilt, some
 
 PI = Decimal("3.14159265358979323846264338327950288419716939937510")
@@ -26,6 +27,7 @@ SIGNATURES = {
     "multistep": "(lr, factor, boundaries, boundary='first')",
     "piecewise": "(boundaries, values, boundary='first')",
     "inverse_time": "(lr, rate, steps=1, staircase=False)",
+    "inverse_sqrt": "(lr, steps)",
     "polynomial": "(lr, end, steps, power=1, cycle=False)",
     "warmup": "(start, inner, steps)",
     "product": "(*schedules)",
@@ -139,6 +141,16 @@ def test_inverse_time():
         )
 
 
+def test_inverse_sqrt():
+    assert [s.inverse_sqrt(0.5, 4)(t) for t in (0, 12, 32, 60)] == [0.5, 0.25, 0.5 / 3, 0.125]
+    with localcontext(prec=40):
+        lr = Decimal.from_float(0.1)
+        for done in range(0, 3000, 37):
+            assert s.inverse_sqrt(0.1, 400)(done) == near(lr / (1 + exact_ratio(done, 400)).sqrt())
+    transformer = s.warmup(0, s.inverse_sqrt(1, 100), 100)
+    assert [transformer(t) for t in (0, 50, 100, 400, 2500)] == [0, 0.5, 1, 0.5, 0.2]
+
+
 @pytest.mark.parametrize("power", [1, 2, 3.0])
 def test_polynomial(power):
     curve, cycle = s.polynomial(0.5, 0.125, 8, power), s.polynomial(0.5, 0.125, 8, power, cycle=True)
@@ -166,6 +178,7 @@ def test_warmup_hands_over():
     inner = s.step(1, 0.5, 2)
     assert [s.warmup(0.5, inner, 4)(t) for t in range(9)] == [0.5, 0.625, 0.75, 0.875, 1, 1, 0.5, 0.5, 0.25]
     assert [s.warmup(0, 0.5, 1)(t) for t in range(3)] == [0, 0.5, 0.5]
+    assert [s.warmup(0.5, inner, 0)(t) for t in range(4)] == [inner(t) for t in range(4)]
     assert [s.warmup(3, lambda done: 1 + done, 2)(t) for t in range(4)] == [3, 2, 1, 2]
 
 
@@ -237,7 +250,7 @@ def test_the_length_of_a_period_is_a_power():
     tau = 250.0
     for length in lengths[:-1]:
         tau -= length
-    assert s.cosine_restarts(1, 10, x)(250) == 0.5 * (1 + math.cos(math.pi * tau / lengths[-1]))
+    assert s.cosine_restarts(1, 10, x)(250) == 0.5 * (1 + cos_pi(tau / lengths[-1]))
 
 
 @pytest.mark.parametrize("t_mul", [1, 1.5, 7])
@@ -281,6 +294,7 @@ def test_decay_never_rises(lr, rate, steps, done):
     for schedule in (
         s.exponential(lr, rate, steps, True),
         s.inverse_time(lr, rate, steps),
+        s.inverse_sqrt(lr, steps),
         s.step(lr, rate, steps),
         s.multistep(lr, rate, [steps, 2 * steps]),
         s.polynomial(lr, lr * rate, steps),
@@ -391,7 +405,7 @@ REFUSED = [
     (lambda: s.warmup(0, -1, 1), ValueError, "inner is -1, expected a finite number >= 0"),
     (lambda: s.warmup(0, "1", 1), TypeError, "inner is '1', expected a schedule, a function or a number"),
     (lambda: s.warmup(0, True, 1), TypeError, "inner is True, expected a schedule, a function or a number"),
-    (lambda: s.warmup(0, 1, -2), ValueError, "steps is -2, expected an integer >= 1"),
+    (lambda: s.warmup(0, 1, -2), ValueError, "steps is -2, expected an integer >= 0"),
     (lambda: s.sequential([1], [3]), ValueError, "schedules has 1 elements, expected 2, one more than milestones"),
     (
         lambda: s.sequential([1, None], [3]),

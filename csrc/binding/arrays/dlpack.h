@@ -1,5 +1,5 @@
-// The binary interface of DLPack 1.3 (https://dmlc.github.io/dlpack), as far as it is used here: how libraries of arrays
-// show their memory to C.
+// The binary interface of DLPack 1.3 (https://dmlc.github.io/dlpack), as far as it is used here: how libraries of
+// arrays show their memory to C.
 #pragma once
 
 #include <stdint.h>

@@ -20,8 +20,8 @@ struct Format {
     bool operator==(const Format&) const = default;
 };
 
-// For each format the dtype object by which arrays are recognised: NumPy's own, or the one of ml_dtypes once an array of
-// it has been seen. Another dtype object may be equal; recognition by address needs an object that never dies.
+// For each format the dtype object by which arrays are recognised: NumPy's own, or the one of ml_dtypes once an array
+// of it has been seen. Another dtype object may be equal; recognition by address needs an object that never dies.
 extern std::atomic<PyObject*> native_dtypes[2][kTypes + 1];
 inline PyObject* native_dtype(Format format) {
     return native_dtypes[format.pairs][format.type];

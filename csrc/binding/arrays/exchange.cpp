@@ -51,8 +51,7 @@ Format format_in(const dlpack::DataType& d) {
     if (d.lanes != 1) return {};
     if (d.code == dlpack::kFloat)
         return {d.bits == 32 ? kFloat32 : d.bits == 64 ? kFloat64 : d.bits == 16 ? kFloat16 : kTypes};
-    if (d.code == dlpack::kComplex)
-        return {d.bits == 64 ? kFloat32 : d.bits == 128 ? kFloat64 : kTypes, true};
+    if (d.code == dlpack::kComplex) return {d.bits == 64 ? kFloat32 : d.bits == 128 ? kFloat64 : kTypes, true};
     if (d.code == dlpack::kBfloat && d.bits == 16) return {kBFloat16};
     if (d.code == dlpack::kUInt && d.bits == 16) return {kUInt16};
     return {};

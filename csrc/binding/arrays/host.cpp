@@ -190,7 +190,9 @@ void check_type(const Sight& sight, const Name& name, const Like& like) {
     const bool is_swapped = dtype.starts_with('>') || dtype.starts_with('<');
     const bool is_named = like.format.type != kTypes;
     const std::string expected = (is_named ? dtype_text(like.format) : "float32, float64, float16 or bfloat16") +
-                                 (is_swapped ? " in native byte order" : is_named ? "" : ", complex64 or complex128") +
+                                 (is_swapped ? " in native byte order"
+                                  : is_named ? ""
+                                             : ", complex64 or complex128") +
                                  (is_named ? " like " + like.name.text() : "");
     throw py::type_error(name.text() + " is " + dtype + ", expected " + expected);
 }
@@ -237,8 +239,8 @@ View look(const py::object& array, const Name& name, Use use, const Like& like, 
         refuse_device(name, view.device, like.name, like.device);
     check_type(sight, name, like);
     if (like.view && !std::ranges::equal(view.shape(), like.view->shape()))
-        throw py::value_error(name.text() + " has shape " + shape_text(view) + ", expected " +
-                              shape_text(*like.view) + " like " + like.name.text());
+        throw py::value_error(name.text() + " has shape " + shape_text(view) + ", expected " + shape_text(*like.view) +
+                              " like " + like.name.text());
     check_memory(sight, name, use, like);
     return std::move(sight.view);
 }

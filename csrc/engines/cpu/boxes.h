@@ -13,10 +13,10 @@
 namespace fusedstep {
 
 constexpr int64_t kTileBytes = 16 << 10;
-constexpr int64_t kLine = 64;                    // bytes of a cache line
-constexpr int64_t kPadding = 16;                 // elements between rows of a tile: rows fall on different cache sets
-constexpr int64_t kMostRows = kLine / 2;         // elements of the smallest type in a line
-constexpr int kMostAxes = 64;                    // of an array of NumPy
+constexpr int64_t kLine = 64;             // bytes of a cache line
+constexpr int64_t kPadding = 16;          // elements between rows of a tile: rows fall on different cache sets
+constexpr int64_t kMostRows = kLine / 2;  // elements of the smallest type in a line
+constexpr int kMostAxes = 64;             // of an array of NumPy
 
 // Room for the elements of a box, of float or double.
 struct Tile {

@@ -61,6 +61,18 @@ void collect(const Kernels& kernels, const Gathering& what, void* tile) {
     kernels.gather[types.param == kFloat64][types.grad](what, tile);
 }
 
+}  // namespace
+
+void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
+    const int64_t width = kItemSize[computed_in(slot.types.param)];
+    each_box(slot, begin, end, kTileBytes / width, [&](int row_axis, const Box& box) {
+        collect(current_kernels(), {&slot, row_axis, box, box.pitch},
+                static_cast<char*>(to) + (box.first - begin) * width);
+    });
+}
+
+namespace {
+
 // One step, as its threads share it: the elements of all tensors in a row, cut by bytes.
 struct Step {
     const Kernels& kernels;
@@ -178,12 +190,9 @@ struct Squares {
     // The sums of squares of the blocks [begin, end) of a gradient that is collected, batch by batch.
     void gather(const Slot& slot, int64_t begin, int64_t end, double* sums_of_slot, char* batch) const {
         const Type type = computed_in(slot.types.param);
-        const int64_t width = kItemSize[type];
         for (int64_t b = begin; b < end; b += kBatch) {
             const int64_t first = b * kBlock, last = std::min(std::min(b + kBatch, end) * kBlock, slot.size);
-            each_box(slot, first, last, kTileBytes / width, [&](int row_axis, const Box& box) {
-                collect(kernels, {&slot, row_axis, box, box.pitch}, batch + (box.first - first) * width);
-            });
+            read_gradient(slot, first, last, batch);
             kernels.square[type](batch, last - first, 0, blocks_of(last - first), sums_of_slot + b);
         }
     }
@@ -244,20 +253,6 @@ void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     const int parts = parts_of(bytes);
     std::vector<char> batches(gathers ? std::max(parts, 1) * kBatchBytes : 0);
     run(Squares{current_kernels(), slots, sums, batches.data(), blocks, parts});
-}
-
-SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
-    const Kernels& kernels = current_kernels();
-    double x[kBlock];
-    for (int64_t b = 0; b < blocks_of(slot.size); ++b) {
-        const int64_t first = b * kBlock, last = std::min(first + kBlock, slot.size);
-        each_box(slot, first, last, kBlock, [&](int row_axis, const Box& box) {
-            collect(kernels, {&slot, row_axis, box, box.pitch}, x + (box.first - first));
-        });
-        for (int64_t i = 0; i < last - first; ++i) x[i] *= 1 / kLargeUnit;
-        sums[b] = block_sum<true>(last - first, [&](int64_t i, int64_t) -> const double* { return x + i; });
-    }
-    return {total(sums, blocks_of(slot.size)), kLargeUnit};
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {

@@ -25,9 +25,8 @@ void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes);
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);
 
-// The sum of squares of a gradient of doubles whose squares overflow, in IEEE mode: infinite or NaN only if an element
-// is. `sums` has room for the sums of its blocks.
-SquareSum sum_in_large_unit(const Slot& slot, double* sums);
+// Write the elements [begin, end) of a slot's gradient to memory, in the type of the computation.
+void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to);
 
 // Set the elements [begin, end) of a slot's gradient to +0.
 void zero_grad(const Slot& slot, int64_t begin, int64_t end);

@@ -119,6 +119,20 @@ private:
         return found;
     }
 
+    // The sum for a gradient of doubles whose squares overflow: infinite only if an element is. `sums` has room for the
+    // sums of its blocks.
+    static SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
+        double g[kBlock];
+        for (int64_t begin = 0; begin < slot.size; begin += kBlock) {
+            const int64_t n = std::min(slot.size - begin, kBlock);
+            read_gradient(slot, begin, begin + n, g);
+            for (int64_t i = 0; i < n; ++i) g[i] = g[i] * (1 / kLargeUnit);
+            sums[begin / kBlock] =
+                block_sum<true>(n, [&](int64_t i, int64_t) { return static_cast<const double*>(g + i); });
+        }
+        return {total(sums, blocks_of(slot.size)), kLargeUnit};
+    }
+
     // Advance the clocks, and derive the scalars of each tensor.
     void derive(double grad_scale, bool measured) {
         FloatMode mode;

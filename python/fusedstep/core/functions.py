@@ -20,7 +20,7 @@ import numpy as np
 
 from fusedstep import _cpu
 
-from .hyperparameters import Bounds, check, check_clips, declared, range_of, rule_hypers
+from .hyperparameters import Bounds, check, check_clips, declared, plain, range_of, recipes, shown
 from .optimizer import Optimizer
 
 __all__ = ["DecoupledOptions", "Options", "Outline", "function", "outlines", "signature"]
@@ -67,18 +67,6 @@ class Outline(NamedTuple):
     own: tuple[str, ...]  # the hyperparameters that the rule uses and that not every class has
 
 
-class _Recorder(dict[str, Any]):
-    """Hyperparameters that know which of them have been read."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__(values)
-        self.read: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return super().__getitem__(name)
-
-
 def outlines(classes: Iterable[type[Optimizer]]) -> list[Outline]:
     """Return an outline for each rule of the classes, in the order of the engine; a rule belongs to its first class."""
     owners: dict[str, tuple[type[Optimizer], Mapping[str, Any]]] = {}
@@ -89,10 +77,10 @@ def outlines(classes: Iterable[type[Optimizer]]) -> list[Outline]:
     for name, rule in _cpu.rules.items():
         if name in owners:
             cls, chosen = owners[name]
-            values = _Recorder({f.name: f.default for f in fields(cls) if f.name in declared(cls)} | dict(chosen))
-            rule_hypers(rule.hypers, values, cls.derived)
-            own = [field for field in declared(cls) if field in values.read and field not in declared(Optimizer)]
-            found.append(Outline(name, rule, cls, chosen, dict(values), tuple(own)))
+            values = {f.name: f.default for f in fields(cls) if f.name in declared(cls)} | dict(chosen)
+            used = {field for recipe in recipes(rule.hypers, values, cls.derived) for field in recipe.fields}
+            own = [field for field in declared(cls) if field in used and field not in declared(Optimizer)]
+            found.append(Outline(name, rule, cls, chosen, values, tuple(own)))
     return found
 
 
@@ -171,9 +159,13 @@ def _packing(outline: Outline) -> Callable[..., bytes]:
     """Return the function that checks hyperparameters and packs them for the engine; it remembers the packed bytes."""
     name, rule, cls, _, defaults, own = outline
     hints, known = declared(cls), declared(_options(cls))
+    numbers = recipes(rule.hypers, defaults, cls.derived)
 
     @lru_cache(maxsize=1024, typed=True)
     def packed(*given: Any, **options: Any) -> bytes:
+        for field, value in (*zip(own, given, strict=True), *options.items()):
+            if plain(value) is not value:  # an array, whose number may change while the bytes are remembered
+                raise TypeError(f"{field} is {shown(value)}, expected a number, as from float({field})")
         values = defaults | {
             field: check(field, value, hints[field], "", cls.ranges) for field, value in zip(own, given, strict=True)
         }
@@ -182,8 +174,8 @@ def _packing(outline: Outline) -> Callable[..., bytes]:
                 raise TypeError(f"{option} is no option of {name}, expected one of {', '.join(known)}")
             values[option] = check(option, value, known[option])
         check_clips(values)
-        scale = values["grad_scale"]
-        return np.array([*rule_hypers(rule.hypers, values | {"grad_scale": 1.0}, cls.derived), scale]).tobytes()
+        scale, values["grad_scale"] = values["grad_scale"], 1.0
+        return np.array([*(recipe.value(values) for recipe in numbers), scale]).tobytes()
 
     return packed
 

@@ -1,12 +1,14 @@
 """What a hyperparameter may be, and the values that a rule takes, made of the hyperparameters of a class."""
 
-import decimal
 import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral, Real
-from typing import Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from .arrays import as_array, is_on_gpu, to_host
 
@@ -16,6 +18,7 @@ __all__ = [
     "RANGES",
     "Bounds",
     "Range",
+    "Recipe",
     "Scheduled",
     "arguments",
     "check",
@@ -24,15 +27,17 @@ __all__ = [
     "evaluated",
     "integer",
     "on_host",
+    "plain",
     "range_of",
     "rational_power",
-    "rule_hypers",
+    "recipes",
+    "shown",
 ]
 
 Scheduled: TypeAlias = float | Callable[[int], float]  # a number, or a function of the number of finished updates
 Bounds: TypeAlias = tuple[float | None, float | None]  # from the first to the second number; None is no bound
 
-INF = math.inf
+INF, NAN = math.inf, math.nan
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ RANGES: dict[str, Range] = {
     "grad_scale": _FINITE,
     "clip_value": Range(0, INF, with_low=False),
     "clip_norm": Range(0, INF, with_low=False),
-    "clip_global_norm": Range(0, INF, with_low=False),
+    "clip_global_norm": Range(0, INF, with_low=False, with_high=True),
     "l1": Range(0, INF),
     "weight_decay": Range(0, INF),
     "low": Range(-INF, INF),
@@ -114,16 +119,34 @@ def check(name: str, value: Any, hint: Any = float, label: str = "", ranges: Map
         return _check_choice(label, value, hint)
     if value is None and name in _OPTIONAL:
         return None
-    if isinstance(value, bool) or not isinstance(value, (float, Real)):  # float first, to be fast
-        raise TypeError(f"{label} is {value!r}, expected a number{' or None' if name in _OPTIONAL else ''}")
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, (float, Real)):  # float first, to be fast
+        raise TypeError(f"{label} is {shown(value)}, expected a number{' or None' if name in _OPTIONAL else ''}")
     try:
-        x = float(value) + 0.0  # so that -0.0 is 0.0
+        x = float(number) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
-        x = INF
+        x = NAN
     allowed = range_of(name, ranges)
     if x not in allowed:
-        raise ValueError(f"{label} is {value!r}, expected {allowed.text(name)}")
+        raise ValueError(f"{label} is {number!r}, expected {allowed.text(name)}")
     return x
+
+
+def plain(value: Any) -> Any:
+    """Return the number that an array without dimensions holds, of whatever library, and anything else as it is."""
+    if isinstance(value, (float, Real)) or getattr(value, "shape", None) != ():
+        return value
+    kind = getattr(getattr(value, "dtype", None), "kind", "f")  # only NumPy's dtypes have one
+    return value.item() if kind in "fiuV" and hasattr(value, "item") else value  # V is bfloat16
+
+
+def shown(value: Any) -> str:
+    """Return what a wrong value is, for a message: never the elements of an array or a container."""
+    if isinstance(value, (str, int, float, np.generic)) or value is None:
+        return repr(value)
+    if (shape := getattr(value, "shape", None)) is not None:
+        return f"an array of dtype {getattr(value, 'dtype', None)} and shape {tuple(shape)}"
+    return f"of type {type(value).__name__}" if hasattr(value, "__iter__") else repr(value)
 
 
 def _check_choice(label: str, value: Any, hint: Any) -> Any:
@@ -199,42 +222,63 @@ def evaluated(values: Mapping[str, Any], done: int, ranges: Mapping[str, Range] 
     return found
 
 
-def rule_hypers(
-    names: tuple[str, ...], values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]
-) -> list[Any]:
+class Recipe(NamedTuple):
+    """How a rule's hyperparameter follows from those of a class."""
+
+    fields: tuple[str, ...]  # the hyperparameters of the class that have a part in it
+    value: Callable[[Mapping[str, Any]], Any]  # takes the hyperparameters by name; what is on a GPU stays there
+
+
+def recipes(
+    names: tuple[str, ...], known: Collection[str], derived: Mapping[str, Callable[..., float]]
+) -> tuple[Recipe, ...]:
     """
-    Return the values of the hyperparameters that a rule calls `names`.
+    Return the recipes of the hyperparameters that a rule calls `names`.
 
     Parameters
     ----------
     names : tuple of str
         A dialect of a rule is a hyperparameter too: `eps_inside` is eps where `eps_mode` is "inside" and otherwise 0,
         `velocity_step` is 1 where `velocity` is "step" and otherwise 0.
-    values : mapping
-        The hyperparameters of a class, with the values of schedules. None means infinity. What is on a GPU stays there.
+    known : collection of str
+        The hyperparameters of the class.
     derived : mapping
         Name -> a function that computes the value from hyperparameters of the class, which its arguments name.
     """
-    return [_rule_hyper(name, values, derived) for name in names]
+    return tuple(_recipe(name, known, derived) for name in names)
 
 
-def _rule_hyper(name: str, values: Mapping[str, Any], derived: Mapping[str, Callable[..., float]]) -> Any:
-    if name in values:
-        value = values[name]
-        return INF if value is None else _plain(value)
+def _recipe(name: str, known: Collection[str], derived: Mapping[str, Callable[..., float]]) -> Recipe:
+    if name == "clip_global_norm":
+        return Recipe((name,), lambda values: _limit(values[name]))
+    if name in known:
+        return Recipe((name,), lambda values: _plain(values[name]))
     if name in ("low", "high"):
-        low, high = values["bounds"] or (None, None)
-        return (-INF if low is None else low) if name == "low" else INF if high is None else high
+        return Recipe(("bounds",), lambda values: _bound(name, values["bounds"]))
     if name == "master":
-        return {False: 0.0, True: 1.0, "split": 2.0}[values["master_weights"]]
+        numbers = {False: 0.0, True: 1.0, "split": 2.0}
+        return Recipe(("master_weights",), lambda values: numbers[values["master_weights"]])
     if name in derived:
-        function = derived[name]
-        return function(**{field: values[field] for field in arguments(function)})
+        fields = arguments(derived[name])
+        return Recipe(fields, lambda values: derived[name](*(values[field] for field in fields)))
     field, _, choice = name.rpartition("_")
     mode = f"{field}_mode"
-    if mode not in values:
-        return float(values[field] == choice)
-    return _plain(values[field]) if values[mode] == choice else 0.0
+    if mode not in known:
+        return Recipe((field,), lambda values: float(values[field] == choice))
+    return Recipe((field, mode), lambda values: _plain(values[field]) if values[mode] == choice else 0.0)
+
+
+def _bound(name: str, bounds: Bounds | None) -> float:
+    """Return the lower or upper bound of parameters; one that is off is infinite."""
+    low, high = bounds or (None, None)
+    if name == "low":
+        return -INF if low is None else low
+    return INF if high is None else high
+
+
+def _limit(value: Any) -> Any:
+    """Return a limit of the norm, which is measured for an infinite one too: the engine's infinity measures nothing."""
+    return sys.float_info.max if isinstance(value, float) and value == INF else _plain(value)
 
 
 def arguments(function: Callable[..., Any]) -> tuple[str, ...]:
@@ -243,12 +287,17 @@ def arguments(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _plain(value: Any) -> Any:
+    """Return a number as the engine takes it: None, which switches an option off, is infinity."""
+    if value is None:
+        return INF
     return float(value) if isinstance(value, (int, float)) else value
 
 
 @lru_cache
 def rational_power(x: float, y: float) -> float:
     """Return x**y for x >= 0 to 50 digits, rounded once: libm's pow differs between platforms."""
+    import decimal  # loaded late: few programs need it
+
     if x == 0 or (x < 1 and math.isinf(y)):
         return 0.0
     with decimal.localcontext(decimal.Context(prec=50)):

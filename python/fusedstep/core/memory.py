@@ -41,6 +41,11 @@ class Averages(Mapping[Hashable, Array]):
         self._optimizer = optimizer
 
     @property
+    def of_a_run(self) -> bool:
+        """Whether the optimizer has begun."""
+        return bool(self._optimizer._progress.clock_of)
+
+    @property
     def decay(self) -> Scheduled | None:
         """The decay that was set; None where no average is made."""
         decay: Scheduled | None = self._optimizer._ema

@@ -92,8 +92,9 @@ class Optimizer(Stateful):
         update, of the parameter's key and of the element (Philox 4x32-10; Salmon et al. 2011, "Parallel random numbers:
         as easy as 1, 2, 3").
     overrides : mapping
-        Key of a parameter, or glob pattern of such keys -> hyperparameters that hold for these parameters only. Later
-        patterns win over earlier ones, and exact keys over patterns.
+        Key of a parameter, glob pattern of such keys, or `where(function)` -> hyperparameters that hold for these
+        parameters only. Later patterns and functions win over earlier ones, and exact keys over both. `groups` tells
+        which hyperparameters hold for which parameters.
 
     Raises
     ------
@@ -141,7 +142,13 @@ class Optimizer(Stateful):
         self._version = object()
         self._settings = self._settings_with()
         self._settled = self._version  # the version of the settings
+        self._check_overrides(self._settings)
+        self._matching = Matching.of_nothing(self._settings)  # of the last step
         self._ready = True
+
+    def _begin(self, values: Mapping[str, Any]) -> None:
+        super()._begin(values)
+        Optimizer.__post_init__(self)
 
     # Steps.
 
@@ -241,11 +248,11 @@ class Optimizer(Stateful):
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)
 
     def _settle(self) -> tuple[Settings, object]:
-        """Return the present hyperparameters and their version. Where they ask for another rule, plans are dropped."""
+        """Return the present hyperparameters and their version. Plans for another rule or overrides are dropped."""
         version = self._version
         if self._settled is not version:
             settings = self._settings_with()
-            if settings.rule != self._settings.rule:
+            if settings.rule != self._settings.rule or settings.overrides is not self._settings.overrides:
                 self._progress.plans.drop()
             self._settings = settings
             self._settled = version  # last: what is interrupted before is done again
@@ -253,10 +260,12 @@ class Optimizer(Stateful):
 
     def _tell(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> None:
         """Hand hyperparameters to a plan that have changed, or that change with every step."""
-        if planned.rule != settings.rule:
-            return
-        if planned.matching.settings is not settings:
-            planned.matching = match(settings, planned.plan.keys, progress.clock_of, planned.matching)
+        before = planned.matching.settings
+        if settings.rule != before.rule or settings.overrides is not before.overrides:
+            return  # the plan has been dropped
+        if before is not settings:
+            planned.matching = match(settings, planned.plan.keys, None, progress.clock_of, planned.matching)
+        self._matching = planned.matching
         planned.matching.hand_over(planned.plan, progress, planned.clock_index)
         planned.told = None if planned.matching.is_scheduled else version
 
@@ -274,8 +283,9 @@ class Optimizer(Stateful):
 
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
-        matching = match(settings, plan.keys, self._progress.clock_of, None)
-        averaged = [matching.layers[i].values["ema"] is not None for i in matching.layer_of]
+        matching = match(settings, plan.keys, params, self._progress.clock_of, self._matching)
+        values_of = matching.values()
+        averaged = [values_of[i]["ema"] is not None for i in matching.layer_of]
         looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads, averaged)]
         self._progress.check_use(plan.keys)
         before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
@@ -286,7 +296,7 @@ class Optimizer(Stateful):
             clock_index,
             np.array([noise_id(key) for key in plan.keys], np.uint64),
         )
-        planned = Planned(plan, clock_index, matching, settings.rule)
+        planned = Planned(plan, clock_index, matching)
         progress.plans.use(planned)
         self._tell(planned, progress, settings, version)
         outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
@@ -303,19 +313,19 @@ class Optimizer(Stateful):
         self, keys: list[Hashable], looks: list[Look | None], matching: Matching, rule: _cpu.Rule
     ) -> Progress:
         """Return a progress with all that the parameters of a step need: the present one, if it has all."""
+        values_of = matching.values()
         taking_part, wanted = [], {}
         for key, look, i in zip(keys, looks, matching.layer_of, strict=True):
-            layer = matching.layers[i]
-            values, averaged = layer.values, layer.values["ema"] is not None
-            updated = look is not None and look.has_grad and not values["frozen"]
+            values = values_of[i]
+            updated, averaged = look is not None and look.has_grad and not values["frozen"], values["ema"] is not None
             if look is not None and (updated or averaged):
-                taking_part.append((key, look, layer))
+                taking_part.append((key, look, values))
                 names = rule.states if updated else ()
                 wanted[key] = names, values["state_dtype"], averaged, values["master_weights"] if updated else None
         progress = self._progress
         lacking = [
-            (key, look, layer)
-            for key, look, layer in taking_part
+            (key, look, values)
+            for key, look, values in taking_part
             if progress.needs(key, look, wanted[key][0], *wanted[key][2:])
         ]
         if any(progress.misplaced(key, look) for key, look, _ in lacking):
@@ -323,12 +333,12 @@ class Optimizer(Stateful):
         if lacking or any(key not in progress.clock_of for key in keys):
             progress = progress.extended(keys)
         counts = progress.t if lacking and self.accumulator else {}
-        for key, look, layer in lacking:
+        for key, look, values in lacking:
             names, *options = wanted[key]
             start = dict.fromkeys(names, 0.0)
             if self.accumulator in names:
                 name = "initial_accumulator"
-                start[self.accumulator] = evaluated({name: layer.values[name]}, counts[key], self.ranges)[name]
+                start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
             progress.make(key, look, start, *options)
         return progress
 

@@ -21,7 +21,6 @@ class Planned:
     plan: _cpu.Plan
     clock_index: npt.NDArray[np.int64]
     matching: Any  # a Matching of overrides.py
-    rule: str
     told: object = None  # which hyperparameters the plan has been told; None where they change with every step
 
 

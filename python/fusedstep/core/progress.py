@@ -1,7 +1,6 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
 from collections.abc import Hashable, Iterable, Mapping
-from hashlib import blake2b
 from itertools import islice
 from numbers import Integral
 from types import MappingProxyType
@@ -14,21 +13,34 @@ from fusedstep import _cpu
 from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, fits, is_narrow, new_array, same_order
 from .plans import Plans
 
-__all__ = ["Look", "Progress", "listed", "noise_id"]
+__all__ = ["Look", "Progress", "is_lasting", "listed", "noise_id"]
 
 # The clock of a parameter, which the engine reads and advances: finished updates, whether the average has begun (1 or
 # 0), and the numbers that the rule keeps between updates.
 CLOCK = np.dtype([("t", np.int64), ("averaged", np.int64), ("memory", np.float64, (_cpu.max_memory,))])
 
 
+def is_lasting(key: Hashable) -> bool:
+    """Return whether a key has the same text in every process: no address, and no order of a set."""
+    if isinstance(key, tuple):
+        return all(map(is_lasting, key))
+    if key is None or isinstance(key, (str, Integral, float)):
+        return True
+    try:
+        return " at 0x" not in repr(key) and not isinstance(key, frozenset)
+    except Exception:
+        return False
+
+
 def noise_id(key: Hashable) -> int:
     """Return the number that makes the random bits of a parameter its own: its key, or a digest of the key's text."""
     if isinstance(key, Integral):
         return int(key) % 2**64
-    try:
-        text = key if isinstance(key, str) else repr(key)
-    except Exception:
-        text = type(key).__qualname__  # the key's repr fails
+    if not is_lasting(key):
+        return 0  # of no use: `match` refuses stochastic rounding
+    from hashlib import blake2b  # loaded late: it takes longer to load than all of this module
+
+    text = key if isinstance(key, str) else repr(key)
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
@@ -115,6 +127,8 @@ class Progress:
     def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str | None) -> bool:
         """Return whether `make` would make or replace an array of a parameter."""
         known, own = self.state.get(key), MASTERS.get(master or False)
+        if known is None and master is None:
+            known = {}
         if known is None or (averaged and key not in self.ema) or any(name not in known for name in names):
             return True
         expected = {own} if own and fits(look.dtype, own, MASTER_DTYPES[own]) else set()
@@ -189,13 +203,20 @@ class Progress:
             # A new master is zeros. The kernel takes the parameter wherever it is not the rounded master, so training
             # starts from the parameter.
             states[own] = new_array(shape, MASTER_DTYPES[own], device, order)
-        self.state[key] = MappingProxyType(states)
+        if states or master is not None:
+            self.state[key] = MappingProxyType(states)
 
     @property
     def t(self) -> dict[Hashable, int]:
         """The number of finished updates of each parameter."""
         counts = self.clocks["t"].tolist()
         return {key: counts[i] for key, i in self.clock_of.items()}
+
+    def labelled(self) -> dict[str, Array]:
+        """Return all states and averages, by what messages call them."""
+        states = {(key, name): array for key, some in self.state.items() for name, array in some.items()}
+        found = {f"state[{key!r}][{name!r}]": array for (key, name), array in states.items()}
+        return found | {f"ema[{key!r}]": array for key, array in self.ema.items()}
 
     def export(self, rule: _cpu.Rule) -> dict[str, dict[Hashable, Any]]:
         """Return plain values and the arrays themselves; states of `rule` that are yet to be made are 0."""

@@ -8,12 +8,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fusedstep import _cpu
-from fusedstep.schedules.description import Plateaus
 
 from .arrays import (
     MASTER_DTYPES,
@@ -32,6 +31,9 @@ from .hyperparameters import Range, check
 from .progress import Progress, listed
 from .snapshot import mapping
 
+if TYPE_CHECKING:
+    from fusedstep.schedules.description import Plateaus
+
 __all__ = ["Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
 
 
@@ -40,7 +42,7 @@ class Prepared(NamedTuple):
 
     values: dict[str, Any]  # hyperparameters
     replaced: str  # which of them the caller had set otherwise, as a warning, or nothing
-    plateaus: Plateaus
+    plateaus: "Plateaus"
     progress: Progress
     copies: list[tuple[Array, Array | Stored]]  # targets and sources
 

@@ -163,11 +163,15 @@ def _read(path: str) -> str:
 
 
 def _choose() -> None:
-    """Choose at import. A wrong value of FUSEDSTEP_... is an error, one of OMP_NUM_THREADS is ignored."""
+    """
+    Choose at import: a wrong value of FUSEDSTEP_... is an error, one of OMP_NUM_THREADS is ignored.
+
+    A variable that is empty counts as not set.
+    """
     variable = "FUSEDSTEP_ISA"
-    _use_isa(os.environ.get(variable, "auto"), variable, variable)
+    _use_isa(os.environ.get(variable) or "auto", variable, variable)
     ours, theirs = os.environ.get("FUSEDSTEP_NUM_THREADS"), os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if ours is not None:
+    if ours:
         if not ours.isdecimal() or not 1 <= int(ours) <= _MOST_THREADS:
             raise ValueError(f"FUSEDSTEP_NUM_THREADS is {ours!r}, expected 1 to {_MOST_THREADS} threads")
         count, _why["threads"] = int(ours), "FUSEDSTEP_NUM_THREADS"

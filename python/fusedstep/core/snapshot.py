@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import fields
-from typing import Any, Literal, get_args
-
-from fusedstep.schedules.description import Plateaus, describe, rebuild
-from fusedstep.schedules.plateau import plateau
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from .arrays import MASTERS, as_number, is_on_gpu
 from .hyperparameters import on_host
+from .overrides import noted, recalled
 from .progress import listed
+
+if TYPE_CHECKING:  # schedules are loaded late, by those who have or read some
+    from fusedstep.schedules.description import Plateaus
+    from fusedstep.schedules.plateau import plateau
 
 __all__ = [
     "Keys",
@@ -30,10 +32,8 @@ __all__ = [
 
 Names = Literal["fusedstep", "torch"]
 Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
-
-# Hyperparameters that versions after 0.1.0 have added, with the values that stand for what came before.
+# Hyperparameters that are younger than version 0.1.0, with the values that stand for what it did.
 _LATER = {"bounds": None, "frozen": False}
-
 _BY_KEY = ("t", "memory", "product", "state", "ema", "params")  # parts by key; "product" is one of version 0.1.0
 
 
@@ -61,13 +61,16 @@ def mapping(value: Any, label: str) -> Mapping[Any, Any]:
 
 def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
     """Return a state dict of what the class called `optimizer` knows: with schedules as plain values."""
+    from fusedstep.schedules.description import describe
+
     seen: list[plateau] = []
 
     def plain(some: Mapping[str, Any]) -> dict[str, Any]:
         return {name: describe(value, seen) if callable(value) else value for name, value in some.items()}
 
     hyperparameters = plain(on_host(known["hyperparameters"]))
-    hyperparameters["overrides"] = {key: plain(some) for key, some in hyperparameters["overrides"].items()}
+    overrides = hyperparameters["overrides"]
+    hyperparameters["overrides"] = dict(zip(noted(overrides), map(plain, overrides.values()), strict=True))
     return {"optimizer": optimizer, **known, "hyperparameters": hyperparameters}
 
 
@@ -126,7 +129,7 @@ def _new_keys(known: Collection[Any], keys: Keys) -> dict[Any, Hashable]:
     return new
 
 
-def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = False) -> tuple[dict[str, Any], Plateaus]:
+def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = False) -> tuple[dict[str, Any], "Plateaus"]:
     """
     Return the hyperparameters of a state dict with their schedules, and the plateaus among these.
 
@@ -143,7 +146,8 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = Fals
     """
     plateaus: Plateaus = {}
     values: dict[str, Any] = {}
-    for name, value in mapping(saved.get("hyperparameters", {}), "hyperparameters").items():
+    described = mapping(saved.get("hyperparameters", {}), "hyperparameters").items()
+    for name, value in (*described, *described):  # the first time finds the caller's plateaus, in whatever place
         try:
             values |= _rebuilt({name: value}, present, plateaus, "hyperparameters")
         except RecursionError:
@@ -158,9 +162,11 @@ def rebuilt(saved: Mapping[str, Any], present: dict[str, Any], mine: bool = Fals
     return values, plateaus
 
 
-def replaced(optimizer: Any, present: dict[str, Any], values: dict[str, Any], source: str) -> str:
+def replaced(optimizer: Any, present: dict[str, Any], values: dict[str, Any], source: str, plateaus: "Plateaus") -> str:
     """
     Return a warning if values of `source` replace hyperparameters that the caller has set, and otherwise nothing.
+
+    A plateau of the caller that stays in place of another is told too.
 
     A hyperparameter that has the default of its class may be one that the caller leaves to the source.
     """
@@ -170,12 +176,17 @@ def replaced(optimizer: Any, present: dict[str, Any], values: dict[str, Any], so
         for name, value in present.items()
         if is_on_gpu(value) or (value != values[name] and value != defaults[name])
     ]
-    if not changes or values is present:
-        return ""
-    return (
-        f"hyperparameters that were saved replace those of this {type(optimizer).__name__}: {', '.join(changes)}; say "
-        f"hyperparameters={source!r} to agree, or 'mine' to keep those of this optimizer"
-    )
+    told = []
+    if changes and values is not present:
+        told.append(
+            f"hyperparameters that were saved replace those of this {type(optimizer).__name__}: {', '.join(changes)}; "
+            f"say hyperparameters={source!r} to agree, or 'mine' to keep those of this optimizer"
+        )
+    if plateaus:
+        from fusedstep.schedules.description import differences
+
+        told += differences(plateaus)
+    return "; ".join(told)
 
 
 def _brief(value: Any) -> str:
@@ -183,15 +194,17 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: Plateaus, label: str) -> dict[Any, Any]:
+def _rebuilt(values: Any, present: Mapping[Any, Any], plateaus: "Plateaus", label: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, value in mapping(values, label).items():
         part = f"{label}[{name!r}]"
         if name == "overrides" and label == "hyperparameters":
             mine = present[name]
-            some = mapping(value, part).items()
+            some = [(recalled(k, mine), v) for k, v in mapping(value, part).items()]
             found[name] = {k: _rebuilt(v, mine.get(k, {}), plateaus, f"{part}[{k!r}]") for k, v in some}
         elif isinstance(value, Mapping):
+            from fusedstep.schedules.description import rebuild
+
             try:
                 found[name] = rebuild(value, present.get(name), plateaus)
             except (TypeError, ValueError) as error:

@@ -3,12 +3,9 @@
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from threading import Lock
-from typing import Any, Literal, cast
-
-from fusedstep.schedules.description import remember
+from typing import Any, Literal
 
 from . import snapshot
 from .arrays import Array, copied
@@ -85,7 +82,7 @@ class Stateful(Attributes):
         (['exp_avg', 'exp_avg_sq', 'step'], 1)
         """
         snapshot.check_names(names)
-        known = snapshot.described(type(self).__name__, self.__getstate__())
+        known = snapshot.described(type(self).__name__, self._copy())
         return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
 
     def load_state_dict(
@@ -140,6 +137,9 @@ class Stateful(Attributes):
             self._become(self._prepared(snapshot.renamed(saved, keys), names, hyperparameters))
 
     def __getstate__(self) -> dict[str, Any]:
+        return self._copy() | {"attributes": self._added()}
+
+    def _copy(self) -> dict[str, Any]:
         with self._alone():
             known = self._known()
             known["state"] = {key: {n: copied(a) for n, a in some.items()} for key, some in known["state"].items()}
@@ -148,13 +148,14 @@ class Stateful(Attributes):
         return known
 
     def __setstate__(self, known: dict[str, Any]) -> None:
-        type(self).__init__(self, **known["hyperparameters"])
-        self._become(self._prepared({part: value for part, value in known.items() if part != "hyperparameters"}))
+        saved = dict(known)
+        self._begin(saved.pop("hyperparameters"))
+        vars(self).update(saved.pop("attributes", {}))
+        self._become(self._prepared(saved))
 
     def _known(self) -> dict[str, Any]:
         """Return all that this optimizer is, as plain values and the arrays themselves."""
-        now = self._values()
-        values = {f.name: now[f.name] for f in fields(cast(Any, self)) if f.init}
+        values = self._arguments()
         values["overrides"] = {key: dict(some) for key, some in self.overrides.items()}
         self._progress.plans.wait()
         return {"hyperparameters": values, **self._progress.export(self._present_rule())}
@@ -172,8 +173,9 @@ class Stateful(Attributes):
         snapshot.check_parts(saved, type(self).__name__)
         present = self._known()["hyperparameters"]
         values, plateaus = snapshot.rebuilt(saved, present, hyperparameters == "mine")
-        candidate = type(self)(**values)
-        replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source)
+        candidate = type(self).__new__(type(self))
+        candidate._begin(values)
+        replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source, plateaus)
         rule = candidate._present_rule()
         if names == "torch":
             saved = snapshot.from_torch(saved, self._torch_names(), rule.memory)
@@ -190,7 +192,10 @@ class Stateful(Attributes):
         plans = self._progress.plans
         plans.drop()
         fill_all(prepared.copies)
-        remember(prepared.plateaus)
+        if prepared.plateaus:
+            from fusedstep.schedules.description import remember  # loaded late: few optimizers have one
+
+            remember(prepared.plateaus)
         for name, value in prepared.values.items():
             object.__setattr__(self, name, value)
         prepared.progress.plans.captured = plans.captured

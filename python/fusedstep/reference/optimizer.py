@@ -10,6 +10,7 @@ import ctypes
 import decimal
 import math
 import platform
+import sys
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .arrays import compute_type, in_memory_order, items, made_like
 from .storage import Noise, rounded, split, stored, unrounded, widened
 
 __all__ = [
@@ -109,13 +111,6 @@ def with_sign_of(x: Any, y: Any) -> Any:
     return np.where(x > 0, y, np.where(x < 0, -y, x + x.dtype.type(0)))
 
 
-def items(arrays: Any) -> dict[Hashable, Any]:
-    """Return arrays by key: those of a mapping, those of a sequence by their place, or one array as number 0."""
-    if isinstance(arrays, Mapping):
-        return dict(arrays)
-    return dict(enumerate(arrays)) if isinstance(arrays, (list, tuple)) else {0: arrays}
-
-
 def reduced(x: Any) -> float:
     """
     Return the sum of a float64 array, added in an order that depends on its size alone.
@@ -135,6 +130,11 @@ def reduced(x: Any) -> float:
         x = lanes[:, 0]
         if x.size <= 1:
             return float(x.sum())
+
+
+def has_average(p: Any) -> bool:
+    """Return whether something among the parameters is an array that can be averaged, and not one of integers, say."""
+    return isinstance(p, np.ndarray) and p.dtype.kind not in "biuO"
 
 
 class SquareSum(NamedTuple):
@@ -217,8 +217,10 @@ class Optimizer:
 
     def step(self, params: Any, grads: Any, *, grad_scale: float = 1.0) -> Result:
         """Update parameters in place, once; a gradient that is None or missing leaves its parameter alone."""
-        params, found = items(params), items(grads)
-        grads = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
+        self.params = params = items(params)  # which functions in overrides are asked of
+        found, grad_scale = items(grads), float(grad_scale)
+        given = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
+        grads = {key: self.computed(g, params[key]) for key, g in given.items()}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
@@ -229,12 +231,18 @@ class Optimizer:
             for key, g in grads.items():
                 self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
             for key, p in params.items():
-                if key not in grads and self.of(key).ema_decay is not None:
+                if key not in grads and self.of(key).ema_decay is not None and has_average(p):
                     self.average(key, p, self.at(key))
-        for key, g in grads.items():
+        for key, g in given.items():
             if h[key].zero_grad:
                 g[...] = 0
         return Result(norm, bool(nonfinite), nonfinite[0] if nonfinite else None)
+
+    @staticmethod
+    def computed(g: Any, p: Any) -> Any:
+        """Return a gradient in the order of the parameter's memory, rounded once to the type of the computation."""
+        with float_mode(compute_type(p)):
+            return in_memory_order(g, p).astype(compute_type(p))
 
     def clips_by_norm(self) -> bool:
         """Return whether the norm of a gradient, or of all gradients together, is limited."""
@@ -267,14 +275,15 @@ class Optimizer:
                 own = math.sqrt(squares.sum) * abs(scale) * squares.unit
                 coefficient = h.clip_norm / float(larger(own, h.clip_norm))
             if h.clip_global_norm is not None and norm is not None:
-                limit = h.clip_global_norm
+                limit = min(h.clip_global_norm, sys.float_info.max)  # an infinite one clips nothing
                 coefficient = limit / max(norm, limit) if math.isfinite(norm) else math.nan
             return float(scale * coefficient)
 
     def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
         """Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient."""
-        T: Any = np.float64 if p.dtype == np.float64 else np.float32  # the dtype of the arithmetic
-        s, D = self.made(key, p, h, T)
+        T = compute_type(p)
+        made = self.made(key, p, h, T)
+        like, p, s = p, in_memory_order(p, p), {name: in_memory_order(array, p) for name, array in made.items()}
         self.t[key] = t = self.t.get(key, 0) + 1
         noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
 
@@ -285,7 +294,7 @@ class Optimizer:
             decays = h.weight_decay != 0  # in the mode of float32, a subnormal float64 would compare equal to 0
 
         with float_mode(T):
-            x, g, wide = unrounded(p, s), widened(g), {name: widened(s[name]) for name in h.names}
+            x, wide = unrounded(p, s), {name: widened(s[name]) for name in h.names}
             if gs != 1:
                 g = g * gs
             if h.maximize:
@@ -307,7 +316,7 @@ class Optimizer:
             for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
-                self.follow(key, x, h, D, noise)
+                self.follow(key, x, like, h, noise)
             if "remainder" in s:
                 p[...], s["remainder"][...] = split(x, p.dtype)
             elif "master" in s:
@@ -317,17 +326,19 @@ class Optimizer:
 
     def average(self, key: Hashable, p: Any, h: Any) -> None:
         """Let the average of a parameter without a gradient follow it; subnormal float32 numbers count as zero."""
-        T: Any = np.float64 if p.dtype == np.float64 else np.float32
+        T = compute_type(p)
         noise = Noise(h.seed, self.t.get(key, 0), key) if h.rounding == "stochastic" else None
+        s = {name: in_memory_order(array, p) for name, array in self.state.get(key, {}).items()}
         with float_mode(T):
-            x = unrounded(p, self.state.get(key, {}))
-            self.follow(key, np.where(x == 0, np.copysign(T(0), x), x), h, self.dtype(key, p, h), noise)
+            x = unrounded(in_memory_order(p, p), s)
+            self.follow(key, np.where(x == 0, np.copysign(T(0), x), x), p, h, noise)
 
-    def follow(self, key: Hashable, x: Any, h: Any, dtype: Any, noise: Noise | None) -> None:
-        """Let the average of a parameter follow its value x; the first time, the average is x."""
+    def follow(self, key: Hashable, x: Any, p: Any, h: Any, noise: Noise | None) -> None:
+        """Let the average of a parameter p follow its value x; the first time, the average is x."""
         d, d1 = x.dtype.type(h.ema_decay), x.dtype.type(1 - h.ema_decay)
-        average = d * widened(self.ema[key]) + d1 * x if key in self.ema else x
-        self.ema[key] = stored(average, dtype, noise, 5)
+        begins = key not in self.ema
+        e = in_memory_order(self.ema.setdefault(key, made_like(p, self.dtype(key, p, h))), p)
+        e[...] = stored(x if begins else d * widened(e) + d1 * x, e.dtype, noise, 5)
 
     def dtype(self, key: Hashable, p: Any, h: Any) -> Any:
         """Return the dtype of states and average: that of an existing one, otherwise that of the options."""
@@ -338,24 +349,23 @@ class Optimizer:
             existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
         )
 
-    def made(self, key: Hashable, p: Any, h: Any, T: Any) -> tuple[State, Any]:
+    def made(self, key: Hashable, p: Any, h: Any, T: Any) -> State:
         """
-        Return the state of a parameter, after making missing arrays, and the dtype of states and averages.
+        Return the state of a parameter, after making missing arrays.
 
-        A new master is zeros: `unrounded` takes the
-        parameter wherever the parameter is not the rounded master.
+        A new master is zeros: `unrounded` takes the parameter wherever the parameter is not the rounded master.
         """
         half = p.dtype.itemsize == 2
         s, D = self.state.setdefault(key, {}), self.dtype(key, p, h)
         for name in h.names:
             with np.errstate(over="ignore"):
-                s.setdefault(name, np.full(p.shape, T(h.initial(name)), D))
+                s.setdefault(name, made_like(p, D, T(h.initial(name))))
         master = {True: "master", "split": "remainder"}.get(h.master_weights) if half else None
         for other in {"master", "remainder"} - {master}:
             s.pop(other, None)
         if master:
-            s.setdefault(master, np.zeros(p.shape, np.float32 if master == "master" else np.uint16))
-        return s, D
+            s.setdefault(master, made_like(p, np.float32 if master == "master" else np.uint16))
+        return s
 
     # Hyperparameters.
 
@@ -369,13 +379,19 @@ class Optimizer:
         return h
 
     def of(self, key: Hashable) -> Any:
-        """Return the hyperparameters of one parameter: a pattern overrides the optimizer, the exact key a pattern."""
+        """Return the hyperparameters of one parameter: a pattern or function overrides the optimizer, the key both."""
         h = copy.copy(self)
         vars(h)["ema"] = self.ema_decay  # overrides use the name of the argument
+        exact: dict[str, Any] = {}
         for pattern, values in self.overrides.items():
-            if pattern != key and isinstance(pattern, str) and isinstance(key, str) and fnmatchcase(key, pattern):
+            condition = getattr(pattern, "condition", pattern)  # a function or key that was wrapped to be an override
+            if condition == key:
+                exact |= values
+            elif condition is not pattern and callable(condition):
+                vars(h).update(values if condition(key, self.params[key]) else {})
+            elif isinstance(condition, str) and isinstance(key, str) and fnmatchcase(key, condition):
                 vars(h).update(values)
-        vars(h).update(self.overrides.get(key, {}))
+        vars(h).update(exact)
         for name, value in vars(h).items():
             if isinstance(value, Real) and not isinstance(value, bool):
                 setattr(h, name, float(value) + 0.0)  # a Python float, and -0.0 is 0.0

@@ -4,7 +4,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .schedule import Member, Schedule, one_more
 
@@ -28,7 +28,7 @@ class warmup(Schedule):
     inner : schedule, function or float
         What follows the warm-up, and counts its updates from 0. A number stands for `constant`.
     steps : int
-        Updates of the warm-up, at least 1.
+        Updates of the warm-up; with 0 there is none.
 
     References
     ----------
@@ -38,6 +38,7 @@ class warmup(Schedule):
     start: float
     inner: Member
     steps: int
+    lowest: ClassVar = {}
 
     def _at(self, done: int) -> float:
         inner: Any = self.inner

@@ -9,11 +9,13 @@ from typing import Literal
 from fusedstep.core.hyperparameters import rational_power
 
 from .schedule import Boundary, Schedule, one_more
+from .trigonometry import cos_pi
 
 __all__ = [
     "cosine",
     "cosine_restarts",
     "exponential",
+    "inverse_sqrt",
     "inverse_time",
     "multistep",
     "piecewise",
@@ -189,6 +191,35 @@ class inverse_time(Schedule):
 
 
 @dataclass(frozen=True)
+class inverse_sqrt(Schedule):
+    r"""
+    Decay with the inverse square root of time.
+
+    .. math:: \frac{lr}{\sqrt{1 + done / steps}}
+
+    ``warmup(0, inverse_sqrt(lr, n), n)`` is the schedule of the transformer: up in a straight line in n updates, then
+    :math:`lr \sqrt{n / done}`.
+
+    Parameters
+    ----------
+    lr : float
+        The first value, at least 0.
+    steps : int
+        Updates after which the value is :math:`lr / \sqrt 2`, at least 1.
+
+    References
+    ----------
+    Vaswani et al. 2017, "Attention is all you need", section 5.3.
+    """
+
+    lr: float
+    steps: int
+
+    def _at(self, done: int) -> float:
+        return self.lr / math.sqrt(1 + done / self.steps)  # a root is exact to the last bit on every platform
+
+
+@dataclass(frozen=True)
 class polynomial(Schedule):
     r"""
     Go to an end along a polynomial (Keras, PyTorch), then stay there, or begin again from higher up.
@@ -253,7 +284,7 @@ class cosine(Schedule):
     def _at(self, done: int) -> float:
         if self.after == "hold":
             done = min(done, self.steps)
-        return self.lr * ((1 - self.alpha) / 2 * (1 + math.cos(math.pi * done / self.steps)) + self.alpha)
+        return self.lr * ((1 - self.alpha) / 2 * (1 + cos_pi(done / self.steps)) + self.alpha)
 
 
 @dataclass(frozen=True)
@@ -305,4 +336,4 @@ class cosine_restarts(Schedule):
     def _at(self, done: int) -> float:
         i, tau, length = self._period(done)
         amplitude = (1 - self.alpha) * _power(self.m_mul, i) / 2
-        return self.lr * (amplitude * (1 + math.cos(math.pi * tau / length)) + self.alpha)
+        return self.lr * (amplitude * (1 + cos_pi(tau / length)) + self.alpha)

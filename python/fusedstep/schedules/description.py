@@ -1,17 +1,26 @@
 """Schedules as plain values, as a checkpoint holds them, and back."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from .combined import product
 from .plateau import dictionary, expect_keys, plateau
 from .schedule import Schedule, arguments, sequence
 
-__all__ = ["Plateaus", "describe", "rebuild", "remember"]
+__all__ = ["Plateaus", "describe", "differences", "rebuild", "remember"]
 
 CLASSES: dict[str, Any] = {cls.__name__: cls for cls in Schedule.__subclasses__()}
-# The number of a plateau in descriptions -> the plateau, and the memory that it will get.
-Plateaus = dict[int, tuple[plateau, dict[str, Any]]]
+
+
+class Found(NamedTuple):
+    """A plateau that stands for one in descriptions."""
+
+    schedule: plateau  # the caller's, which goes on working, or the one that was described
+    saved: plateau  # the one that was described
+    memory: dict[str, Any]  # what `schedule` will remember
+
+
+Plateaus = dict[int, Found]  # by the number that plateaus have in descriptions
 
 
 def describe(schedule: Any, seen: list[plateau]) -> dict[str, Any]:
@@ -61,10 +70,11 @@ def rebuild(description: Mapping[str, Any], present: Any, made: Plateaus) -> Any
         What `describe` returns, also after a way through JSON. A description may come from anywhere: nothing but
         schedules of this package is made of it.
     present : Any
-        What stands in the same place now. An equal schedule stays, and so do equal plateaus in it, so that plateaus
-        that the caller holds go on working; a function of the caller's own stays in any case.
+        What stands in the same place now. An equal schedule stays, and so does a plateau, even if its arguments are
+        others, so that plateaus that the caller holds go on working; a function of the caller's own stays in any case.
     made : dict
-        The plateaus of this and of other descriptions by number, to which this function adds.
+        The plateaus of this and of other descriptions by number, to which this function adds. A plateau in several
+        places may have to be the caller's in one of them: then everything has to be rebuilt once more.
 
     Returns
     -------
@@ -107,24 +117,36 @@ def _rebuilt(value: Any, present: Any, made: Plateaus) -> Any:
 
 
 def _plateau(new: Any, present: Any, place: Any, memory: Any, made: Plateaus) -> plateau:
-    """Return the plateau with a number: the one in `made`, else the present one if it is equal, else the new one."""
+    """Return the plateau with a number: the caller's, if there is one in any place that has been seen, else the new."""
     new._recall(memory)
     memory = new._memory()
     if not isinstance(place, int):
         raise TypeError(f"number is {place!r}, expected an integer")
-    if place not in made:
-        free = present == new and not any(present is other for other, _ in made.values())
-        made[place] = present if free else new, memory
-    found, known = made[place]
-    if found != new or known != memory:
+    known = made.get(place, Found(new, new, memory))
+    if known.saved != new or known.memory != memory:
         raise ValueError(f"number is {place}, which is another plateau, expected equal ones")
-    return found
+    is_free = isinstance(present, plateau) and not any(present is other.schedule for other in made.values())
+    if known.schedule is known.saved and is_free:
+        known = known._replace(schedule=present)
+    made[place] = known
+    return known.schedule
 
 
 def remember(made: Plateaus) -> None:
     """Give each plateau the memory from its description."""
-    for schedule, memory in made.values():
+    for schedule, saved, memory in made.values():
+        if schedule.mode != saved.mode:  # the best of one mode says nothing in the other
+            memory = memory | {"best": schedule.best, "bad": schedule.bad}
         schedule._remember(**memory)
+
+
+def differences(made: Plateaus) -> list[str]:
+    """Tell which plateaus of the caller stay in place of others."""
+    return [
+        f"{found.schedule!r} stays, with the memory of the {found.saved!r} that was saved"
+        for found in made.values()
+        if found.schedule != found.saved
+    ]
 
 
 def _plateaus(schedule: Schedule) -> Iterator[plateau]:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from .schedule import Schedule, count, number, real
+from fusedstep.core.hyperparameters import integer
+
+from .schedule import Schedule, number, real
 
 __all__ = ["dictionary", "expect_keys", "plateau"]
 
@@ -89,7 +91,7 @@ class plateau(Schedule):
         best = real("best", memory["best"])
         if math.isnan(best):
             raise ValueError("best is nan, expected a number")
-        bad, cooldown_left = (count(name, memory[name]) for name in ("bad", "cooldown_left"))
+        bad, cooldown_left = (integer(name, memory[name], 0) for name in ("bad", "cooldown_left"))
         self._remember(number("rate", memory["rate"]), best, bad, cooldown_left)
 
     def _at(self, done: int) -> float:

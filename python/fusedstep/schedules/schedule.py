@@ -5,15 +5,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Real
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
-from fusedstep.core.hyperparameters import check, integer
+from fusedstep.core.hyperparameters import check, integer, plain, shown
 
-__all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "count", "number", "one_more", "real", "sequence"]
+__all__ = ["Boundary", "Member", "Schedule", "arguments", "constant", "number", "one_more", "real", "sequence"]
 
 Member = float | Callable[[int], float]
 Boundary = Literal["first", "last"]
-LOWEST = {"steps": 1, "every": 1, "t_mul": 1}  # least values; all other arguments may be 0
 
 
 class Schedule:
@@ -29,10 +28,13 @@ class Schedule:
         called, if the number of finished updates is negative.
     """
 
+    lowest: ClassVar = {"steps": 1, "every": 1, "t_mul": 1}  # least values; all other arguments may be 0
+
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for name in arguments(type(self)):
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hints[name]))
+            least = self.lowest.get(name, 0)
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hints[name], least))
 
     def __call__(self, done: int) -> float:
         """Return the value for the next update after `done` finished ones."""
@@ -49,12 +51,12 @@ def arguments(cls: Any) -> list[str]:
     return [f.name for f in fields(cls) if f.init]
 
 
-def _checked(name: str, value: Any, hint: Any) -> Any:
+def _checked(name: str, value: Any, hint: Any, least: int = 0) -> Any:
     """Return the argument `name` as the type `hint`, or refuse its value."""
     if hint is float:
-        return number(name, value)
+        return number(name, value, least)
     if hint is int:
-        return count(name, value)
+        return integer(name, value, least)
     if hint == Member:
         return _member(name, value)
     if get_origin(hint) is not Sequence:
@@ -68,26 +70,21 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 def real(name: str, value: Any, expected: str = "a number") -> float:
     """Return any number as a float, or refuse any other value."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}, expected {expected}")
+    found = plain(value)
+    if isinstance(found, bool) or not isinstance(found, Real):
+        raise TypeError(f"{name} is {shown(value)}, expected {expected}")
     try:
-        return float(value) + 0.0  # so that -0.0 is 0.0
+        return float(found) + 0.0  # so that -0.0 is 0.0
     except OverflowError:
-        return -math.inf if value < 0 else math.inf
+        return -math.inf if found < 0 else math.inf
 
 
-def number(name: str, value: Any) -> float:
+def number(name: str, value: Any, least: int = 0) -> float:
     """Return a finite number that is not too low, or refuse the value."""
-    low = LOWEST.get(name, 0)
     found = real(name, value)
-    if not low <= found < math.inf:
-        raise ValueError(f"{name} is {value!r}, expected a finite number >= {low}")
+    if not least <= found < math.inf:
+        raise ValueError(f"{name} is {value!r}, expected a finite number >= {least}")
     return found
-
-
-def count(name: str, value: Any) -> int:
-    """Return an integer that is not too low, or refuse the value."""
-    return integer(name, value, LOWEST.get(name, 0))
 
 
 def sequence(name: str, value: Any) -> tuple[Any, ...]:

@@ -36,6 +36,7 @@ def panels() -> dict[str, Panel]:
             240,
             {"staircase=False": s.inverse_time(1, 1, 48), "staircase=True": s.inverse_time(1, 1, 48, True)},
         ),
+        "inverse_sqrt": Panel("lr, steps=48", 240, {"": s.inverse_sqrt(1, 48)}),
         "step": Panel("lr, factor=0.5, every=5", 16, {"": s.step(1, 0.5, 5)}),
         "multistep": Panel(
             "lr, factor=0.5, boundaries=[5, 10]",
