@@ -250,9 +250,11 @@ bool Plan::check_arrays() {
         }
         ready = ready && (slot.has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
     }
-    if (first < tensors_.size())
-        for (size_t i = 0; i < tensors_.size(); ++i)
-            if (!tensors_[i].has(kParam)) slots_[i].device = slots_[first].device;
+    for (size_t i = 0; i < tensors_.size() && first < tensors_.size(); ++i) {
+        const int expected = slots_[first].device;
+        if (!slots_[i].has_grad && (slots_[i].device == kHost) != (expected == kHost)) forget(i);
+        if (!tensors_[i].has(kParam)) slots_[i].device = expected;
+    }
     if (!disjoint_) check_overlap();
     if (tree_.is_one_array()) check_single();
     return ready;

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from numbers import Integral
@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, Stored, as_array, device_of, fits, is_on_gpu, to_host
+from fusedstep.core.arrays import Array, Stored, device_of, fits, to_host
+from fusedstep.core.containers import arrays_by_key
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
@@ -66,12 +67,12 @@ def save(path: Path, opt: Optimizer | None, params: Any = None, *, extra: Any = 
         raise ValueError("opt and params are None, expected something to save")
     with _alone(opt):
         known = {"state": {}, "ema": {}} if opt is None else described(type(opt).__name__, opt._known())
-        parameters = _arrays(params)
+        parameters = arrays_by_key(params)
         if opt is not None and params is not None:
             _check_like_states(parameters, known)
         flat = [("state", key, name, a) for key, some in known["state"].items() for name, a in some.items()]
         flat += [("ema", key, None, a) for key, a in known["ema"].items()]
-        flat += [("params", key, None, a) for key, a in parameters.items()]
+        flat += [("params", key, None, a) for key, a in parameters.items() if a is not None]
         arrays = {_label(part, key, name): to_host(array) for part, key, name, array in flat}
         if len(arrays) < len(flat):
             keys = dict.fromkeys(key for _, key, _, _ in flat)
@@ -173,16 +174,15 @@ def load(
         if params is not None and not has_params:
             raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
         saved = renamed(saved | {"params": stored}, keys)
-        targets = _arrays(params)
-        if not strict:
-            wanted = targets if params is not None else opt._progress.clock_of if opt is not None else {}
-            saved = narrowed(saved, wanted) if wanted else saved
+        targets = _present(params)
+        if not strict and (wanted := targets or (opt._progress.clock_of if opt is not None else {})):
+            saved = narrowed(saved, wanted)
         stored = saved.pop("params")
+        _check_kept(params, targets)
         if params is not None:
-            _check_kept(params, targets)
             _check_targets(targets, stored, strict)
-            labelled = {} if opt is None else opt._progress.labelled()
-            check_separate({f"params[{key!r}]": array for key, array in targets.items()} | labelled)
+        labelled = {} if opt is None else opt._progress.labelled()
+        check_separate({f"params[{key!r}]": array for key, array in targets.items()} | labelled)
         copies = [(target, stored[key]) for key, target in targets.items() if key in stored]
         if opt is None:
             carry_out(partial(fill_all, copies))
@@ -225,21 +225,13 @@ def _alone(opt: Optimizer | None) -> AbstractContextManager[None]:
 # Parameters by key, and keys as JSON.
 
 
-def _arrays(params: Any) -> dict[Hashable, Array]:
-    """Return the arrays of one array, a sequence or a mapping by their keys; nothing of None."""
-    if params is None:
-        return {}
-    if isinstance(params, np.ndarray) or hasattr(params, "__dlpack__") or is_on_gpu(params):
-        params = [params]
-    if not isinstance(params, (Mapping, Sequence)):
-        raise TypeError(f"params is of type {type(params).__name__}, expected an array, a sequence or a mapping")
-    items = params.items() if isinstance(params, Mapping) else enumerate(params)
-    return {key: as_array(value, f"params[{key!r}]") for key, value in items}
+def _present(params: Any) -> dict[Hashable, Array]:
+    return {key: array for key, array in arrays_by_key(params).items() if array is not None}
 
 
 def _check_kept(params: Any, arrays: Mapping[Hashable, Array]) -> None:
     """Refuse a container that makes its arrays when it is asked for them: what is loaded into them would be lost."""
-    for key, again in _arrays(params).items():
+    for key, again in _present(params).items():
         if span(again) != span(arrays[key]):
             plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
             raise ValueError(
@@ -247,14 +239,16 @@ def _check_kept(params: Any, arrays: Mapping[Hashable, Array]) -> None:
             )
 
 
-def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any]) -> None:
-    if missing := [key for key in known["t"] if key not in params]:
+def _check_like_states(params: Mapping[Hashable, Array | None], known: Mapping[str, Any]) -> None:
+    if missing := [key for key, t in known["t"].items() if key not in params or (t and params[key] is None)]:
         raise ValueError(
             f"params lacks {listed(missing)}, expected all parameters of the optimizer: opt.forget(key) drops what it "
             "knows of one that has left"
         )
-    for key in known["t"]:
-        array, arrays = params[key], dict(known["state"].get(key, {}))
+    for key, array in params.items():
+        if array is None:
+            continue
+        arrays = dict(known["state"].get(key, {}))
         if key in known["ema"]:
             arrays["ema"] = known["ema"][key]
         for name, state in arrays.items():
@@ -268,8 +262,6 @@ def _check_like_states(params: Mapping[Hashable, Array], known: Mapping[str, Any
 def _check_targets(targets: Mapping[Hashable, Array], stored: Mapping[Hashable, Stored], strict: bool) -> None:
     if strict and targets.keys() != stored.keys():
         raise ValueError(f"params has the keys {listed(targets)}, expected {listed(stored)} like the file")
-    if targets and not targets.keys() & stored.keys():
-        raise ValueError(f"params has the keys {listed(targets)}, expected some of {listed(stored)} like the file")
     for key, target in targets.items():
         if key not in stored:
             continue

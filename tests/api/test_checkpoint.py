@@ -78,8 +78,8 @@ def test_wrong_targets_of_a_file_change_nothing(path):
         (others | {"w": np.ones(5, np.float32)}, TypeError, r"params\['w'\] is float32, expected float64"),
         (others | {"w": np.ones(5, ">f8")}, TypeError, r"params\['w'\] is >f8, expected float64"),
         (others | {"w": read_only}, ValueError, r"params\['w'\] is read-only, expected a writable"),
-        (others | {"w": [1.0] * 5}, TypeError, r"params\['w'\] is of type list, expected an array"),
-        ([[1.0]], TypeError, r"params\[0\] is of type list, expected an array"),
+        (others | {"w": [1.0] * 5}, TypeError, r"params\['w/0'\] is of type float, expected an array"),
+        ([[1.0]], TypeError, r"params\['0/0'\] is of type float, expected an array"),
     ):
         before = snapshot(opt, params)
         with pytest.raises(error, match=message):

@@ -102,6 +102,41 @@ def test_containers_that_keep_their_values(path, saved, container):
     assert all((params[key] == value).all() for key, value in VALUES.items())
 
 
+class Layer:
+    def __init__(self, n, value):
+        self.W, self.dW = np.full(n, value), np.ones(n)
+
+
+def test_nested_containers_and_objects(path):
+    """A file holds what a step takes; the keys are paths, so that it also fits a flat mapping."""
+
+    def nested(value):
+        return {"enc": [{"W": np.full(2, value)}, (np.full(3, value), np.full((), value))], "b": np.full(1, value)}
+
+    params, opt = nested(1.0), fs.Adam()
+    opt.step(params, nested(1.0))
+    keys = ["enc/0/W", "enc/1/0", "enc/1/1", "b"]
+    assert list(opt.t) == keys
+    fs.save(path, opt, params)
+    flat = {key: np.zeros_like(opt.state[key]["m"]) for key in keys}
+    loaded, others = nested(0.0), (fs.Adam(), fs.Adam())
+    fs.load(path, others[0], loaded)
+    fs.load(path, others[1], flat)
+    opt.step(params, nested(1.0))
+    others[0].step(loaded, nested(1.0))
+    others[1].step(flat, {key: np.ones_like(p) for key, p in flat.items()})
+    for each in (loaded["enc"][0]["W"], flat["enc/0/W"]):
+        assert each.tolist() == params["enc"][0]["W"].tolist()
+    assert snapshot(others[0]) == snapshot(others[1]) == snapshot(opt)
+    layers = [Layer(2, 1.0), Layer(3, 1.0)]
+    bound, opt = fs.bind(layers, "W", "dW"), fs.Adam()
+    opt.step(bound)
+    fs.save(path, opt, bound)
+    copies = [Layer(2, 0.0), Layer(3, 0.0)]
+    fs.load(path, fs.Adam(), fs.bind(copies, "W", "dW"))
+    assert [layer.W.tolist() for layer in copies] == [layer.W.tolist() for layer in layers]
+
+
 # Memory.
 
 

@@ -65,10 +65,9 @@ def test_a_gradient_may_be_missing_where_states_have_yet_to_follow(cupy):
     assert same(q2, p2)
 
 
-@pytest.mark.parametrize("has_grad", [True, False])
 @pytest.mark.parametrize("to_gpu", [True, False])
 @pytest.mark.parametrize("cls", [fs.SGD, fs.Adam])
-def test_the_first_parameter_does_not_move_alone(cupy, cls, to_gpu, has_grad):
+def test_the_first_parameter_does_not_move_alone(cupy, cls, to_gpu):
     """Parameters that have not changed since the last step are refused too, once the first one has left them."""
     host, gpu = pairs(cupy, 50, 60, 50, 60)
     start, other = (host, gpu) if to_gpu else (gpu, host)
@@ -79,12 +78,28 @@ def test_the_first_parameter_does_not_move_alone(cupy, cls, to_gpu, has_grad):
         twin.step(twins[:2], twins[2:])
     where = ("in host memory", "on GPU 0") if to_gpu else ("on GPU 0", "in host memory")
     with pytest.raises(TypeError, match=r"^params\[1\] is {}, expected it {} like params\[0\]$".format(*where)):
-        optimizer.step([other[0], start[1]], [other[2] if has_grad else None, start[3]])
+        optimizer.step([other[0], start[1]], [other[2], start[3]])
     assert optimizer.t == twin.t
     assert all(map(same, start, twins))
     optimizer.step(start[:2], start[2:])
     twin.step(twins[:2], twins[2:])
     assert all(map(same, start, twins))
+
+
+@pytest.mark.parametrize("to_gpu", [True, False])
+@pytest.mark.parametrize("cls", [fs.SGD, fs.Adam])
+def test_a_parameter_without_a_gradient_may_be_anywhere(cupy, cls, to_gpu):
+    host, gpu = pairs(cupy, 50, 60, 50, 60)
+    start, other = (host, gpu) if to_gpu else (gpu, host)
+    optimizer, twin = cls(), cls()
+    twins = [p.copy() for p in start]
+    for first in (start[0], other[0], start[0]):
+        for key in (0, 1):
+            grads = [start[2], None] if key == 0 and first is start[0] else [None, start[3]]
+            optimizer.step([first, start[1]], grads)
+            twin.step(twins[:2], [None if g is None else twins[2 + i] for i, g in enumerate(grads)])
+        assert optimizer.t == twin.t
+        assert all(map(same, start, twins))
 
 
 def test_what_is_saved_is_of_one_moment(cupy):
@@ -110,7 +125,7 @@ def test_loading_fills_the_arrays_that_are_there(cupy, tmp_path):
     m, state = optimizer.state[0]["m"], optimizer.state[0]["m"].get()
     optimizer.step(q, h)
     fs.load(tmp_path / "a.npz", optimizer, q)
-    assert optimizer.state[0]["m"] is m
+    assert optimizer.state[0]["m"].data.ptr == m.data.ptr
     assert same(m, state)
     assert same(q, saved)
     assert optimizer.t == {0: 1}
@@ -119,3 +134,22 @@ def test_loading_fills_the_arrays_that_are_there(cupy, tmp_path):
         host.step(p, g)
     optimizer.step(q, h)
     assert same(q, p)
+
+
+def test_targets_of_a_file_that_overlap_on_a_gpu(cupy, tmp_path):
+    (p, g), (q, h) = pairs(cupy, 8, 8)
+    fs.save(tmp_path / "a.npz", None, [p, g])
+    memory = cupy.zeros(16, F32)
+    before = memory.get()
+    for wrong in ([memory[:8], memory[7:15]], [memory[1:9], memory[:8]]):
+        with pytest.raises(ValueError, match=r"^params\[0\] overlaps params\[1\] in memory, expected separate arrays$"):
+            fs.load(tmp_path / "a.npz", None, wrong)
+        assert same(memory, before)
+    fs.load(tmp_path / "a.npz", None, [memory[8:], memory[:8]])
+    assert same(memory[8:], p)
+    assert same(memory[:8], g)
+    optimizer = fs.Momentum()
+    optimizer.step([q, h], [cupy.asarray(g), cupy.asarray(p)])
+    fs.save(tmp_path / "b.npz", optimizer, [q, h])
+    with pytest.raises(ValueError, match=r"^params\[0\] overlaps state\[1\]\['b'\] in memory, expected separate"):
+        fs.load(tmp_path / "b.npz", optimizer, [optimizer.state[1]["b"], h])

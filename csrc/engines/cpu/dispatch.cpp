@@ -121,7 +121,8 @@ struct Step {
         if (!task.slot->has_grad) return kernels.average(task, first, last);
         const Derived& derived = *task.derived;
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
-        bool by_chance = derived.stochastic && !converts_nothing(task.slot->types);
+        const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
+        const bool by_chance = derived.stochastic && converts;
         auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
         if (is_gathered(*task.slot)) return gather(task, first, last, run);
         if (!derived.zero_grad) return run(task, first, last);

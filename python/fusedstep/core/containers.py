@@ -1,10 +1,14 @@
-"""Containers of parameters and gradients that are more than dicts and lists: objects, and other names."""
+"""Containers of parameters and gradients: what is in them, objects, and other names of gradients."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
 
-__all__ = ["Bound", "bind", "renamed"]
+from fusedstep import _cpu
+
+from .arrays import Array, as_array
+
+__all__ = ["Bound", "arrays_by_key", "bind", "renamed"]
 
 
 class Bound:
@@ -92,6 +96,15 @@ def bind(objects: Any, param: str | Iterable[str], grad: str | Iterable[str]) ->
         if not any(_read(one, attrgetter(name)) is not None for one in named.values()):
             raise ValueError(f"no object has a parameter {name!r}, expected the name of an attribute of one of them")
     return Bound(named, names)
+
+
+def arrays_by_key(params: Any) -> dict[Hashable, Array | None]:
+    """Return the arrays in what `step` takes as parameters, or None, by the keys that they have there."""
+    if params is None:
+        return {}
+    keys, arrays = _cpu.leaves(params.params if isinstance(params, Bound) else params)
+    found = zip(keys, arrays, strict=True)
+    return {key: None if array is None else as_array(array, f"params[{key!r}]") for key, array in found}
 
 
 def renamed(params: Any, grads: Any, grad_key: str | Callable[[Any], Any]) -> Any:

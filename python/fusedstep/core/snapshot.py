@@ -101,8 +101,18 @@ def renamed(saved: Any, keys: Keys | None) -> Any:
 
 
 def narrowed(saved: dict[str, Any], keys: Collection[Hashable]) -> dict[str, Any]:
-    """Return the state dict of a file, with the part "params", without what belongs to other parameters than `keys`."""
+    """
+    Return the state dict of a file, with the part "params", without what belongs to other parameters than `keys`.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left.
+    """
     found = {part: {k: v for k, v in saved[part].items() if k in keys} for part in _BY_KEY if part in saved}
+    if not any(found.values()):
+        known = dict.fromkeys(key for part in _BY_KEY for key in saved.get(part, {}))
+        raise ValueError(f"the file has the keys {listed(known)}, expected some of {listed(keys)}")
     if "hyperparameters" in saved:
         left = saved["t"].keys() - set(keys)
         overrides = {key: some for key, some in saved["hyperparameters"]["overrides"].items() if key not in left}
