@@ -401,8 +401,8 @@ def test_parameters_without_updates_have_no_states(path):
     other = fs.Adam()
     fs.load(path, other)
     assert dict(other.t) == {"a": 0, "b": 1}
-    assert list(other.state) == ["b"]
-    assert list(other.ema) == ["a", "b"]  # an average follows a parameter without a gradient too
+    assert list(other.state) == list(opt.state) == ["b"]
+    assert list(other.ema) == ["a", "b"]
     for one in (opt, other):
         one.step(copy.deepcopy(params), {"a": np.ones(3)})
     assert snapshot(other) == snapshot(opt)

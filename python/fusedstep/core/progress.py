@@ -127,6 +127,8 @@ class Progress:
     def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str | None) -> bool:
         """Return whether `make` would make or replace an array of a parameter."""
         known, own = self.state.get(key), MASTERS.get(master or False)
+        if known is None and master is None:
+            known = {}
         if known is None or (averaged and key not in self.ema) or any(name not in known for name in names):
             return True
         expected = {own} if own and fits(look.dtype, own, MASTER_DTYPES[own]) else set()
@@ -201,7 +203,8 @@ class Progress:
             # A new master is zeros. The kernel takes the parameter wherever it is not the rounded master, so training
             # starts from the parameter.
             states[own] = new_array(shape, MASTER_DTYPES[own], device, order)
-        self.state[key] = MappingProxyType(states)
+        if states or master is not None:
+            self.state[key] = MappingProxyType(states)
 
     @property
     def t(self) -> dict[Hashable, int]:

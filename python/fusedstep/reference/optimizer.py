@@ -132,6 +132,11 @@ def reduced(x: Any) -> float:
             return float(x.sum())
 
 
+def has_average(p: Any) -> bool:
+    """Return whether something among the parameters is an array that can be averaged, and not one of integers, say."""
+    return isinstance(p, np.ndarray) and p.dtype.kind not in "biuO"
+
+
 class SquareSum(NamedTuple):
     """The sum of the squares of x / unit. The unit is 2^600 where squares of finite numbers overflow, otherwise 1."""
 
@@ -226,7 +231,7 @@ class Optimizer:
             for key, g in grads.items():
                 self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
             for key, p in params.items():
-                if key not in grads and self.of(key).ema_decay is not None:
+                if key not in grads and self.of(key).ema_decay is not None and has_average(p):
                     self.average(key, p, self.at(key))
         for key, g in given.items():
             if h[key].zero_grad:
@@ -277,7 +282,7 @@ class Optimizer:
     def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
         """Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient."""
         T = compute_type(p)
-        made, D = self.made(key, p, h, T)
+        made = self.made(key, p, h, T)
         like, p, s = p, in_memory_order(p, p), {name: in_memory_order(array, p) for name, array in made.items()}
         self.t[key] = t = self.t.get(key, 0) + 1
         noise = Noise(h.seed, t, key) if h.rounding == "stochastic" else None
@@ -311,7 +316,7 @@ class Optimizer:
             for array, name in zip((2, 3, 4, 6), h.names, strict=False):  # array number 5 is the average
                 s[name][...] = stored(wide[name], s[name].dtype, noise, array)
             if h.ema_decay is not None:
-                self.follow(key, x, like, h, D, noise)
+                self.follow(key, x, like, h, noise)
             if "remainder" in s:
                 p[...], s["remainder"][...] = split(x, p.dtype)
             elif "master" in s:
@@ -323,16 +328,16 @@ class Optimizer:
         """Let the average of a parameter without a gradient follow it; subnormal float32 numbers count as zero."""
         T = compute_type(p)
         noise = Noise(h.seed, self.t.get(key, 0), key) if h.rounding == "stochastic" else None
-        masters = {name: in_memory_order(a, p) for name, a in self.state.get(key, {}).items() if len(name) > 1}
+        s = {name: in_memory_order(array, p) for name, array in self.state.get(key, {}).items()}
         with float_mode(T):
-            x = unrounded(in_memory_order(p, p), masters)
-            self.follow(key, np.where(x == 0, np.copysign(T(0), x), x), p, h, self.dtype(key, p, h), noise)
+            x = unrounded(in_memory_order(p, p), s)
+            self.follow(key, np.where(x == 0, np.copysign(T(0), x), x), p, h, noise)
 
-    def follow(self, key: Hashable, x: Any, p: Any, h: Any, dtype: Any, noise: Noise | None) -> None:
-        """Let the average of a parameter `p` follow its value `x`; the first time, the average is `x`."""
+    def follow(self, key: Hashable, x: Any, p: Any, h: Any, noise: Noise | None) -> None:
+        """Let the average of a parameter p follow its value x; the first time, the average is x."""
         d, d1 = x.dtype.type(h.ema_decay), x.dtype.type(1 - h.ema_decay)
         begins = key not in self.ema
-        e = in_memory_order(self.ema.setdefault(key, made_like(p, dtype)), p)
+        e = in_memory_order(self.ema.setdefault(key, made_like(p, self.dtype(key, p, h))), p)
         e[...] = stored(x if begins else d * widened(e) + d1 * x, e.dtype, noise, 5)
 
     def dtype(self, key: Hashable, p: Any, h: Any) -> Any:
@@ -344,12 +349,11 @@ class Optimizer:
             existing[0].dtype if existing else np.dtype(np.float32) if half and h.state_dtype == "float32" else p.dtype
         )
 
-    def made(self, key: Hashable, p: Any, h: Any, T: Any) -> tuple[State, Any]:
+    def made(self, key: Hashable, p: Any, h: Any, T: Any) -> State:
         """
-        Return the state of a parameter, after making missing arrays, and the dtype of states and averages.
+        Return the state of a parameter, after making missing arrays.
 
-        A new master is zeros: `unrounded` takes the
-        parameter wherever the parameter is not the rounded master.
+        A new master is zeros: `unrounded` takes the parameter wherever the parameter is not the rounded master.
         """
         half = p.dtype.itemsize == 2
         s, D = self.state.setdefault(key, {}), self.dtype(key, p, h)
@@ -361,7 +365,7 @@ class Optimizer:
             s.pop(other, None)
         if master:
             s.setdefault(master, made_like(p, np.float32 if master == "master" else np.uint16))
-        return s, D
+        return s
 
     # Hyperparameters.
 
