@@ -88,8 +88,11 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     WrittenMemory written;
     std::vector<Slot> slots(count);
     std::vector<Clock> clocks(count, clock);
-    std::vector<View> grads(count);
-    std::vector<std::vector<Axis>> axes(count);
+    struct Gradient {
+        View view;
+        std::vector<Axis> axes;
+    };
+    std::vector<Gradient> grads(count);
     Foreigners foreign;
     int device = kHost;  // the device of all arrays
     const bool zeroes = around.zero_grad != 0;
@@ -99,15 +102,16 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
         if (i == 0) device = p.device;
         if (p.device != device) refuse_device(name(i * roles), p.device, name(0), device);
         written.add(p, i * roles);
-        View& g = grads[i];
+        View& g = grads[i].view;
+        std::vector<Axis>& axes = grads[i].axes;
         g = look(held[i * roles + kGrad], name(i * roles + kGrad), zeroes ? Use::kOverwritten : Use::kRead,
                  {&p, {}, kFloats, name(i * roles), device}, &foreign);
         if (zeroes) written.add(g, i * roles + kGrad);
-        axes[i] = axes_of(p, g);
+        axes = axes_of(p, g);
         slot.arrays[kParam] = p.data;
         slot.arrays[kGrad] = g.data;
-        slot.grad_axes = axes[i].empty() ? nullptr : axes[i].data();
-        slot.grad_axis_count = static_cast<int32_t>(axes[i].size());
+        slot.grad_axes = axes.empty() ? nullptr : axes.data();
+        slot.grad_axis_count = static_cast<int32_t>(axes.size());
         slot.size = p.size;
         slot.noise_id = i;
         slot.clock = &clocks[i];
@@ -127,7 +131,7 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     const auto refuse = [&](size_t a, size_t b) { refuse_overlap(name(std::max(a, b)), name(std::min(a, b))); };
     if (const auto pair = written.sort()) refuse(pair->first, pair->second);
     for (size_t i = 0; i < count && !zeroes; ++i)
-        if (const auto id = written.find(grads[i])) refuse(i * roles + kGrad, *id);
+        if (const auto id = written.find(grads[i].view)) refuse(i * roles + kGrad, *id);
 
     std::array<Number, kMaxHypers> row;
     for (int j = 0; j < rule.hyper_count; ++j) row[j] = {values[j], nullptr};

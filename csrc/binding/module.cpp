@@ -62,8 +62,8 @@ py::array_t<double> sums_of_blocks(py::object array) {
     if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
     Slot slot;
     View in_rows;
-    in_rows.format = view.format;
-    in_rows.extents = Extents(view.shape(), row_strides(view.shape(), kItemSize[view.type()]));
+    in_rows.format = {view.type()};
+    in_rows.set_extents(view.shape(), row_strides(view.shape(), kItemSize[view.type()]));
     const std::vector<Axis> axes = axes_of(in_rows, view);
     slot.grad_axes = axes.empty() ? nullptr : axes.data();
     slot.grad_axis_count = static_cast<int32_t>(axes.size());
@@ -100,6 +100,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     if (!__builtin_cpu_supports("sse4.2"))
         throw py::import_error("fusedstep needs an x86-64 processor with SSE 4.2 (x86-64-v2)");
 #endif
+    ndarray_type = py::detail::npy_api::get().PyArray_Type_;
     find_dtypes();
     m.doc() = "The rules of fusedstep, its plans, and its engine for host memory.";
     m.attr("version") = FUSEDSTEP_VERSION;

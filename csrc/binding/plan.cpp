@@ -35,7 +35,7 @@ py::tuple described(const View& view) {
 
 // What keeps the memory of an array: the array itself, or the one that it is a view of.
 py::object owner_of(py::object array) {
-    while (PyObject_TypeCheck(array.ptr(), ndarray_type())) {
+    while (PyObject_TypeCheck(array.ptr(), ndarray_type)) {
         auto base = py::reinterpret_borrow<py::object>(py::detail::array_proxy(array.ptr())->base);
         if (!base) break;
         array = std::move(base);
@@ -148,6 +148,7 @@ View Plan::look_at_param(size_t i) {
 
 // Look at a parameter that is not the array of the last step.
 void Plan::see_param(size_t i) {
+    if (Py_TYPE(params_[i].ptr()) != ndarray_type) params_[i] = as_array(std::move(params_[i]), param_name(i));
     Tensor& tensor = tensors_[i];
     Slot& slot = slots_[i];
     View& param = tensor.views[kParam];
@@ -167,19 +168,18 @@ void Plan::see_param(size_t i) {
     update_types(i);
 }
 
-// Look at a gradient, as closely as what has changed since the last step asks for.
-void Plan::see_grad(size_t i) {
+// Look at a gradient that is not the array of the last step.
+void Plan::see_grad(size_t i, int flags) {
     Tensor& tensor = tensors_[i];
     Slot& slot = slots_[i];
     View& grad = tensor.views[kGrad];
-    const bool zeroed = zeroes(i);
-    const int flags = kAligned | (zeroed ? kWriteable : 0);
+    const bool zeroed = flags & kWriteable;
+    if (Py_TYPE(grads_[i].ptr()) != ndarray_type) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
     char* moved = nullptr;
-    if (tensor.has(kGrad) && grad.is_still(grads_[i], flags)) return;
     if (tensor.has(kGrad) && grad.has_moved(grads_[i], flags, &moved) &&
         reinterpret_cast<uintptr_t>(moved) % static_cast<uintptr_t>(kItemSize[grad.type()]) == 0) {
+        grads_moved_ = grads_moved_ || grad.data != moved;
         grad.data = moved;
-        grads_moved_ = true;
     } else {
         const View& param = tensor.views[kParam];
         grad = {};
@@ -195,11 +195,9 @@ void Plan::see_grad(size_t i) {
     disjoint_ = disjoint_ && !zeroed && !written_.find(grad);
 }
 
-// Whether a tensor without a gradient takes part for its average. What can be no parameter, such as an array of
-// integers, has none.
-bool Plan::sees_for_average(size_t i) {
-    if (!averages(i)) return false;
-    if (tensors_[i].has(kParam) && tensors_[i].views[kParam].is_still(params_[i], kWriteable)) return true;
+// Whether a parameter without a gradient can have an average. What can be no parameter, such as an array of integers,
+// has none.
+bool Plan::can_average(size_t i) {
     try {
         params_[i] = as_array(py::object(params_[i]), param_name(i));
         look_at_param(i);
@@ -222,35 +220,35 @@ void Plan::forget(size_t i) {
 // Check everything about every array, before the first write. Arrays that were seen last time are only recognised.
 // Returns false if a tensor lacks what its step needs.
 bool Plan::check_arrays() {
-    const auto is_numpy = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type(); };
-    bool ready = true;
-    size_t first = tensors_.size();  // the first tensor that takes part
-    for (size_t i = 0; i < tensors_.size(); ++i) {
+    const size_t n = tensors_.size();
+    bool ready = true, all = true;  // whether all tensors take part
+    size_t first = n;               // the first tensor that takes part
+    for (size_t i = 0; i < n; ++i) {
         Tensor& tensor = tensors_[i];
         Slot& slot = slots_[i];
-        View& param = tensor.views[kParam];
-        const bool frozen = !rows_.empty() && rows_[slot.row].frozen;
-        const bool has_grad = !grads_[i].is_none() && !frozen;
-        grads_changed_ = grads_changed_ || slot.has_grad != has_grad;
+        View &param = tensor.views[kParam], &grad = tensor.views[kGrad];
+        const Row row = rows_.empty() ? Row{averaged_[i]} : rows_[slot.row];
+        const bool has_grad = !grads_[i].is_none() && !row.frozen;
+        if (slot.has_grad != has_grad) grads_changed_ = true;
         slot.has_grad = has_grad;
-        if (!slot.has_grad) tensor.views[kGrad] = {};
-        if (!slot.has_grad && !sees_for_average(i)) {
-            if (tensor.has(kParam) && !param.is_still(params_[i], kWriteable)) forget(i);
-            continue;
+        const bool is_still = tensor.has(kParam) && param.is_still(params_[i], kWriteable);
+        if (!has_grad) {
+            grad = {};
+            if (!row.averages || (!is_still && !can_average(i))) {
+                if (tensor.has(kParam) && !is_still) forget(i);
+                all = false;
+                continue;
+            }
         }
-        if (!is_numpy(params_[i])) params_[i] = as_array(std::move(params_[i]), param_name(i));
-        if (!tensor.has(kParam) || !param.is_still(params_[i], kWriteable)) see_param(i);
-        first = std::min(first, i);
-        const int expected = slots_[first].device;  // also for a parameter that was only recognised: the first may move
-        if ((slot.device == kHost) != (expected == kHost))
-            refuse_device(param_name(i), slot.device, param_name(first), expected);
-        if (slot.has_grad) {
-            if (!is_numpy(grads_[i])) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
-            see_grad(i);
-        }
-        ready = ready && (slot.has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
+        if (!is_still) see_param(i);
+        if (first == n) first = i;
+        if ((slot.device == kHost) != (slots_[first].device == kHost))
+            refuse_device(param_name(i), slot.device, param_name(first), slots_[first].device);
+        const int flags = kAligned | (row.zero_grad ? kWriteable : 0);
+        if (has_grad && !(tensor.has(kGrad) && grad.is_still(grads_[i], flags))) see_grad(i, flags);
+        ready = ready && (has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
     }
-    for (size_t i = 0; i < tensors_.size() && first < tensors_.size(); ++i) {
+    for (size_t i = 0; i < n && first < n && !all; ++i) {
         const int expected = slots_[first].device;
         if (!slots_[i].has_grad && (slots_[i].device == kHost) != (expected == kHost)) forget(i);
         if (!tensors_[i].has(kParam)) slots_[i].device = expected;

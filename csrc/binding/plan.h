@@ -84,8 +84,8 @@ private:
     };
     // What a row of hyperparameters asks for.
     struct Row {
-        bool averages, zero_grad, frozen;
-        Type master;  // of half-precision parameters
+        bool averages = false, zero_grad = false, frozen = false;
+        Type master = kTypes;  // of half-precision parameters
     };
     class Turn;  // lets in one thread at a time
 
@@ -101,15 +101,13 @@ private:
     void check_single();
     View look_at_param(size_t i);
     void see_param(size_t i);
-    bool sees_for_average(size_t i);
-    void see_grad(size_t i);
-    void unbind(size_t i);
+    void see_grad(size_t i, int flags);
+    bool can_average(size_t i);
     void forget(size_t i);
     bool check_arrays();
     void check_overlap();
     [[noreturn]] void refuse_overlap(size_t a, size_t b) const;
 
-    bool averages(size_t i) const { return rows_.empty() ? averaged_[i] : rows_[slots_[i].row].averages; }
     bool zeroes(size_t i) const { return !rows_.empty() && rows_[slots_[i].row].zero_grad; }
     bool on_gpu() const { return !slots_.empty() && slots_.front().device != kHost; }
     py::object run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment);

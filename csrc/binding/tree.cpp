@@ -175,12 +175,12 @@ bool Tree::collect(py::handle params, std::vector<py::object>& leaves) const {
 bool Tree::collect(size_t at, py::handle object, std::vector<py::object>& leaves) const {
     const Node& node = nodes_[at];
     if (node.kind == kLeaf) {
-        const bool is_numpy = Py_TYPE(object.ptr()) == ndarray_type();
+        const bool is_numpy = Py_TYPE(object.ptr()) == ndarray_type;
         if (!is_numpy && !is_array(object) && open(object, "params").kind != kLeaf) return false;
         leaves.push_back(py::reinterpret_borrow<py::object>(object));
         return true;
     }
-    if (Py_TYPE(object.ptr()) == ndarray_type()) return false;
+    if (Py_TYPE(object.ptr()) == ndarray_type) return false;
     Items items{kMapping, {}, true};
     if (node.kind == kMapping ? !is_plain_dict(object) : !is_plain_sequence(object)) {
         items = open(object, "params");
@@ -195,7 +195,7 @@ bool Tree::collect(size_t at, py::handle object, std::vector<py::object>& leaves
         PyObject *key, *value;
         for (size_t i = 0; PyDict_Next(object.ptr(), &position, &key, &value); ++i) {
             if (!plainly_equal(key, PyList_GET_ITEM(names_.ptr(), node.names + i))) return false;
-            if (node.flat && Py_TYPE(value) == ndarray_type()) {
+            if (node.flat && Py_TYPE(value) == ndarray_type) {
                 leaves.push_back(held(value));
                 continue;
             }
@@ -210,7 +210,7 @@ bool Tree::collect(size_t at, py::handle object, std::vector<py::object>& leaves
     for (size_t i = 0; i < node.count; ++i) {
         if (static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr())) != node.count) return false;
         PyObject* value = PySequence_Fast_GET_ITEM(object.ptr(), i);
-        if (node.flat && Py_TYPE(value) == ndarray_type()) {
+        if (node.flat && Py_TYPE(value) == ndarray_type) {
             leaves.push_back(held(value));
             continue;
         }

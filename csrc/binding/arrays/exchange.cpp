@@ -73,7 +73,7 @@ View view_of(const dlpack::Tensor& t) {
     std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim), strides = row_strides(shape, itemsize);
     if (t.strides)
         for (int i = 0; i < t.ndim; ++i) strides[i] = t.strides[i] * itemsize;
-    view.set_extents(std::move(shape), std::move(strides));
+    view.set_extents(shape, strides);
     return view;
 }
 

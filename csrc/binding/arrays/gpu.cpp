@@ -130,7 +130,7 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
             if (steps.size() != strides.size()) throw py::cast_error();
             for (size_t i = 0; i < strides.size(); ++i) strides[i] = py::cast<py::ssize_t>(steps[i]);
         }
-        view.set_extents(std::move(shape), std::move(strides));
+        view.set_extents(shape, strides);
         py::object mask = interface.attr("get")("mask");
         if (!mask.is_none()) throw py::type_error(name.text() + " has a mask, expected a plain array");
         py::object theirs = interface.attr("get")("stream");

@@ -7,6 +7,8 @@
 
 namespace fusedstep {
 
+PyTypeObject* ndarray_type = nullptr;
+
 namespace {
 
 // A shape as Python writes it. The last axis of complex numbers seen as pairs is none of the array's.
@@ -18,7 +20,7 @@ std::string shape_text(const View& view) {
 
 // Whether an array is masked, told by its type alone: isinstance would run code of the array's class amid the checks.
 bool is_masked(const py::object& array) {
-    if (Py_TYPE(array.ptr()) == ndarray_type()) return false;
+    if (Py_TYPE(array.ptr()) == ndarray_type) return false;
     auto name = py::str("numpy.ma");
     auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(name.ptr()));
     if (!module) return false;  // not imported, so there is no masked array
@@ -28,7 +30,7 @@ bool is_masked(const py::object& array) {
 }
 
 bool is_numpy(const py::object& array) {
-    return PyObject_TypeCheck(array.ptr(), ndarray_type());
+    return PyObject_TypeCheck(array.ptr(), ndarray_type);
 }
 
 // A number of Python or NumPy.
@@ -76,13 +78,13 @@ bool offers(py::handle object, const char* attribute) {
 }
 
 bool is_array(py::handle object) {
-    return PyObject_TypeCheck(object.ptr(), ndarray_type()) || has_exchange(object) || offers(object, "__dlpack__") ||
+    return PyObject_TypeCheck(object.ptr(), ndarray_type) || has_exchange(object) || offers(object, "__dlpack__") ||
            offers(object, "__array_interface__") || offers(object, "__cuda_array_interface__") || is_number(object);
 }
 
 bool is_on_gpu(py::handle object) {
     return is_cupy(object) ||
-           (!PyObject_TypeCheck(object.ptr(), ndarray_type()) && offers(object, "__cuda_array_interface__"));
+           (!PyObject_TypeCheck(object.ptr(), ndarray_type) && offers(object, "__cuda_array_interface__"));
 }
 
 namespace {
@@ -163,7 +165,9 @@ Sight see(const py::object& array, const Name& name) {
     View view;
     view.format = format_of(a.descr);  // first: an import may run code, and nothing is borrowed yet
     view.data = a.data;
-    view.set_extents({a.dimensions, a.dimensions + a.nd}, {a.strides, a.strides + a.nd});
+    view.native = native_dtype(view.format);
+    const auto axes = static_cast<size_t>(a.nd);
+    view.set_extents({a.dimensions, axes}, {a.strides, axes});
     return {std::move(view), py::reinterpret_borrow<py::object>(a.descr), (a.flags & kWriteable) != 0};
 }
 

@@ -5,14 +5,26 @@
 
 namespace fusedstep {
 
-void View::set_extents(std::vector<py::ssize_t> shape, std::vector<py::ssize_t> strides) {
+void View::set_extents(Lengths shape, Lengths strides) {
+    const size_t n = shape.size();
+    const py::ssize_t itemsize = kItemSize[format.type];
+    extents = Extents(n + format.pairs);
+    for (size_t i = 0; i < n; ++i) {
+        extents.shape_at(i) = shape[i];
+        extents.stride_at(i) = strides[i];
+    }
     if (format.pairs) {
-        shape.push_back(2);
-        strides.push_back(kItemSize[format.type]);
+        extents.shape_at(n) = 2;
+        extents.stride_at(n) = itemsize;
     }
     size = 1;
-    for (py::ssize_t n : shape) size *= n;
-    extents = Extents(shape, strides);
+    in_rows = true;
+    py::ssize_t expected = itemsize;
+    for (size_t i = axes(); i--; expected *= this->shape()[i]) {
+        size *= this->shape()[i];
+        in_rows = in_rows && (this->shape()[i] == 1 || this->strides()[i] == expected);
+    }
+    in_rows = in_rows || size == 0;
 }
 
 std::vector<size_t> order_of(const View& view) {
@@ -30,7 +42,7 @@ std::vector<py::ssize_t> row_strides(Lengths shape, py::ssize_t itemsize) {
 }
 
 bool is_dense(const View& view) {
-    if (view.size == 0) return true;
+    if (view.in_rows) return true;
     const std::vector<size_t> order = order_of(view);
     py::ssize_t expected = kItemSize[view.type()];
     for (size_t i = order.size(); i--; expected *= view.shape()[order[i]])
@@ -39,7 +51,7 @@ bool is_dense(const View& view) {
 }
 
 bool same_order(const View& dense, const View& view) {
-    if (view.size == 0) return true;
+    if (dense.in_rows && view.in_rows) return true;
     const py::ssize_t a = kItemSize[dense.type()], b = kItemSize[view.type()];
     for (size_t i = 0; i < view.axes(); ++i)
         if (view.shape()[i] != 1 && dense.strides()[i] / a * b != view.strides()[i]) return false;
@@ -62,8 +74,9 @@ bool overlaps_itself(const View& view) {
 
 std::vector<Axis> axes_of(const View& param, const View& grad) {
     const py::ssize_t itemsize = kItemSize[grad.type()];
+    const bool aligned = reinterpret_cast<uintptr_t>(grad.data) % static_cast<uintptr_t>(itemsize) == 0;
     std::vector<Axis> axes;
-    if (grad.size == 0) return axes;
+    if (grad.size == 0 || (param.in_rows && grad.in_rows && aligned)) return axes;
     for (size_t i : order_of(param)) {
         if (grad.shape()[i] == 1) continue;
         const Axis axis{grad.shape()[i], grad.strides()[i]};
@@ -72,7 +85,6 @@ std::vector<Axis> axes_of(const View& param, const View& grad) {
         else
             axes.push_back(axis);
     }
-    const bool aligned = reinterpret_cast<uintptr_t>(grad.data) % static_cast<uintptr_t>(itemsize) == 0;
     if (axes.empty() && !aligned) axes.push_back({1, itemsize});
     if (axes.size() == 1 && axes[0].stride == itemsize && aligned) axes.clear();
     return axes;
@@ -80,7 +92,7 @@ std::vector<Axis> axes_of(const View& param, const View& grad) {
 
 std::pair<const char*, const char*> extent_of(const View& view) {
     const char *begin = view.data, *end = view.data + (view.size ? kItemSize[view.type()] : 0);
-    if (view.size == 0) return {begin, end};
+    if (view.in_rows) return {begin, begin + view.bytes()};
     for (size_t i = 0; i < view.axes(); ++i) {
         const py::ssize_t reach = view.strides()[i] * (view.shape()[i] - 1);
         (reach < 0 ? begin : end) += reach;

@@ -13,10 +13,8 @@
 
 namespace fusedstep {
 
-inline PyTypeObject* ndarray_type() {
-    static PyTypeObject* const type = py::detail::npy_api::get().PyArray_Type_;
-    return type;
-}
+// NumPy's type of arrays, known once the module has been loaded.
+extern PyTypeObject* ndarray_type;
 
 constexpr int kAligned = py::detail::npy_api::NPY_ARRAY_ALIGNED_;
 constexpr int kWriteable = py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
@@ -37,11 +35,12 @@ using Lengths = std::span<const py::ssize_t>;
 class Extents {
 public:
     Extents() = default;
-    Extents(Lengths shape, Lengths strides) : axes_(static_cast<int>(shape.size())) {
-        if (shape.size() > kFew) more_ = std::make_unique<py::ssize_t[]>(2 * shape.size());
-        std::ranges::copy(shape, data());
-        std::ranges::copy(strides, data() + axes_);
+    explicit Extents(size_t axes) : axes_(static_cast<int>(axes)) {
+        if (axes > kFew) more_ = std::make_unique<py::ssize_t[]>(2 * axes);
     }
+
+    py::ssize_t& shape_at(size_t i) { return data()[i]; }
+    py::ssize_t& stride_at(size_t i) { return data()[axes_ + i]; }
 
     size_t axes() const { return axes_; }
     Lengths shape() const { return {data(), axes()}; }
@@ -77,9 +76,11 @@ inline bool is_alive(const py::object& reference) {
 struct View {
     char* data = nullptr;
     Format format;
+    bool in_rows = false;  // whether rows are contiguous
     int device = kHost;
-    py::object seen = {};  // weak reference to an array of CuPy, which keeps its memory as long as it lives
-    int64_t size = 0;      // real numbers
+    PyObject* native = nullptr;  // the dtype by which an array of NumPy is recognised, which never dies
+    py::object seen = {};        // weak reference to an array of CuPy, which keeps its memory as long as it lives
+    int64_t size = 0;            // real numbers
     Extents extents;
 
     Type type() const { return format.type; }
@@ -89,29 +90,28 @@ struct View {
     int64_t bytes() const { return size * kItemSize[type()]; }
 
     // Be the view of an array with these axes; one of pairs gets its further axis.
-    void set_extents(std::vector<py::ssize_t> shape, std::vector<py::ssize_t> strides);
+    void set_extents(Lengths shape, Lengths strides);
 
     // Whether `array` is plainly the array of this view. False also where only a full look could tell.
     bool is_still(const py::object& array, int flags) const {
         if (seen) return refers_to(seen, array);
-        if (Py_TYPE(array.ptr()) != ndarray_type()) return data && is_elsewhere(array, nullptr);
+        if (Py_TYPE(array.ptr()) != ndarray_type) return data && is_elsewhere(array, nullptr);
         const auto& a = *py::detail::array_proxy(array.ptr());
         return a.data == data && is_like(a, flags);
     }
     // Whether `array` is plainly one that differs from the array of this view in its address only: then `moved` is set.
     bool has_moved(const py::object& array, int flags, char** moved) const {
         if (seen) return false;
-        if (Py_TYPE(array.ptr()) != ndarray_type()) return data && is_elsewhere(array, moved);
+        if (Py_TYPE(array.ptr()) != ndarray_type) return data && is_elsewhere(array, moved);
         const auto& a = *py::detail::array_proxy(array.ptr());
         *moved = a.data;
         return is_like(a, flags);
     }
 
 private:
-    bool is_like(const py::detail::PyArray_Proxy& a, int flags) const {
+    __attribute__((always_inline)) bool is_like(const py::detail::PyArray_Proxy& a, int flags) const {
         const size_t n = axes() - format.pairs;
-        if (a.descr != native_dtype(format) || (a.flags & flags) != flags || static_cast<size_t>(a.nd) != n)
-            return false;
+        if (a.descr != native || (a.flags & flags) != flags || static_cast<size_t>(a.nd) != n) return false;
         const Lengths shape = this->shape(), strides = this->strides();
         for (size_t i = 0; i < n; ++i)
             if (a.dimensions[i] != shape[i] || a.strides[i] != strides[i]) return false;
