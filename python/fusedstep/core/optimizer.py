@@ -230,16 +230,15 @@ class Optimizer(Stateful):
         with self._turn:
             if self._pending:
                 self._pending.make_room()
-            now = self._progress.plans.now
+            now: Planned | None = self._progress.plans.now
+            if now is not None and now.told is not self._version:
+                now = self._told(now, self._progress, *self._settle())
             if now is not None:
-                if now.told is not self._version:
-                    self._tell(now, self._progress, *self._settle())
-                if self._progress.plans.now is now:
-                    outcome = now.plan.run(params, grads, grad_scale, stream)
-                    if outcome is True:
-                        return PLAIN
-                    if outcome is not False:
-                        return self._result(now.plan, outcome)
+                outcome = now.plan.run(params, grads, grad_scale, stream)
+                if outcome is True:
+                    return PLAIN
+                if outcome is not False:
+                    return self._result(now.plan, outcome)
             return self._step_anew(params, grads, grad_scale, stream)
 
     def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
@@ -258,16 +257,17 @@ class Optimizer(Stateful):
             self._settled = version  # last: what is interrupted before is done again
         return self._settings, version
 
-    def _tell(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> None:
-        """Hand hyperparameters to a plan that have changed, or that change with every step."""
+    def _told(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> Planned | None:
+        """Return a plan after handing over hyperparameters that have changed, or None if they have made it useless."""
         before = planned.matching.settings
         if settings.rule != before.rule or settings.overrides is not before.overrides:
-            return  # the plan has been dropped
+            return None
         if before is not settings:
             planned.matching = match(settings, planned.plan.keys, None, progress.clock_of, planned.matching)
         self._matching = planned.matching
         planned.matching.hand_over(planned.plan, progress, planned.clock_index)
         planned.told = None if planned.matching.is_scheduled else version
+        return planned
 
     def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
         """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
@@ -276,10 +276,10 @@ class Optimizer(Stateful):
         found = self._progress.plans.find(mark)
         if found is not None:
             self._progress.plans.use(found)
-            self._tell(found, self._progress, settings, version)
-            outcome = found.plan.run(params, grads, grad_scale, stream)
-            if outcome is not False:
-                return self._result(found.plan, outcome)
+            if self._told(found, self._progress, settings, version) is not None:
+                outcome = found.plan.run(params, grads, grad_scale, stream)
+                if outcome is not False:
+                    return self._result(found.plan, outcome)
 
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
@@ -298,7 +298,7 @@ class Optimizer(Stateful):
         )
         planned = Planned(plan, clock_index, matching)
         progress.plans.use(planned)
-        self._tell(planned, progress, settings, version)
+        self._told(planned, progress, settings, version)
         outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
