@@ -109,7 +109,7 @@ def test_transposed_gradients_on_every_instruction_set(isa, param, grad):
     rng = np.random.default_rng(7)
     fs.use_isa(isa)
     try:
-        for rows, columns in [(300, 500), (3, 5000), (5000, 3), (1100, 130)]:
+        for rows, columns in [(3, 5000), (5000, 3), (1100, 130), (130, 6000)]:
             p = numbers(rng, (rows, columns), param, 0.01)
             agree("Adam", {"clip_global_norm": 10.0}, [p], [numbers(rng, (columns, rows), grad, 0.01).T], steps=1)
     finally:

@@ -1,9 +1,9 @@
 // The order in which a gradient is read that does not lie in memory like its parameter. Its elements are collected in
-// tiles that fit into the nearest cache, from where the loops read them as if they had been there all the time.
+// tiles that fit into a cache, from where the loops read them as if they had been there all the time.
 //
 // A transposed gradient has the neighbours of an element where the parameter has elements of other rows. So a tile is a
-// box: a few rows of the parameter, as many as share a line of the cache in the gradient, and of each row as many
-// elements as there is room for. Each line of the gradient is then read once.
+// box: a few rows of the parameter, as many as share some neighbouring lines of memory in the gradient, and of each row
+// as many elements as there is room for. Each line of the gradient is then read once.
 #pragma once
 
 #include <stdlib.h>
@@ -12,16 +12,15 @@
 
 namespace fusedstep {
 
-constexpr int64_t kTileBytes = 16 << 10;
-constexpr int64_t kLine = 64;             // bytes of a cache line
-constexpr int64_t kPadding = 16;          // elements between rows of a tile: rows fall on different cache sets
-constexpr int64_t kMostRows = kLine / 2;  // elements of the smallest type in a line
-constexpr int kMostAxes = 64;             // of an array of NumPy
-
-// Room for the elements of a box, of float or double.
-struct Tile {
-    alignas(64) char bytes[kTileBytes + kMostRows * kPadding * sizeof(double)];
-};
+// A tile is as large as a cache of the second level: with whole rows in it, both gradient and parameter are read in
+// long stretches, which counts for more than the nearness of the tile.
+constexpr int64_t kTileBytes = 1 << 20;
+constexpr int64_t kRun =
+    4096;  // elements of a tile where the neighbours are those of the parameter: for the first level
+constexpr int64_t kLine = 64;     // bytes of a cache line
+constexpr int64_t kLines = 4;     // neighbouring lines that a box takes from each column of the gradient
+constexpr int64_t kPadding = 16;  // elements between rows of a tile: rows fall on different cache sets
+constexpr int kMostAxes = 64;     // of an array of NumPy
 
 // `rows` runs of `count` neighbours of a parameter, of which the first begins with element `first`, and each other one
 // `pitch` elements after the one before.
@@ -61,20 +60,32 @@ inline int row_axis_of(const Slot& slot) {
     return best;
 }
 
-// Call visit(row axis, box) for boxes that hold the elements [begin, end) of a slot, in tiles of `room` elements.
+// The room for a tile of a slot, in elements of the type of the computation, without the padding.
+inline int64_t tile_room(const Slot& slot) {
+    const int64_t most = kTileBytes / kItemSize[computed_in(slot.types.param)];
+    return slot.size < most ? slot.size : most;
+}
+// The bytes of a tile of a slot. A box that is no run has at most as many rows as the smallest type has elements in
+// kLines lines, and its rows are padded.
+inline int64_t tile_bytes(const Slot& slot) {
+    return (tile_room(slot) + kLines * kLine / 2 * kPadding) * kItemSize[computed_in(slot.types.param)];
+}
+
+// Call visit(row axis, box) for boxes that hold the elements [begin, end) of a slot, each of which fits into a tile.
 template <class Visit>
-void each_box(const Slot& slot, int64_t begin, int64_t end, int64_t room, Visit visit) {
+void each_box(const Slot& slot, int64_t begin, int64_t end, Visit visit) {
+    const int64_t room = tile_room(slot);
     const int axis = slot.grad_axes ? row_axis_of(slot) : -1;
     int64_t row = 1;  // elements of a row, which is all that varies faster than the axis
     for (int i = axis + 1; i < slot.grad_axis_count; ++i) row *= slot.grad_axes[i].size;
     if (row == 1) {  // the gradient's neighbours are those of the parameter
         for (int64_t count; begin < end; begin += count) {
-            count = end - begin < room ? end - begin : room;
+            count = end - begin < kRun ? end - begin : kRun;
             visit(axis, Box{begin, 1, count, count});
         }
         return;
     }
-    const int64_t least = kLine / llabs(slot.grad_axes[axis].stride), size = slot.grad_axes[axis].size;
+    const int64_t least = kLines * kLine / llabs(slot.grad_axes[axis].stride), size = slot.grad_axes[axis].size;
     const int64_t most = room / row > least ? room / row : least;  // rows of a box
     while (begin < end) {
         const int64_t into = begin % row;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 
 #include "element/float_mode.h"
 #include "element/norm.h"
@@ -25,8 +26,6 @@ namespace {
 
 constexpr int64_t kBytesToFork = 1 << 20;     // a smaller step is made by the caller's thread alone
 constexpr int64_t kBytesPerPart = 256 << 10;  // a thread with less to do costs more time than it saves
-constexpr int64_t kBatch = 64;                // blocks of a gradient that are collected before their squares are added
-constexpr int64_t kBatchBytes = kBatch * kBlock * sizeof(double);
 constexpr int64_t kZeroChunk = 2048;  // elements after which a gradient is zeroed, while it is in the nearest cache
 
 std::atomic<const Kernels*> current{nullptr};
@@ -64,7 +63,7 @@ void collect(const Kernels& kernels, const Gathering& what, void* tile) {
 // Write the elements [begin, end) of a gradient to memory, in the type of the computation.
 void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
     const int64_t width = kItemSize[computed_in(slot.types.param)];
-    each_box(slot, begin, end, kTileBytes / width, [&](int row_axis, const Box& box) {
+    each_box(slot, begin, end, [&](int row_axis, const Box& box) {
         collect(current_kernels(), {&slot, row_axis, box, box.pitch},
                 static_cast<char*>(to) + (box.first - begin) * width);
     });
@@ -77,6 +76,7 @@ struct Step {
     std::span<const Task> tasks;
     int64_t bytes;
     int parts;
+    const Tiles* tiles;
 
     // The first element after a cut of a tensor whose bytes begin at `start`. Cuts lie on boundaries of cache lines of
     // the parameter, so that no two threads write to one line.
@@ -107,21 +107,21 @@ struct Step {
                         type = slot.types.param;
                         set_mode(mode, type);
                     }
-                    update(task, first, last);
+                    update(task, first, last, part);
                 }
             }
             start = end;
         }
     }
 
-    void update(const Task& task, int64_t first, int64_t last) const {
+    void update(const Task& task, int64_t first, int64_t last, int part) const {
         if (!task.slot->has_grad) return kernels.average(task, first, last);
         const Derived& derived = *task.derived;
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
         const bool by_chance = derived.stochastic && converts;
         auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
-        if (is_gathered(*task.slot)) return gather(task, first, last, run);
+        if (is_gathered(*task.slot)) return gather(task, first, last, tiles->of(part), run);
         if (!derived.zero_grad) return run(task, first, last);
         for (int64_t next; first < last; first = next) {
             next = std::min(first + kZeroChunk, last);
@@ -130,23 +130,22 @@ struct Step {
         }
     }
 
-    // Update elements whose gradient is first collected in tiles.
+    // Update elements whose gradient is first collected in a tile, box by box.
     template <class Run>
-    void gather(const Task& task, int64_t first, int64_t last, Run run) const {
-        Tile tile;
+    void gather(const Task& task, int64_t first, int64_t last, char* tile, Run run) const {
         Slot slot = *task.slot;
         Task with_tile = task;
         with_tile.slot = &slot;
         slot.types.grad = computed_in(slot.types.param);
         const int64_t width = kItemSize[slot.types.grad];
-        each_box(*task.slot, first, last, kTileBytes / width, [&](int row_axis, const Box& box) {
+        each_box(*task.slot, first, last, [&](int row_axis, const Box& box) {
             const int64_t pitch = box.is_run() ? box.pitch : box.count + kPadding;
-            collect(kernels, {task.slot, row_axis, box, pitch}, tile.bytes);
+            collect(kernels, {task.slot, row_axis, box, pitch}, tile);
             const int64_t runs = box.is_run() ? 1 : box.rows, count = box.is_run() ? box.rows * box.count : box.count;
             for (int64_t r = 0; r < runs; ++r) {
                 const int64_t begin = box.first + r * box.pitch;
                 // The loops add the bytes of `begin` to the address that they find here.
-                slot.arrays[kGrad] = tile.bytes + (r * pitch - begin) * width;
+                slot.arrays[kGrad] = tile + (r * pitch - begin) * width;
                 run(with_tile, begin, begin + count);
                 if (task.derived->zero_grad) zero_grad(*task.slot, begin, begin + count);
             }
@@ -160,6 +159,7 @@ struct Squares {
     std::span<const Slot* const> slots;
     double* sums;   // one for each block
     char* batches;  // room for a batch of blocks in each part, where a gradient is collected
+    int64_t batch_bytes;
     int64_t blocks;
     int parts;
 
@@ -174,7 +174,7 @@ struct Squares {
             if (first < last) {
                 if (is_gathered(*slot)) {
                     set_mode(mode, slot->types.param);
-                    gather(*slot, first - start, last - start, sums + start, batches + part * kBatchBytes);
+                    gather(*slot, first - start, last - start, sums + start, batches + part * batch_bytes);
                 } else {
                     const Type type = slot->types.grad;
                     set_mode(mode, type);
@@ -188,8 +188,9 @@ struct Squares {
     // The sums of squares of the blocks [begin, end) of a gradient that is collected, batch by batch.
     void gather(const Slot& slot, int64_t begin, int64_t end, double* sums_of_slot, char* batch) const {
         const Type type = computed_in(slot.types.param);
-        for (int64_t b = begin; b < end; b += kBatch) {
-            const int64_t first = b * kBlock, last = std::min(std::min(b + kBatch, end) * kBlock, slot.size);
+        const int64_t blocks_of_batch = kTileBytes / (kBlock * kItemSize[type]);
+        for (int64_t b = begin; b < end; b += blocks_of_batch) {
+            const int64_t first = b * kBlock, last = std::min(std::min(b + blocks_of_batch, end) * kBlock, slot.size);
             read_gradient(slot, first, last, batch);
             kernels.square[type](batch, last - first, 0, blocks_of(last - first), sums_of_slot + b);
         }
@@ -235,22 +236,33 @@ void set_num_threads(int count) {
     threads.store(count, std::memory_order_relaxed);
 }
 
-void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes) {
+void Tiles::reserve(int64_t bytes, int64_t traffic) {
+    threads_ = std::max(parts_of(traffic), 1);
+    bytes_ = (bytes + kLine - 1) / kLine * kLine;
+    if (bytes_ * threads_ + kLine > room_) {
+        room_ = bytes_ * threads_ + kLine;
+        memory_ = std::make_unique_for_overwrite<char[]>(room_);
+    }
+    first_ = memory_.get() + (-reinterpret_cast<uintptr_t>(memory_.get()) & (kLine - 1));
+}
+
+void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles) {
     const Kernels& kernels = current_kernels();
-    run(Step{kernels, kernels.rules[rule], tasks, bytes, parts_of(bytes)});
+    run(Step{kernels, kernels.rules[rule], tasks, bytes, tiles ? tiles->threads() : parts_of(bytes), tiles});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     int64_t blocks = 0, bytes = 0;
-    bool gathers = false;
+    int64_t largest = 0;  // of the gradients that are collected
     for (const Slot* slot : slots) {
         blocks += blocks_of(slot->size);
         bytes += slot->size * kItemSize[slot->types.grad];
-        gathers = gathers || is_gathered(*slot);
+        if (is_gathered(*slot)) largest = std::max(largest, slot->size);
     }
     const int parts = parts_of(bytes);
-    std::vector<char> batches(gathers ? std::max(parts, 1) * kBatchBytes : 0);
-    run(Squares{current_kernels(), slots, sums, batches.data(), blocks, parts});
+    const int64_t batch = std::min<int64_t>(kTileBytes, largest * static_cast<int64_t>(sizeof(double)));
+    const auto batches = std::make_unique_for_overwrite<char[]>(std::max(parts, 1) * batch);
+    run(Squares{current_kernels(), slots, sums, batches.get(), batch, blocks, parts});
 }
 
 SquareSum sum_in_large_unit(const Slot& slot, double* sums) {

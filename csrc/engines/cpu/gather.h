@@ -39,6 +39,44 @@ INLINE_HOST_DEVICE void gather_run(const char* from, int64_t stride, int64_t cou
     }
 }
 
+// A vector of neighbours, converted once, to memory.
+template <Type kFrom, class T>
+INLINE_HOST_DEVICE void put_vector(const char* from, typename InVectors<T>::V& to) {
+    constexpr int n = InVectors<T>::n;
+    if constexpr (contains(kNarrow, kFrom) && sizeof(T) == sizeof(float))
+        to = load(kFrom, from);
+    else
+        for (int j = 0; j < n; ++j) to[j] = element_at<kFrom, T>(from + j * kItemSize[kFrom]);
+}
+
+// `rows` elements of each of `count` columns, where the rows are neighbours in the gradient: squares of vectors are
+// read column by column and written row by row.
+template <Type kFrom, class T>
+INLINE_HOST_DEVICE void gather_columns(const char* from, int64_t stride, int64_t count, int64_t rows, int64_t pitch,
+                                       T* to) {
+    constexpr int n = Square<T>::n;
+    constexpr int64_t kBytes = kItemSize[kFrom], kAhead = 16;  // columns whose memory is asked for in advance
+    int64_t i = 0;
+    for (; i + n <= count; i += n) {
+        for (int j = 0; j < n; ++j)
+            for (int64_t r = 0; r < rows; r += kLine / kBytes)
+                __builtin_prefetch(from + (i + j + kAhead) * stride + r * kBytes);
+        int64_t r = 0;
+        for (; r + n <= rows; r += n) {
+            Square<T> square;
+            for (int j = 0; j < n; ++j) put_vector<kFrom, T>(from + (i + j) * stride + r * kBytes, square.rows[j]);
+            square.transpose();
+            for (int j = 0; j < n; ++j)
+                *reinterpret_cast<typename InVectors<T>::V*>(to + (r + j) * pitch + i) = square.rows[j];
+        }
+        for (; r < rows; ++r)
+            for (int j = 0; j < n; ++j)
+                to[r * pitch + i + j] = element_at<kFrom, T>(from + (i + j) * stride + r * kBytes);
+    }
+    for (; i < count; ++i)
+        for (int64_t r = 0; r < rows; ++r) to[r * pitch + i] = element_at<kFrom, T>(from + i * stride + r * kBytes);
+}
+
 // The elements of a box, run by run along the fastest axis of the parameter.
 template <Type kFrom, class T>
 void gather(const Gathering& what, void* tile) {
@@ -62,6 +100,8 @@ void gather(const Gathering& what, void* tile) {
         count = count < box.count - done ? count : box.count - done;
         if (box.rows == 1) {
             gather_run<kFrom>(from, stride, count, to + done);
+        } else if (row_stride == kItemSize[kFrom]) {
+            gather_columns<kFrom>(from, stride, count, box.rows, what.pitch, to + done);
         } else {
             for (int64_t i = 0; i < count; ++i) {
                 const char* column = from + i * stride;

@@ -38,14 +38,17 @@ public:
         tasks_.reserve(slots_.size());
         averages_.reserve(slots_.size());
         rows_.reserve(slots_.size());
-        bytes_ = 0;
+        bytes_ = tile_bytes_ = 0;
         for (const Slot& slot : slots_) {
             if (!slot.has_grad) continue;
             Types types = slot.types;
             const auto traffic =
                 static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
                                      2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
-            if (is_gathered(slot)) types.grad = computed_in(types.param);  // what the loop finds in a tile
+            if (is_gathered(slot)) {
+                types.grad = computed_in(types.param);  // what the loop finds in a tile
+                tile_bytes_ = std::max(tile_bytes_, tile_bytes(slot));
+            }
             tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
             bytes_ += slot.size * traffic;
         }
@@ -67,9 +70,10 @@ public:
                 return found;
             }
         }
+        if (tile_bytes_ != 0) tiles_.reserve(tile_bytes_, bytes_);
         // From here on nothing fails.
         derive(grad_scale, measures);
-        run_tasks(rule_->id, tasks_, bytes_);
+        run_tasks(rule_->id, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
         if (!averages_.empty()) run_tasks(rule_->id, averages_, bytes_of_averages_);
         if (measures) return found;
         return Done();
@@ -152,6 +156,8 @@ private:
     int64_t bytes_of_averages_ = 0;
     Rows rows_;
     int64_t bytes_ = 0;
+    Tiles tiles_;
+    int64_t tile_bytes_ = 0;  // of the largest tile that the tasks need, if any
 };
 
 std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {

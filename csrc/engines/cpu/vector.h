@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include <utility>
+
 #include "rules/rule.h"
 
 #ifdef __x86_64__
@@ -37,6 +39,7 @@ typedef VECTOR(int32_t, kWidth) Ints;
 typedef VECTOR(uint32_t, kWidth) Words;
 typedef VECTOR(uint16_t, kWidth) Halves;
 typedef VECTOR(uint32_t, (kWidth / 2)) FewWords;
+typedef VECTOR(double, (kWidth / 2)) Doubles;
 #undef VECTOR
 // A vector for registers only: it has its natural alignment, since a template argument loses any other.
 typedef uint64_t Longs __attribute__((vector_size(kWidth / 2 * sizeof(uint64_t))));
@@ -100,5 +103,43 @@ INLINE_HOST_DEVICE Longs product(Longs x, uint32_t m) {
     return (x & 0xffffffff) * m;
 }
 #endif
+
+// The vectors in which elements of a type change places. As template arguments, vectors would lose their attributes.
+template <class T>
+struct InVectors;
+template <>
+struct InVectors<float> {
+    static constexpr int n = kWidth;
+    typedef Floats V;
+};
+template <>
+struct InVectors<double> {
+    static constexpr int n = kWidth / 2;
+    typedef double V __attribute__((vector_size(n * sizeof(double)), aligned(sizeof(double)), may_alias));
+};
+
+// A square of elements in vectors, its rows.
+template <class T>
+struct Square {
+    static constexpr int n = InVectors<T>::n;
+    typename InVectors<T>::V rows[n];
+
+    // Let rows and columns change places. The elements are dealt like cards, alternately from both halves of the deck.
+    // Each time this turns the bits of their numbers by one place, and halfway round rows have become columns.
+    INLINE_HOST_DEVICE void transpose() {
+        for (int pass = 1; pass < n; pass *= 2) deal(std::make_integer_sequence<int, n>());
+    }
+
+private:
+    template <int... i>
+    INLINE_HOST_DEVICE void deal(std::integer_sequence<int, i...>) {
+        const Square before = *this;
+        for (int j = 0; j < n / 2; ++j) {
+            const auto a = before.rows[j], b = before.rows[j + n / 2];
+            rows[2 * j] = __builtin_shufflevector(a, b, (i / 2 + i % 2 * n)...);
+            rows[2 * j + 1] = __builtin_shufflevector(a, b, (n / 2 + i / 2 + i % 2 * n)...);
+        }
+    }
+};
 
 }  // namespace
