@@ -193,8 +193,7 @@ class Progress:
             if name not in states:
                 states[name] = new_array(shape, wanted, device, order)
                 if start:
-                    with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
-                        _start(states[name], start)
+                    _start(states[name], start)
         if averaged and key not in self.ema:
             self.ema[key] = new_array(shape, wanted, device, order)
         if own and own not in states and is_narrow(dtype):
@@ -241,8 +240,9 @@ class Progress:
 
 def _start(state: Array, start: float) -> None:
     """Fill a state with the number that it starts at; both parts of complex numbers have it."""
-    parts = state.view(state.real.dtype) if state.dtype.kind == "c" else state
-    fill(parts, start if parts.dtype == np.float64 else np.float32(start))
+    with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
+        number: Any = start if state.dtype in (np.float64, np.complex128) else np.float32(start)
+        fill(state, complex(number, number) if state.dtype.kind == "c" else number)
 
 
 def _is_misplaced(array: Array, look: Look) -> bool:
