@@ -218,7 +218,7 @@ def _check_optimizer(opt: Any) -> None:
         raise TypeError(f"opt is of type {type(opt).__name__}, expected an optimizer or None")
 
 
-def _alone(opt: Optimizer | None) -> AbstractContextManager[None]:
+def _alone(opt: Optimizer | None) -> AbstractContextManager[Any]:
     return nullcontext() if opt is None else opt._alone()
 
 

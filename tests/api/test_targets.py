@@ -1,7 +1,6 @@
 """Parameters that a file is loaded into: memory of their own, which stays, or an error that changes nothing."""
 
 import copy
-import sys
 import tracemalloc
 from collections import OrderedDict, UserDict, UserList
 from itertools import count
@@ -13,6 +12,7 @@ import pytest
 import fusedstep as fs
 from fusedstep import schedules
 from tests.api.runs import snapshot
+from tests.interrupts import interrupted
 
 VALUES = {"a": np.arange(1.0, 7), "b": np.arange(7.0, 13)}
 
@@ -160,32 +160,6 @@ def test_loading_needs_no_memory_but_for_new_states(path):
 # Interrupts.
 
 
-def interrupted(call, number):
-    """Call a function with an interrupt before the number-th line of the package that it reaches; return whether."""
-    lines = set()
-
-    def trace(frame, event, arg):
-        code = frame.f_code
-        if "fusedstep" not in code.co_filename or code.co_name == "_alone":
-            return None
-        line = code, frame.f_lineno
-        if event == "line" and line not in lines:
-            lines.add(line)
-            if len(lines) == number:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return False
-
-
 @pytest.mark.filterwarnings("ignore:.*unclosed file", "ignore:.*FileIO")  # the interrupt comes as `with` ends
 @pytest.mark.parametrize("way", ["file", "params", "state dict"])
 def test_an_interrupt_comes_before_everything_or_after(tmp_path, way):
@@ -217,7 +191,7 @@ def test_an_interrupt_comes_before_everything_or_after(tmp_path, way):
     seen = set()
     for number in count(1):
         opt, params = make(2)
-        if not interrupted(lambda opt=opt, params=params: load(opt, params), number):
+        if not interrupted(lambda opt=opt, params=params: load(opt, params), number, most=1):
             break
         found = snapshot(opt, params)
         assert found in (old, new), number

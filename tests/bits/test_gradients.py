@@ -237,3 +237,10 @@ def test_complex_numbers_are_pairs():
     for wrong, message in ((g.real, "expected complex numbers like"), (np.zeros((9, 5, 2)), "expected complex")):
         with pytest.raises(TypeError, match=message):
             opt.step([p], [wrong])
+
+
+@pytest.mark.parametrize("dtype", COMPLEX)
+def test_an_accumulator_of_complex_numbers_in_another_order(dtype):
+    rng = np.random.default_rng(5)
+    p, g = numbers(rng, (9, 5), dtype, 0), numbers(rng, (9, 5), dtype, 0)
+    agree("Adagrad", {"initial_accumulator": 0.1}, [in_order(p, (1, 0))], [g])

@@ -255,12 +255,12 @@ def match(
             _check_noise(matching)
         return matching
 
-    found = _concerning(overrides, keys, _cpu.leaves(params)[1] if any(map(_is_function, overrides)) else ())
+    found = concerning(overrides, keys, _cpu.leaves(params)[1] if any(map(_is_function, overrides)) else ())
     used = {o for some in found for o in some}
     used |= before.used if overrides is before.settings.overrides else set()
     if any(o not in used and not _is_optional(o) for o in overrides):
         patterns = {o: some for o, some in overrides.items() if not _is_function(o)}
-        used |= {o for some in _concerning(patterns, list(seen_before), ()) for o in some}
+        used |= {o for some in concerning(patterns, list(seen_before), ()) for o in some}
     for o in overrides:
         if o not in used and not _is_optional(o):
             wanted = (
@@ -289,7 +289,7 @@ def _check_noise(matching: Matching) -> None:
                     )
 
 
-def _concerning(
+def concerning(
     overrides: Iterable[Hashable], keys: list[Hashable], arrays: Sequence[Any]
 ) -> list[tuple[Hashable, ...]]:
     """Return the overrides that concern each key, the strongest last."""

@@ -58,10 +58,14 @@ class Plans:
             self._by_mark.pop(next(iter(self._by_mark)))
         self._by_mark[mark] = planned
 
+    def emptied(self) -> "Plans":
+        """Return no plans, beside those that CUDA graphs may repeat."""
+        return Plans(self.captured + [some.plan for some in self._by_mark.values() if some.plan.was_captured])
+
     def drop(self) -> None:
         """Forget all plans but those that CUDA graphs may repeat."""
         self.leave()
-        self.captured += [some.plan for some in self._by_mark.values() if some.plan.was_captured]
+        self.captured = self.emptied().captured
         self.now = None
         self._by_mark = {}
 

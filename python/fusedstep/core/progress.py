@@ -1,6 +1,6 @@
 """What an optimizer remembers of each parameter, by key: step count, states, master and average."""
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
 from itertools import islice
 from numbers import Integral
 from types import MappingProxyType
@@ -13,7 +13,7 @@ from fusedstep import _cpu
 from .arrays import MASTER_DTYPES, MASTERS, Array, device_of, fill, fits, is_narrow, new_array, same_order
 from .plans import Plans
 
-__all__ = ["Look", "Progress", "is_lasting", "listed", "noise_id"]
+__all__ = ["Look", "Progress", "is_lasting", "listed", "noise_id", "start"]
 
 # The clock of a parameter, which the engine reads and advances: finished updates, whether the average has begun (1 or
 # 0), and the numbers that the rule keeps between updates.
@@ -105,6 +105,7 @@ class Progress:
         """Return a copy with room for further parameters; the arrays in it are the same ones."""
         other = Progress()
         other.clock_of, other.state, other.ema = dict(self.clock_of), dict(self.state), dict(self.ema)
+        other.is_unused = self.is_unused
         for key in keys:
             other.clock_of.setdefault(key, len(other.clock_of))
         first, size = len(self.clock_of), len(other.clock_of)
@@ -113,7 +114,7 @@ class Progress:
             other._clocks[first:size] = np.zeros((), CLOCK)  # a step that failed may have left something there
         else:
             self.plans.leave()
-            other._clocks = np.zeros(2 * size, CLOCK)
+            other._clocks, other.plans = np.zeros(2 * size, CLOCK), self.plans.emptied()
             other._clocks[:first] = self._clocks[:first]
         return other
 
@@ -121,7 +122,48 @@ class Progress:
         """Return a copy whose arrays may be replaced: no plan knows them."""
         self.plans.leave()
         other = self.extended(())
-        other._clocks, other.plans = self._clocks.copy(), Plans(self.plans.captured)
+        other._clocks, other.plans = self._clocks.copy(), self.plans.emptied()
+        return other
+
+    def check_known(self, keys: Iterable[Hashable]) -> None:
+        """Refuse keys of parameters that are not known."""
+        if strange := [key for key in keys if key not in self.clock_of]:
+            raise KeyError(
+                f"this optimizer knows no parameter {listed(strange)}, expected keys among {listed(self.clock_of)}"
+            )
+
+    def check_rows(self, key: Hashable) -> None:
+        """Refuse a parameter that is not known or has no dimensions."""
+        self.check_known([key])
+        if any(not array.ndim for array in self.arrays_of(key)):
+            raise ValueError(f"params[{key!r}] had no dimensions, expected rows")
+
+    def reset(self, key: Hashable) -> "Progress":
+        """Return a copy in which a parameter has never been stepped."""
+        other = self.without_plans()
+        other.state.pop(key, None)
+        other.ema.pop(key, None)
+        other._clocks[other.clock_of[key]] = np.zeros((), CLOCK)
+        return other
+
+    def without(self, keys: Collection[Hashable]) -> "Progress":
+        """Return a copy that knows nothing of some parameters."""
+        other = self.without_plans()
+        other.clock_of = {key: i for key, i in self.clock_of.items() if key not in keys}
+        other._clocks = other._clocks[np.array(list(other.clock_of.values()), np.intp)]
+        other.clock_of = {key: i for i, key in enumerate(other.clock_of)}
+        other.state = {key: states for key, states in self.state.items() if key not in keys}
+        other.ema = {key: average for key, average in self.ema.items() if key not in keys}
+        other.is_unused = self.is_unused and bool(other.clock_of)
+        return other
+
+    def remade(self, key: Hashable, remake: Callable[[str | None, Array], Array]) -> "Progress":
+        """Return a copy with other arrays of a parameter, made of the name of a state, or None, and what there was."""
+        other = self.without_plans()
+        if key in self.state:
+            other.state[key] = MappingProxyType({name: remake(name, a) for name, a in self.state[key].items()})
+        if key in self.ema:
+            other.ema[key] = remake(None, self.ema[key])
         return other
 
     def needs(self, key: Hashable, look: Look, names: Iterable[str], averaged: bool, master: bool | str | None) -> bool:
@@ -137,8 +179,11 @@ class Progress:
 
     def misplaced(self, key: Hashable, look: Look) -> bool:
         """Return whether an array of a parameter lies on another device, or in another order of its axes."""
-        arrays = [*self.state.get(key, {}).values(), *([self.ema[key]] if key in self.ema else [])]
-        return any(_is_misplaced(array, look) for array in arrays)
+        return any(_is_misplaced(array, look) for array in self.arrays_of(key))
+
+    def arrays_of(self, key: Hashable) -> list[Array]:
+        """Return all arrays of a parameter, which have its shape."""
+        return [*self.state.get(key, {}).values(), *([self.ema[key]] if key in self.ema else [])]
 
     def make(
         self,
@@ -191,12 +236,11 @@ class Progress:
         wanted: np.dtype[Any] = np.dtype(np.float32) if is_narrow(dtype) and state_dtype == "float32" else dtype
         if like is not None:
             wanted = like.dtype
-        for name, start in starts.items():
+        for name, number in starts.items():
             if name not in states:
                 states[name] = new_array(shape, wanted, device, order)
-                if start:
-                    with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
-                        _start(states[name], start)
+                if number:
+                    start(states[name], number)
         if averaged and key not in self.ema:
             self.ema[key] = new_array(shape, wanted, device, order)
         if own and own not in states and is_narrow(dtype):
@@ -242,10 +286,11 @@ class Progress:
         }
 
 
-def _start(state: Array, start: float) -> None:
+def start(state: Array, number: float) -> None:
     """Fill a state with the number that it starts at; both parts of complex numbers have it."""
-    parts = state.view(state.real.dtype) if state.dtype.kind == "c" else state
-    fill(parts, start if parts.dtype == np.float64 else np.float32(start))
+    with np.errstate(over="ignore"):  # rounded to the compute type first, as the engine does
+        part: Any = number if state.dtype in (np.float64, np.complex128) else np.float32(number)
+        fill(state, complex(part, part) if state.dtype.kind == "c" else part)
 
 
 def _is_misplaced(array: Array, look: Look) -> bool:

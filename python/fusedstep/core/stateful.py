@@ -1,18 +1,18 @@
 """What an optimizer remembers: states and step counts by key, as mappings, as plain values, and back."""
 
 import warnings
-from collections.abc import Hashable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Mapping, MutableMapping
 from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
-from . import snapshot
-from .arrays import Array, copied
+from . import rows, snapshot
+from .arrays import Array, copied, fill
 from .attributes import Attributes
-from .hyperparameters import on_host
+from .hyperparameters import evaluated, integer, on_host
 from .memory import Counts, States
-from .progress import Progress
+from .overrides import concerning
+from .progress import Progress, start
 from .restore import Prepared, carry_out, fill_all, restored
 
 __all__ = ["BUSY", "Stateful"]
@@ -136,6 +136,158 @@ class Stateful(Attributes):
         with self._alone():
             self._become(self._prepared(snapshot.renamed(saved, keys), names, hyperparameters))
 
+    def reset(self, key: Hashable) -> None:
+        """
+        Let a parameter begin anew, as if it had never been stepped: it has no states, average or master, and t is 0.
+
+        Parameters
+        ----------
+        key : hashable
+            The key of the parameter.
+
+        Raises
+        ------
+        KeyError
+            If no step and no checkpoint had this key.
+        RuntimeError
+            If this optimizer is in a step.
+        """
+        with self._alone():
+            self._progress.check_known([key])
+            self._progress = self._progress.reset(key)
+
+    def forget(self, *keys: Hashable) -> None:
+        """
+        Forget all that is known of parameters that have left: states, averages, masters, and t.
+
+        Parameters
+        ----------
+        *keys : hashable
+            The keys of the parameters.
+
+        Raises
+        ------
+        KeyError
+            If no step and no checkpoint had one of these keys. Nothing is forgotten then.
+        RuntimeError
+            If this optimizer is in a step.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> opt, params = fs.Adam(), {"a": np.ones(2), "b": np.ones(2)}
+        >>> result = opt.step(params, {"a": np.ones(2), "b": np.ones(2)})
+        >>> del params["b"]
+        >>> opt.forget(*(opt.t.keys() - params.keys()))
+        >>> dict(opt.t)
+        {'a': 1}
+        """
+        with self._alone():
+            self._progress.check_known(keys)
+            self._progress = self._progress.without(keys)
+
+    def take(self, key: Hashable, index: Any) -> None:
+        """
+        Keep some rows of what is known of a parameter, along the first axis: of states, average and master.
+
+        The caller does the same with the parameter: ``params[key] = params[key][index]``. The number of finished
+        updates stays as it is. A parameter without states, as of SGD, has nothing to take, and its index is not
+        compared with a number of rows.
+
+        Parameters
+        ----------
+        key : hashable
+            The key of the parameter.
+        index : slice or array of int or bool
+            The rows, as NumPy's indexing has it: in this order, as often as they are named, counted from the end where
+            negative; or a bool for each row. The array may lie on a GPU.
+
+        Raises
+        ------
+        KeyError
+            If no step and no checkpoint had this key.
+        IndexError
+            If the index names rows that are not there, or has too many or too few bools.
+        TypeError, ValueError
+            If `index` is something else, or the parameter has no dimensions.
+        MemoryError
+            If there is no memory for the rows.
+        RuntimeError
+            If this optimizer is in a step.
+        """
+        index = rows.checked(index)
+        with self._alone():
+            self._progress.check_rows(key)
+            known = self._progress.arrays_of(key)
+            if known:
+                numbers = rows.numbers(index, len(known[0]), f"params[{key!r}]")
+                self._progress = self._progress.remade(key, lambda _, array: rows.taken(array, numbers))
+
+    def grow(self, key: Hashable, n: int, average: Any = None) -> None:
+        """
+        Let what is known of a parameter have further rows, behind those along the first axis.
+
+        The caller does the same with the parameter: ``params[key] = np.concatenate([params[key], new])``. In the new
+        rows, states are the numbers that they start at, 0 but for an initial accumulator, and a master begins with the
+        parameter. The number of finished updates stays as it is, and with it the bias correction.
+
+        Parameters
+        ----------
+        key : hashable
+            The key of the parameter.
+        n : int
+            How many rows there are more.
+        average : array, optional
+            What the average of the new rows begins with, usually the new rows of the parameter: their shape, or one
+            that NumPy broadcasts to it. Needed where the parameter has an average, as with `ema`, since zeros would
+            take a long time to be forgotten.
+
+        Raises
+        ------
+        KeyError
+            If no step and no checkpoint had this key.
+        TypeError, ValueError
+            If `n` is no integer of at least 0, if the parameter has no dimensions, or if `average` does not fit, is
+            missing, or is given where there is no average.
+        MemoryError
+            If there is no memory for the rows.
+        RuntimeError
+            If this optimizer is in a step.
+        """
+        n = integer("n", n, 0)
+        with self._alone():
+            self._progress.check_rows(key)
+            self._progress = self._progress.remade(key, self._grower(key, n, average))
+
+    def _grower(self, key: Hashable, n: int, average: Any) -> Callable[[str | None, Array], Array]:
+        """Return a function that makes a state, by its name, or the average, without one, of what there was."""
+        known = self._progress.ema.get(key)
+        if known is None and average is not None:
+            raise ValueError(f"average is given, expected None: params[{key!r}] has no average")
+        if known is not None and average is None:
+            raise ValueError(
+                f"average is None, expected what the average of the new rows of params[{key!r}] begins with, usually "
+                "these rows"
+            )
+        begin = None if known is None else rows.broadcast(average, known, n, "average")
+
+        def grown(name: str | None, array: Array) -> Array:
+            made = rows.grown(array, n)
+            if name is None:
+                fill(made[len(array) :], begin)
+            elif name == self.accumulator:
+                start(made[len(array) :], self._accumulator_of(key, array))
+            return made
+
+        return grown
+
+    def _accumulator_of(self, key: Hashable, state: Array) -> float:
+        """Return the number that an accumulator starts at; overrides by functions are asked of the accumulator."""
+        settings, name = self._settings_with(), "initial_accumulator"
+        own = settings.own(concerning(settings.overrides, [key], [state])[0])
+        value: float = evaluated({name: (settings.values | own)[name]}, self.t[key], self.ranges)[name]
+        return value
+
     def __getstate__(self) -> dict[str, Any]:
         return self._copy() | {"attributes": self._added()}
 
@@ -202,9 +354,9 @@ class Stateful(Attributes):
         self._progress = prepared.progress
         self._version = object()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self) -> Lock:
+        """Return the lock for a `with` block, or refuse where it is taken."""
+        # Nobody looks for signals between the lock's __enter__, which is written in C, and the block.
         if self._turn.locked():
             raise RuntimeError(BUSY)
-        with self._turn:
-            yield
+        return self._turn

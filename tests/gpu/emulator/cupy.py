@@ -304,6 +304,8 @@ class ndarray:  # noqa: N801
         return self.copy()
 
     def __getitem__(self, key):
+        if isinstance(key, ndarray):
+            return array(self.get()[key.get()])
         keys = key if isinstance(key, tuple) else (key,)
         if not all(isinstance(each, int | slice | EllipsisType | None) for each in keys):
             raise NotImplementedError
