@@ -9,6 +9,8 @@ namespace fusedstep {
 bool has_exchange(py::handle array);
 // Whether such an array is on a GPU.
 bool is_exchanged_on_gpu(const py::object& array);
+// Raise BufferError for a tensor of PyTorch that requires a gradient or stands for negated or conjugated numbers.
+void check_plain(const py::object& array, const Name& name);
 Sight see_by_exchange(const py::object& array, const Name& name);
 
 // The capsule of an array whose library has nothing but __dlpack__. The capsule keeps the memory alive.
