@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
 #include "element/around.h"
 #include "element/norm.h"
@@ -247,6 +248,8 @@ bool Plan::check_arrays() {
         if (slot.has_grad) {
             if (!is_numpy(grads_[i])) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
             see_grad(i);
+            if (counts_writes(params_[i])) counting_.push_back(params_[i]);
+            if (zeroes(i) && counts_writes(grads_[i])) counting_.push_back(grads_[i]);
         }
         ready = ready && (slot.has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
     }

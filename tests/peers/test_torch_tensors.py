@@ -214,3 +214,53 @@ def test_many_types_of_tensors_are_told_apart():
     negated = torch._neg_view(torch.ones(3)).as_subclass(type("Last", (torch.Tensor,), {}))
     with pytest.raises(BufferError, match="resolve_neg"):
         fs.SGD().step(tensors[0], negated)
+
+
+# PyTorch counts what is written to a tensor, and refuses a derivative that needs the numbers from before.
+
+
+def test_a_derivative_of_numbers_from_before_a_step_is_refused():
+    w = torch.ones(3, requires_grad=True)
+    loss = (w * w).sum()
+    fs.SGD().step(w.detach(), torch.ones(3))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def versions(tensors):
+    return [x._version for x in tensors]
+
+
+def test_what_is_written_is_counted_and_nothing_else():
+    p, g = [torch.ones(3) for _ in range(4)], [torch.ones(3) for _ in range(4)]
+    opt = fs.SGD(overrides={2: {"frozen": True}}, ema=0.9)
+    for k in range(3):
+        opt.step(p, [g[0], None, g[2], g[3]])
+        assert versions(p) == [k + 1, 0, 0, k + 1]
+    with pytest.raises(ValueError, match="shape"):
+        opt.step(p, [g[0], None, None, torch.ones(4)])
+    assert versions(p) == [3, 0, 0, 3]
+    assert versions(g) == [0] * 4
+
+
+def test_zeroed_gradients_are_counted():
+    p, g = torch.ones(3), torch.ones(3)
+    fs.SGD(zero_grad=True).step(p, g)
+    assert versions([p, g]) == [1, 1]
+
+
+def test_functions_count_parameters_and_states():
+    p, g, b = (torch.ones(3) for _ in range(3))
+    fs.functional.momentum(p, g, b, t=1, lr=0.1)
+    assert versions([p, g, b]) == [1, 0, 1]
+    fs.functional.sgd([p], [g], lr=0.1, zero_grad=True)
+    assert versions([p, g, b]) == [2, 1, 1]
+
+
+def test_tensors_of_inference_mode_count_nothing():
+    with torch.inference_mode():
+        p = torch.ones(3)
+    q = torch.ones(3)
+    fs.SGD(lr=0.5).step([p, q], [torch.ones(3)] * 2)
+    assert p.tolist() == q.tolist() == [0.5] * 3
+    assert q._version == 1

@@ -162,6 +162,18 @@ void check_plain(const py::object& array, const Name& name) {
              : "stands for other numbers than those in its memory: .resolve_neg() and .resolve_conj() do not"));
 }
 
+bool counts_writes(py::handle array) {
+    return Py_TYPE(array.ptr()) != ndarray_type() && library_of(array).is_torch;
+}
+
+void count_writes(const std::vector<py::object>& tensors) {
+    if (tensors.empty()) return;
+    py::list counting;
+    for (const py::object& tensor : tensors)
+        if (!py::cast<bool>(tensor.attr("is_inference")())) counting.append(tensor);
+    py::module_::import("torch.autograd.graph").attr("increment_version")(counting);
+}
+
 Sight see_by_exchange(const py::object& array, const Name& name) {
     dlpack::Tensor t;
     if (!show(library_of(array), array, &t))
