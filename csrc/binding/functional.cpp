@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/gpu.h"
 #include "binding/arrays/layout.h"
 #include "binding/arrays/overlap.h"
@@ -133,6 +134,10 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     for (size_t i = 0; i < count && !zeroes; ++i)
         if (const auto id = written.find(grads[i].view)) refuse(i * roles + kGrad, *id);
 
+    std::vector<py::object> counting;
+    for (size_t id = 0; id < held.size(); ++id)
+        if ((id % roles != kGrad || zeroes) && counts_writes(held[id])) counting.push_back(held[id]);
+    count_writes(counting);
     std::array<Number, kMaxHypers> row;
     for (int j = 0; j < rule.hyper_count; ++j) row[j] = {values[j], nullptr};
     run(rule, slots, {row.data(), static_cast<size_t>(rule.hyper_count)}, values[rule.hyper_count], device,

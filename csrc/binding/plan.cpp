@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
 #include "element/around.h"
 #include "element/norm.h"
@@ -220,6 +221,7 @@ void Plan::forget(size_t i) {
 // Check everything about every array, before the first write. Arrays that were seen last time are only recognised.
 // Returns false if a tensor lacks what its step needs.
 bool Plan::check_arrays() {
+    const auto is_numpy = [](const py::object& array) { return Py_TYPE(array.ptr()) == ndarray_type; };
     const size_t n = tensors_.size();
     bool ready = true, all = true;  // whether all tensors take part
     size_t first = n;               // the first tensor that takes part
@@ -246,6 +248,9 @@ bool Plan::check_arrays() {
             refuse_device(param_name(i), slot.device, param_name(first), slots_[first].device);
         const int flags = kAligned | (row.zero_grad ? kWriteable : 0);
         if (has_grad && !(tensor.has(kGrad) && grad.is_still(grads_[i], flags))) see_grad(i, flags);
+        if (has_grad && !is_numpy(params_[i]) && counts_writes(params_[i])) counting_.push_back(params_[i]);
+        if (has_grad && row.zero_grad && !is_numpy(grads_[i]) && counts_writes(grads_[i]))
+            counting_.push_back(grads_[i]);
         ready = ready && (has_grad ? tensor.ready : tensor.bound && tensor.has(kAverage));
     }
     for (size_t i = 0; i < n && first < n && !all; ++i) {

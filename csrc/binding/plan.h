@@ -129,6 +129,7 @@ private:
     bool skip_nonfinite_ = false;
     std::vector<py::object> held_;            // keeps states, averages and clocks alive
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
+    std::vector<py::object> counting_;        // those of them that the step writes to and that count that
     WrittenMemory written_;
     bool disjoint_ = false;  // whether `written_` is up to date, and no gradient overlaps it
     py::object single_;      // weak reference to the owner of the memory of a single array, which has the key 0
@@ -154,6 +155,7 @@ public:
     ~Turn() {
         plan_.params_.clear();
         plan_.grads_.clear();
+        plan_.counting_.clear();
         plan_.foreign_.clear();
         plan_.busy_.store(false, std::memory_order_release);
     }

@@ -1,6 +1,7 @@
 // The steps of a plan: what an engine is told, and what comes of it.
 #include <algorithm>
 
+#include "binding/arrays/exchange.h"
 #include "binding/gil.h"
 #include "binding/plan.h"
 
@@ -83,6 +84,7 @@ py::object Plan::run(const Engine& engine, const Request& asked, const Commitmen
 
     Request request = asked;
     request.skips_nonfinite = skip_nonfinite_;
+    count_writes(counting_);
     py::object before;
     if (commitment) before = commitment->exchange();
     Outcome outcome;

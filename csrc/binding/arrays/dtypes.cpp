@@ -63,7 +63,16 @@ Format format_of(PyObject* descr) {
 
 py::object dtype_of(Format format) {
     if (!native_dtype(format)) {
-        py::module_::import("ml_dtypes");
+        try {
+            py::module_::import("ml_dtypes");
+        } catch (py::error_already_set& error) {
+            if (!error.matches(PyExc_ImportError)) throw;
+            const std::string what = std::string(name_of(format.type)) +
+                                     " parameters need the package ml_dtypes, which makes NumPy know them: "
+                                     "python -m pip install ml_dtypes";
+            py::raise_from(error, PyExc_RuntimeError, what.c_str());
+            throw py::error_already_set();
+        }
         find_foreign_dtypes();
     }
     return py::reinterpret_borrow<py::object>(native_dtype(format));

@@ -27,24 +27,26 @@ const dlpack::Exchange* exchange_in(PyTypeObject* type) {
     return exchange && header->version.major == 1 && exchange->tensor_from_object ? exchange : nullptr;
 }
 
-// The types are kept alive, and there are few of them: beyond the table, a type counts as one that offers nothing.
-const Library& library_of(PyTypeObject* type) {
-    static Library known[16];
+// Types that offer nothing are asked each time, and so are those beyond the table; those in it are kept alive.
+Library library_of(py::handle array) {
+    constexpr int kMost = 16;
+    static Library known[kMost];
     static std::atomic<int> count{0};
     static std::mutex mutex;
-    static const Library none;
+    PyTypeObject* const type = Py_TYPE(array.ptr());
     const int n = count.load(std::memory_order_acquire);
     for (int i = 0; i < n; ++i)
         if (known[i].type == type) return known[i];
-    py::handle object(reinterpret_cast<PyObject*>(type));
-    const Library found{type, exchange_in(type), py::hasattr(object, "is_neg") && py::hasattr(object, "requires_grad")};
+    const dlpack::Exchange* const exchange = exchange_in(type);
+    if (!exchange) return {};
+    const Library found{type, exchange, offers(array, "is_neg") && offers(array, "requires_grad")};
     const std::lock_guard lock(mutex);
     const int now = count.load(std::memory_order_relaxed);
-    if (now == 16) return none;
-    object.inc_ref();
+    if (now == kMost) return found;
+    Py_INCREF(type);
     known[now] = found;
     count.store(now + 1, std::memory_order_release);
-    return known[now];
+    return found;
 }
 
 Format format_in(const dlpack::DataType& d) {
@@ -63,6 +65,19 @@ bool is_host(const dlpack::Tensor& t) {
 
 char* address_of(const dlpack::Tensor& t) {
     return static_cast<char*>(t.data) + t.byte_offset;
+}
+
+// Whether elements of an array have an address. Tensors of PyTorch may have none, such as fake ones, those that wrap
+// others, and those whose storage was freed.
+bool has_memory(const dlpack::Tensor& t) {
+    return t.data || std::find(t.shape, t.shape + t.ndim, 0) != t.shape + t.ndim;
+}
+
+// Ask an array for its memory. Returns false where it has none that can be shown, whatever the reason.
+bool show(const Library& library, const py::object& array, dlpack::Tensor* t) {
+    if (library.exchange->tensor_from_object(array.ptr(), t) == 0) return has_memory(*t);
+    PyErr_Clear();
+    return false;
 }
 
 View view_of(const dlpack::Tensor& t) {
@@ -96,40 +111,33 @@ bool is_plain(const Library& library, const py::object& array, bool is_complex) 
     return true;
 }
 
-[[noreturn]] void refuse(const py::object& array, const Name& name, const std::string& what, PyObject* kind) {
-    const std::string text = name.text() + " is of type " + type_name(array) + " and " + what;
-    if (!PyErr_Occurred()) {
-        PyErr_SetString(kind, text.c_str());
-        throw py::error_already_set();
-    }
-    py::error_already_set cause;
-    py::raise_from(cause, kind, text.c_str());
-    throw py::error_already_set();
+std::string text_of(const py::object& array, const Name& name) {
+    return name.text() + " is of type " + type_name(array) + " and ";
+}
+
+// A dtype as NumPy calls it, or nearly so.
+std::string text_of(const dlpack::DataType& d) {
+    static constexpr const char* kCodes[] = {"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
+    const std::string code = d.code < std::size(kCodes) ? kCodes[d.code] : "code " + std::to_string(d.code) + " of ";
+    return code + std::to_string(d.bits) + (d.lanes == 1 ? "" : "x" + std::to_string(d.lanes));
 }
 
 }  // namespace
 
 bool has_exchange(py::handle array) {
-    return library_of(Py_TYPE(array.ptr())).exchange;
+    return library_of(array).exchange;
 }
 
 bool is_exchanged_on_gpu(const py::object& array) {
-    dlpack::Tensor t;
-    if (library_of(Py_TYPE(array.ptr())).exchange->tensor_from_object(array.ptr(), &t)) {
-        PyErr_Clear();  // what is wrong is told when the array is looked at
-        return false;
-    }
-    return t.device.type == dlpack::kCUDA;
+    dlpack::Tensor t;  // what is wrong with an array without memory is told when it is looked at
+    return show(library_of(array), array, &t) && t.device.type == dlpack::kCUDA;
 }
 
 bool View::is_elsewhere(const py::object& array, char** moved) const {
-    const Library& library = library_of(Py_TYPE(array.ptr()));
+    const Library library = library_of(array);
     if (!library.exchange) return false;
     dlpack::Tensor t;
-    if (library.exchange->tensor_from_object(array.ptr(), &t)) {
-        PyErr_Clear();
-        return false;
-    }
+    if (!show(library, array, &t)) return false;
     const size_t n = axes() - format.pairs;
     if (!is_host(t) || device != kHost || format_in(t.dtype) != format || static_cast<size_t>(t.ndim) != n)
         return false;
@@ -145,18 +153,32 @@ bool View::is_elsewhere(const py::object& array, char** moved) const {
     return is_plain(library, array, format.pairs);
 }
 
+void check_plain(const py::object& array, const Name& name) {
+    if (is_plain(library_of(array), array, true)) return;
+    throw py::buffer_error(
+        text_of(array, name) +
+        (py::cast<bool>(array.attr("requires_grad"))
+             ? "does not export its memory, since it requires a gradient: .detach() does"
+             : "stands for other numbers than those in its memory: .resolve_neg() and .resolve_conj() do not"));
+}
+
+bool counts_writes(py::handle array) {
+    return Py_TYPE(array.ptr()) != ndarray_type && library_of(array).is_torch;
+}
+
+void count_writes(const std::vector<py::object>& tensors) {
+    if (tensors.empty()) return;
+    py::list counting;
+    for (const py::object& tensor : tensors)
+        if (!py::cast<bool>(tensor.attr("is_inference")())) counting.append(tensor);
+    py::module_::import("torch.autograd.graph").attr("increment_version")(counting);
+}
+
 Sight see_by_exchange(const py::object& array, const Name& name) {
-    const Library& library = library_of(Py_TYPE(array.ptr()));
     dlpack::Tensor t;
-    if (library.exchange->tensor_from_object(array.ptr(), &t))
-        refuse(array, name, "shows no memory, expected a dense tensor", PyExc_TypeError);
-    if (!is_host(t)) refuse(array, name, "in memory that is neither the host's nor a GPU's", PyExc_TypeError);
-    if (!is_plain(library, array, t.dtype.code == dlpack::kComplex))
-        refuse(array, name,
-               py::cast<bool>(array.attr("requires_grad"))
-                   ? "does not export its memory, since it requires a gradient: .detach() does"
-                   : "stands for other numbers than those in its memory: .resolve_neg() and .resolve_conj() do not",
-               PyExc_BufferError);
+    if (!show(library_of(array), array, &t))
+        throw py::type_error(text_of(array, name) + "shows no memory, expected a dense tensor with memory of its own");
+    if (!is_host(t)) throw py::type_error(text_of(array, name) + "in memory that is neither the host's nor a GPU's");
     return {view_of(t), py::getattr(array, "dtype", py::none())};
 }
 
@@ -175,18 +197,18 @@ Sight see_capsule(const py::object& capsule, const Name& name) {
     const char* kind = PyCapsule_GetName(capsule.ptr());
     const std::string_view text = kind ? kind : "";
     const dlpack::Tensor* t = nullptr;
-    uint64_t flags = dlpack::kReadOnly;  // without a flag that says so, an array is not taken to be writable
+    uint64_t flags = dlpack::kReadOnly;
+    bool is_told = false;  // without a flag that says so, an array is not taken to be writable
     if (text == "dltensor") {
         t = &static_cast<dlpack::Managed*>(PyCapsule_GetPointer(capsule.ptr(), kind))->tensor;
     } else if (text == "dltensor_versioned") {
         auto* managed = static_cast<dlpack::ManagedVersioned*>(PyCapsule_GetPointer(capsule.ptr(), kind));
-        if (managed->version.major == 1) t = &managed->tensor, flags = managed->flags;
+        if (managed->version.major == 1) t = &managed->tensor, flags = managed->flags, is_told = true;
     }
     if (!t) throw py::type_error(name.text() + " gives no capsule of DLPack 1, expected an array");
     if (!is_host(*t)) throw py::type_error(name.text() + " is in memory that is neither the host's nor a GPU's");
-    const std::string dtype =
-        "DLPack's type " + std::to_string(t->dtype.code) + " of " + std::to_string(t->dtype.bits) + " bits";
-    return {view_of(*t), py::str(dtype), !(flags & (dlpack::kReadOnly | dlpack::kIsCopied))};
+    if (!has_memory(*t)) throw py::type_error(name.text() + " shows no memory, expected a dense array");
+    return {view_of(*t), py::str(text_of(t->dtype)), !(flags & (dlpack::kReadOnly | dlpack::kIsCopied)), is_told};
 }
 
 }  // namespace fusedstep

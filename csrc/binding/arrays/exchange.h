@@ -9,7 +9,15 @@ namespace fusedstep {
 bool has_exchange(py::handle array);
 // Whether such an array is on a GPU.
 bool is_exchanged_on_gpu(const py::object& array);
+// Raise BufferError for a tensor of PyTorch that requires a gradient or stands for negated or conjugated numbers.
+void check_plain(const py::object& array, const Name& name);
 Sight see_by_exchange(const py::object& array, const Name& name);
+
+// Whether an array is a tensor of PyTorch, which counts what is written to it, to refuse derivatives of other numbers
+// than those that were used.
+bool counts_writes(py::handle array);
+// Count a write to each of these tensors, except those of inference mode, which count nothing.
+void count_writes(const std::vector<py::object>& tensors);
 
 // The capsule of an array whose library has nothing but __dlpack__. The capsule keeps the memory alive.
 py::object capsule_of(const py::object& array);

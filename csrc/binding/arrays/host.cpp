@@ -174,7 +174,10 @@ Sight see(const py::object& array, const Name& name) {
 Sight see_any(const py::object& array, const Name& name, Foreigners* foreign) {
     if (is_numpy(array)) return see(array, name);
     if (PyCapsule_CheckExact(array.ptr())) return see_capsule(array, name);
-    if (has_exchange(array) && !is_exchanged_on_gpu(array)) return see_by_exchange(array, name);
+    if (has_exchange(array)) {
+        check_plain(array, name);
+        if (!is_exchanged_on_gpu(array)) return see_by_exchange(array, name);
+    }
     return see_on_gpu(array, name, foreign);
 }
 
@@ -219,7 +222,10 @@ void check_memory(const Sight& sight, const Name& name, Use use, const Like& lik
         throw py::value_error(name.text() + " has elements in one place, as from broadcasting, and cannot be zeroed: " +
                               "expected a place for each, or zero_grad=False");
     if (use != Use::kRead && !sight.writable)
-        throw py::value_error(name.text() + " is read-only, expected a writable array" +
+        throw py::value_error(name.text() +
+                              (sight.is_told ? " is read-only, expected a writable array"
+                                             : " does not tell by its DLPack that it may be written, expected a "
+                                               "writable array, such as NumPy's view of it") +
                               (use == Use::kOverwritten ? ", or zero_grad=False" : ""));
 }
 

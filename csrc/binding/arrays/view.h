@@ -153,6 +153,7 @@ struct Sight {
     View view;
     py::object dtype;  // what messages say: a dtype, or its name
     bool writable = true;
+    bool is_told = true;  // whether the array itself says if it may be written
 };
 
 // An array on a GPU that is not CuPy's. It must live until the work on it is done, and other work on it may be in a
