@@ -11,11 +11,11 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep.core.arrays import Array, Stored, device_of, fits, to_host
-from fusedstep.core.containers import arrays_by_key
+from fusedstep.core.containers import arrays_by_key, check_kept, present
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
-from fusedstep.core.restore import carry_out, check_separate, fill_all, span
+from fusedstep.core.restore import carry_out, check_separate, fill_all
 from fusedstep.core.snapshot import Keys, check_hyperparameters, described, narrowed, renamed
 
 __all__ = ["load", "save"]
@@ -174,11 +174,11 @@ def load(
         if params is not None and not has_params:
             raise ValueError(f"{os.fspath(path)} holds no parameters, expected a file that was saved with params")
         saved = renamed(saved | {"params": stored}, keys)
-        targets = _present(params)
+        targets = present(params)
         if not strict and (wanted := targets or (opt._progress.clock_of if opt is not None else {})):
             saved = narrowed(saved, wanted)
         stored = saved.pop("params")
-        _check_kept(params, targets)
+        check_kept(params)
         if params is not None:
             _check_targets(targets, stored, strict)
         labelled = {} if opt is None else opt._progress.labelled()
@@ -223,20 +223,6 @@ def _alone(opt: Optimizer | None) -> AbstractContextManager[Any]:
 
 
 # Parameters by key, and keys as JSON.
-
-
-def _present(params: Any) -> dict[Hashable, Array]:
-    return {key: array for key, array in arrays_by_key(params).items() if array is not None}
-
-
-def _check_kept(params: Any, arrays: Mapping[Hashable, Array]) -> None:
-    """Refuse a container that makes its arrays when it is asked for them: what is loaded into them would be lost."""
-    for key, again in _present(params).items():
-        if span(again) != span(arrays[key]):
-            plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
-            raise ValueError(
-                f"params[{key!r}] is a new array each time it is asked for, expected the same one: {plain}, say"
-            )
 
 
 def _check_like_states(params: Mapping[Hashable, Array | None], known: Mapping[str, Any]) -> None:

@@ -173,7 +173,7 @@ def test_edited_files_are_refused_or_read(tmp_path_factory, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive, "opened", lambda path: contextlib.nullcontext((stored, meta)))
         try:
-            fs.load(path, opt, params)
+            fs.load(path, opt, params, hyperparameters="file")
         except (ValueError, TypeError):
             assert snapshot(opt, params) == before
 

@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+from collections import UserDict
+from itertools import count
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +13,7 @@ import fusedstep as fs
 from fusedstep import reference
 from fusedstep.tools import verify
 from tests.formulas.arrays import BOTH, F32, INF, MODULES, NAN, bits, copies, normal, same
+from tests.interrupts import interrupted
 
 
 @BOTH
@@ -191,3 +194,110 @@ def test_averages_without_gradients_are_saved():
     for one in (optimizer, again):
         one.step(copy.deepcopy(params), {"w": np.ones(3)})
         assert (one.ema["frozen"] == 2.0).all()
+
+
+# Parameters that are their averages for a while.
+
+
+def averaging(**options):
+    opt = fs.Adam(lr=0.1, ema=0.5, **options)
+    params = {"enc": [{"W": normal(6).reshape(2, 3), "b": None}, (normal(4), np.arange(3))], "x": np.array(2.0)}
+    for k in range(3):
+        opt.step(params, {"enc": [{"W": normal(6, seed=k).reshape(2, 3)}, (normal(4, seed=k), None)], "x": 1.0})
+    return opt, params
+
+
+def leaves(params):
+    return [params["enc"][0]["W"], params["enc"][1][0], params["x"], params["enc"][1][1]]
+
+
+def test_parameters_are_their_averages_for_a_while():
+    opt, params = averaging()
+    before, arrays = copies(leaves(params)), leaves(params)
+    averages = copies([opt.ema[key] for key in ("enc/0/W", "enc/1/0", "x")])
+    with opt.averaged(params):
+        assert same(leaves(params)[:3], averages)
+        assert not same(leaves(params)[:3], before[:3])
+        assert same([opt.ema["x"]], averages[2:])
+        params["x"][...] = 7  # is lost
+    assert same(leaves(params), before)
+    assert all(a is b for a, b in zip(leaves(params), arrays, strict=True))
+    assert same([opt.ema[key] for key in ("enc/0/W", "enc/1/0", "x")], averages)
+    with opt.averaged({"x": params["x"]}):
+        assert same(leaves(params)[:2], before[:2])
+        assert params["x"] == averages[2]
+    with pytest.raises(ZeroDivisionError), opt.averaged(params):
+        raise ZeroDivisionError
+    assert same(leaves(params), before)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_while_in_half_precision(dtype):
+    """An average of float32 is rounded to be the parameter, and keeps all its bits."""
+    opt, p = fs.SGD(ema=0.5), normal(50).astype(dtype)
+    for k in range(3):
+        opt.step([p], [normal(50, seed=k)])
+    before, average = p.copy(), opt.ema[0].copy()
+    with opt.averaged([p]):
+        assert same([p], [average.astype(dtype)])
+    assert same([p, opt.ema[0]], [before, average])
+
+
+def test_no_step_while_parameters_are_their_averages(tmp_path):
+    opt, params = averaging()
+    message = "^the parameters are their averages at present, expected the end of the block of `averaged` first$"
+    calls = [
+        lambda: opt.step(params, params),
+        lambda: fs.save(tmp_path / "x.npz", opt, params),
+        lambda: opt.averaged(params).__enter__(),
+        lambda: opt.reset("x"),
+        lambda: copy.deepcopy(opt),
+    ]
+    with opt.averaged(params):
+        for call in calls:
+            with pytest.raises(RuntimeError, match=message):
+                call()
+        fs.save(tmp_path / "x.npz", None, {"x": params["x"]})
+    assert pickle.loads(pickle.dumps(opt)).t == opt.t
+    opt.step({"x": params["x"]}, {"x": 1.0})
+    assert opt.t["x"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda params: {**params, "y": np.ones(2)}, r"params\['y'\] has no average, expected one of a step with ema="),
+        (lambda params: {**params, "x": np.ones(2)}, r"params\['x'\] has shape \(2,\), expected \(\) like its average"),
+        (lambda params: {**params, "x": np.broadcast_to(1.0, ())}, r"params\['x'\] is read-only, expected a writable"),
+        (lambda params: Anew(params), r"params\['x'\] is a new array each time it is asked for, expected the same one"),
+    ],
+)
+def test_parameters_that_cannot_be_their_averages(change, message):
+    opt, params = averaging()
+    before = copies(leaves(params))
+    with pytest.raises(ValueError, match=message):
+        opt.averaged(change(params)).__enter__()
+    assert same(leaves(params), before)
+    opt.step({"x": params["x"]}, {"x": 1.0})
+
+
+class Anew(UserDict):
+    def __getitem__(self, key):
+        value = super().__getitem__(key)
+        return value.copy() if key == "x" else value
+
+
+def test_an_interrupt_leaves_no_average_behind():
+    opt, params = averaging()
+    before = copies(leaves(params))
+
+    def evaluate():
+        with opt.averaged(params):
+            pass
+
+    for number in count(1):
+        if not interrupted(evaluate, number):
+            break
+        assert same(leaves(params), before), number
+        evaluate()
+    assert number > 50  # lines

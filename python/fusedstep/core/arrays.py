@@ -18,11 +18,13 @@ __all__ = [
     "as_array",
     "as_number",
     "as_numpy",
+    "bits",
     "copied",
     "device_of",
     "fill",
     "fits",
     "is_bfloat16",
+    "is_floating",
     "is_narrow",
     "is_on_gpu",
     "new_array",
@@ -51,6 +53,11 @@ def is_narrow(dtype: np.dtype[Any]) -> bool:
     """Return whether a dtype is one whose numbers are computed in float32: float16, or the bfloat16 of `ml_dtypes`."""
     is_of_numpy = dtype.isnative and dtype.type.__module__ == "numpy"
     return dtype.name in _cpu.narrow and (is_of_numpy or _is_of_ml_dtypes(dtype))
+
+
+def is_floating(dtype: np.dtype[Any]) -> bool:
+    """Return whether a parameter may have a dtype."""
+    return dtype.kind in "fc" or is_narrow(dtype)
 
 
 def is_bfloat16(dtype: np.dtype[Any]) -> bool:
@@ -155,10 +162,18 @@ def fill(target: Array, source: Any) -> None:
     if isinstance(target, np.ndarray):
         target[...] = to_host(source) if is_on_gpu(source) else source
         return
-    host = np.empty(target.shape, target.dtype)
-    host[...] = to_host(source) if is_on_gpu(source) else source
     with _cupy().cuda.Device(target.device.id):
+        if is_on_gpu(source) and (source.dtype, source.device) == (target.dtype, target.device):
+            bits(target)[...] = bits(source)
+            return
+        host = np.empty(target.shape, target.dtype)
+        host[...] = to_host(source) if is_on_gpu(source) else source
         target.set(host)
+
+
+def bits(array: Array) -> Array:
+    """Return an array of which CuPy knows the dtype: it has no bfloat16."""
+    return array.view(np.uint16) if is_bfloat16(array.dtype) else array
 
 
 def as_array(value: Any, label: str) -> Array:

@@ -7,8 +7,9 @@ from typing import Any
 from fusedstep import _cpu
 
 from .arrays import Array, as_array
+from .restore import span
 
-__all__ = ["Bound", "arrays_by_key", "bind", "renamed"]
+__all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "renamed"]
 
 
 class Bound:
@@ -105,6 +106,22 @@ def arrays_by_key(params: Any) -> dict[Hashable, Array | None]:
     keys, arrays = _cpu.leaves(params.params if isinstance(params, Bound) else params)
     found = zip(keys, arrays, strict=True)
     return {key: None if array is None else as_array(array, f"params[{key!r}]") for key, array in found}
+
+
+def present(params: Any) -> dict[Hashable, Array]:
+    """Return the arrays in what `step` takes as parameters by the keys that they have there, without None."""
+    return {key: array for key, array in arrays_by_key(params).items() if array is not None}
+
+
+def check_kept(params: Any) -> None:
+    """Refuse a container that makes its arrays when it is asked for them: what is written to them would be lost."""
+    arrays = present(params)
+    for key, again in present(params).items():
+        if span(again) != span(arrays[key]):
+            plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
+            raise ValueError(
+                f"params[{key!r}] is a new array each time it is asked for, expected the same one: {plain}, say"
+            )
 
 
 def renamed(params: Any, grads: Any, grad_key: str | Callable[[Any], Any]) -> Any:

@@ -21,7 +21,7 @@ from .overrides import Matching, Settings, match
 from .plans import Planned, mark_of
 from .progress import Look, Progress, noise_id
 from .result import PLAIN, Pendings, Result, told
-from .stateful import BUSY, Stateful
+from .stateful import Stateful
 
 __all__ = ["Optimizer"]
 
@@ -225,7 +225,7 @@ class Optimizer(Stateful):
         if grad_key is not None:
             grads = renamed(params, grads, grad_key)
         if self._turn.locked():
-            raise RuntimeError(BUSY)
+            raise RuntimeError(self._busy)
         # Nobody looks at signals between the lock's __enter__, which is written in C, and the block.
         with self._turn:
             if self._pending:

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -34,7 +34,9 @@ from .snapshot import mapping
 if TYPE_CHECKING:
     from fusedstep.schedules.description import Plateaus
 
-__all__ = ["Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
+__all__ = ["Copies", "Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
+
+Copies: TypeAlias = list[tuple[Array, Array | Stored]]  # targets and sources
 
 
 class Prepared(NamedTuple):
@@ -44,7 +46,7 @@ class Prepared(NamedTuple):
     replaced: str  # which of them the caller had set otherwise, as a warning, or nothing
     plateaus: "Plateaus"
     progress: Progress
-    copies: list[tuple[Array, Array | Stored]]  # targets and sources
+    copies: Copies
 
 
 def restored(
@@ -54,7 +56,7 @@ def restored(
     possible: Collection[str],
     ranges: Mapping[str, Range],
     strict: bool = True,
-) -> tuple[Progress, list[tuple[Array, Array | Stored]]]:
+) -> tuple[Progress, Copies]:
     """
     Prepare a progress that is what was exported from another.
 
@@ -145,7 +147,7 @@ def _memory(
     return [memory[name] for name in names] if has_begun else []
 
 
-def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> list[tuple[Array, Array | Stored]]:
+def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> Copies:
     """Return targets and sources of one parameter, all of one shape and, but for masters, of one dtype."""
     shape: tuple[int, ...] | None = None
     dtype: np.dtype[Any] | None = None
@@ -182,7 +184,7 @@ def _check_masters(masters: dict[str, str], param: np.dtype[Any]) -> None:
             raise TypeError(f"{label} stands beside states of {param}, expected {wanted}")
 
 
-def fill_all(copies: list[tuple[Array, Array | Stored]]) -> None:
+def fill_all(copies: Copies) -> None:
     """Fill each target from its source, and take each pair that is done away from the list."""
     while copies:
         fill(*copies[-1])
@@ -229,7 +231,7 @@ def span(array: Array) -> tuple[int, int, int]:
     return -1 if device is None else device, start + low, start + high + array.itemsize
 
 
-def _apart(pairs: list[tuple[Array, Array | Stored]]) -> list[tuple[Array, Array | Stored]]:
+def _apart(pairs: Copies) -> Copies:
     """Return pairs of targets and sources, with a copy of each source that lies in the memory of a target."""
     spans = sorted(span(target) for target, _ in pairs if target.size)  # of targets, which do not overlap
 

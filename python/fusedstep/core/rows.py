@@ -1,12 +1,11 @@
 """Rows of arrays along their first axis: which ones an index stands for, and arrays with fewer or more of them."""
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, as_array, device_of, fill, is_bfloat16, new_array, order_of, to_host
+from .arrays import Array, as_array, bits, device_of, fill, is_bfloat16, new_array, order_of, to_host
 
 __all__ = ["Index", "broadcast", "checked", "grown", "numbers", "taken"]
 
@@ -46,16 +45,20 @@ def numbers(index: Index, rows: int, label: str) -> npt.NDArray[np.intp]:
 def taken(array: Array, rows: npt.NDArray[np.intp]) -> Array:
     """Return an array of some rows of another, whose axes lie in memory in the same order."""
     made = _like(array, rows.size)
-    with _device(array):
-        _bits(made)[...] = _bits(array)[_beside(array, rows)]
+    if isinstance(array, np.ndarray):
+        made[...] = array[rows]
+        return made
+    there = new_array(rows.shape, rows.dtype, device_of(array))
+    fill(there, rows)
+    with array.device:
+        bits(made)[...] = bits(array)[there]
     return made
 
 
 def grown(array: Array, n: int) -> Array:
     """Return an array with `n` rows of zeros behind its own, whose axes lie in memory in the same order."""
     made = _like(array, len(array) + n)
-    with _device(array):
-        _bits(made)[: len(array)] = _bits(array)
+    fill(made[: len(array)], array)
     return made
 
 
@@ -73,22 +76,3 @@ def broadcast(values: Any, array: Array, n: int, label: str) -> Array:
 
 def _like(array: Array, rows: int) -> Array:
     return new_array((rows, *array.shape[1:]), array.dtype, device_of(array), order_of(array))
-
-
-def _bits(array: Array) -> Array:
-    """Return an array of which CuPy knows the dtype: it has no bfloat16."""
-    return array.view(np.uint16) if is_bfloat16(array.dtype) else array
-
-
-def _beside(array: Array, rows: npt.NDArray[np.intp]) -> Array:
-    """Return numbers of rows where the array is."""
-    if device_of(array) is None:
-        return rows
-    there = new_array(rows.shape, rows.dtype, device_of(array))
-    fill(there, rows)
-    return there
-
-
-def _device(array: Array) -> AbstractContextManager[Any]:
-    """Return what makes the device of an array the current one."""
-    return nullcontext() if isinstance(array, np.ndarray) else array.device

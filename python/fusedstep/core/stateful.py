@@ -1,29 +1,35 @@
 """What an optimizer remembers: states and step counts by key, as mappings, as plain values, and back."""
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from functools import partial
 from threading import Lock
 from typing import Any, Literal
 
+import numpy as np
+
 from . import rows, snapshot
-from .arrays import Array, copied, fill
+from .arrays import Array, copied, device_of, fill, is_floating
 from .attributes import Attributes
+from .containers import check_kept, present
 from .hyperparameters import evaluated, integer, on_host
 from .memory import Counts, States
 from .overrides import concerning
 from .progress import Progress, start
-from .restore import Prepared, carry_out, fill_all, restored
+from .restore import Copies, Prepared, carry_out, fill_all, restored
 
-__all__ = ["BUSY", "Stateful"]
+__all__ = ["Stateful"]
 
 BUSY = "this optimizer is already in a step, expected one step at a time"
+EVALUATED = "the parameters are their averages at present, expected the end of the block of `averaged` first"
 
 
 class Stateful(Attributes):
     """The base of optimizers, which remember the progress of each parameter."""
 
     _turn: Lock  # one step at a time
+    _busy = BUSY  # what is said where the lock is taken
     _progress: Progress
 
     @property
@@ -43,6 +49,71 @@ class Stateful(Attributes):
         A number may be set; what a rule keeps between updates besides arrays stays as it is.
         """
         return Counts(self)
+
+    @contextmanager
+    def averaged(self, params: Any) -> Iterator[None]:
+        """
+        Let parameters be their averages in a `with` block, as for an evaluation, and what they were after it.
+
+        Parameters
+        ----------
+        params : array, sequence or mapping of arrays
+            The parameters, as `step` takes them; some of them will do. They are written in place, and so is whoever
+            shares their memory. Arrays that can be no parameters, such as those of integers, stay as they are.
+
+        Raises
+        ------
+        ValueError
+            If a parameter has no average, another shape, or is read-only. Nothing has changed then.
+        MemoryError
+            If there is no memory for a copy of the parameters.
+        RuntimeError
+            If this optimizer is in a step, or, in the block, if it is to make one, to be saved or loaded.
+
+        Notes
+        -----
+        The parameters come back whatever ends the block, also an exception or an interrupt by the user; what the block
+        has written to them is lost.
+
+        Examples
+        --------
+        >>> import numpy as np, fusedstep as fs
+        >>> opt, w = fs.SGD(lr=1.0, ema=0.5), np.zeros(2)
+        >>> for gradient in (0.0, -1.0):
+        ...     result = opt.step(w, np.full(2, gradient))
+        >>> with opt.averaged(w):
+        ...     w.tolist()
+        [0.5, 0.5]
+        >>> w.tolist()
+        [1.0, 1.0]
+        """
+        with self._alone():
+            parameters = {key: p for key, p in present(params).items() if is_floating(p.dtype)}
+            pairs: Copies = [(p, self._average_of(key, p)) for key, p in parameters.items()]
+            check_kept(params)
+            kept: Copies = [(p, p.copy()) for p in parameters.values()]
+            try:
+                self._busy = EVALUATED
+                with np.errstate(over="ignore"):  # an average of float32 may be an infinity of float16
+                    fill_all(pairs)
+                yield
+            finally:
+                try:
+                    fill_all(kept)
+                finally:
+                    fill_all(kept)  # what an interrupt has left
+                    vars(self).pop("_busy", None)
+
+    def _average_of(self, key: Hashable, param: Array) -> Array:
+        """Return the average of a parameter that may be written to."""
+        average = self._progress.ema.get(key)
+        if average is None:
+            raise ValueError(f"params[{key!r}] has no average, expected one of a step with ema=0.999, say")
+        if param.shape != average.shape:
+            raise ValueError(f"params[{key!r}] has shape {param.shape}, expected {average.shape} like its average")
+        if device_of(param) is None and not param.flags.writeable:
+            raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
+        return average
 
     def state_dict(self, names: snapshot.Names = "fusedstep") -> dict[str, Any]:
         """
@@ -358,5 +429,5 @@ class Stateful(Attributes):
         """Return the lock for a `with` block, or refuse where it is taken."""
         # Nobody looks for signals between the lock's __enter__, which is written in C, and the block.
         if self._turn.locked():
-            raise RuntimeError(BUSY)
+            raise RuntimeError(self._busy)
         return self._turn
