@@ -271,16 +271,16 @@ class Optimizer(Stateful):
 
     def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
         """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
-        settings, version = self._settle()
         mark = mark_of(params)
         found = self._progress.plans.find(mark)
         if found is not None:
             self._progress.plans.use(found)
-            if self._told(found, self._progress, settings, version) is not None:
+            if found.told is self._version or self._told(found, self._progress, *self._settle()) is not None:
                 outcome = found.plan.run(params, grads, grad_scale, stream)
                 if outcome is not False:
                     return self._result(found.plan, outcome)
 
+        settings, version = self._settle()
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
         self._progress.check_use(plan.keys)
