@@ -166,16 +166,22 @@ class Optimizer(Stateful):
 
         Parameters
         ----------
-        params : array, sequence or mapping of arrays
-            The parameters, float32, float64, float16 or bfloat16 (of `ml_dtypes`), of any shape, C-contiguous,
-            writable. Updated in place.
+        params : array, or containers of arrays
+            The parameters: one array, or dicts, lists, tuples, named tuples, dataclasses and other mappings and
+            collections of arrays, which may hold each other; or objects that `bind` has bound. Arrays are float32,
+            float64, float16, bfloat16 (of `ml_dtypes`), complex64 or complex128, of any shape, dense in any order of
+            their axes, writable. Updated in place. A parameter without a gradient is not looked at.
         grads : like `params`
-            The gradients, each of the shape and dtype of its parameter; or float32 for a half-precision parameter, or
-            half precision for a float32 one. A gradient that is None, or missing from a mapping, leaves its parameter,
-            states and step count alone. Gradients are only read, unless `zero_grad`.
+            The gradients, in containers of the same structure, each of the shape of its parameter; of any strides and
+            any of the types of parameters, complex where the parameter is. A number will do for an array without
+            dimensions. A gradient, or a whole container, that is None or missing from a mapping leaves its parameters,
+            states and step counts alone. Gradients are only read, unless `zero_grad`. None with bound objects.
         grad_scale : float or array
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
             accumulated batches. For parameters on a GPU also a float64 array of one element on that GPU.
+        grad_key : str or callable, optional
+            The name of a gradient in a mapping, made of the name of its parameter: a format such as ``"d{}"``, or a
+            function. By default the names are the same.
         stream : object, optional
             On a GPU, the stream in which to make the step: any object with ``__cuda_stream__``, as streams of CuPy and
             PyTorch have it; by default CuPy's current stream. The step waits for what has been put into CuPy's current
@@ -190,13 +196,15 @@ class Optimizer(Stateful):
         ------
         TypeError
             If something is not an array, or has a dtype or byte order that is not wanted; if some arrays are in host
-            memory and others on a GPU; if `grads` is another kind of container than `params`; or if a scheduled
-            hyperparameter is no number.
+            memory and others on a GPU; if a container of `grads` is of another kind than that of `params`; or if a
+            scheduled hyperparameter is no number.
         ValueError
-            If an array is read-only, of another shape, not contiguous, unaligned, or overlaps another one of the
-            call or a state; if a gradient is on another GPU than its parameter; if `grads` has another length than
-            `params`, or a key that `params` lacks; if a scheduled hyperparameter or `grad_scale` is out of range; or if
-            an override fits no parameter; or if states were loaded, and `params` has none of their keys.
+            If a parameter is read-only, unaligned, or not dense; if an array has another shape than it should, or
+            overlaps an array that is written; if a gradient is on another GPU than its parameter; if a container of
+            `grads` has another length than that of `params`, or a key that `params` lacks; if two parameters have one
+            key; if a container makes its arrays anew each time it is asked; if another bare array takes the place of
+            one that is still alive; if none of the states that were loaded would be used; if a scheduled hyperparameter
+            or `grad_scale` is out of range; or if an override fits no parameter.
         BufferError
             If an array of another library does not export its memory.
         MemoryError
