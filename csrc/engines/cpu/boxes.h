@@ -15,12 +15,13 @@ namespace fusedstep {
 // A tile is as large as a cache of the second level: with whole rows in it, both gradient and parameter are read in
 // long stretches, which counts for more than the nearness of the tile.
 constexpr int64_t kTileBytes = 1 << 20;
-constexpr int64_t kRun =
-    4096;  // elements of a tile where the neighbours are those of the parameter: for the first level
-constexpr int64_t kLine = 64;     // bytes of a cache line
-constexpr int64_t kLines = 4;     // neighbouring lines that a box takes from each column of the gradient
-constexpr int64_t kPadding = 16;  // elements between rows of a tile: rows fall on different cache sets
-constexpr int kMostAxes = 64;     // of an array of NumPy
+// Elements of a tile where the neighbours are those of the parameter: for a cache of the first level.
+constexpr int64_t kRun = 4096;
+constexpr int64_t kLine = 64;                      // bytes of a cache line
+constexpr int64_t kLines = 4;                      // neighbouring lines that a box takes from a column of the gradient
+constexpr int64_t kMostRows = kLines * kLine / 2;  // elements of the smallest type in so many lines
+constexpr int64_t kPadding = 16;                   // elements between rows of a tile: rows fall on different cache sets
+constexpr int kMostAxes = 64;                      // of an array of NumPy
 
 // `rows` runs of `count` neighbours of a parameter, of which the first begins with element `first`, and each other one
 // `pitch` elements after the one before.
@@ -65,10 +66,9 @@ inline int64_t tile_room(const Slot& slot) {
     const int64_t most = kTileBytes / kItemSize[computed_in(slot.types.param)];
     return slot.size < most ? slot.size : most;
 }
-// The bytes of a tile of a slot. A box that is no run has at most as many rows as the smallest type has elements in
-// kLines lines, and its rows are padded.
+// The bytes of a tile of a slot. A box that is no run has at most kMostRows rows, which are padded.
 inline int64_t tile_bytes(const Slot& slot) {
-    return (tile_room(slot) + kLines * kLine / 2 * kPadding) * kItemSize[computed_in(slot.types.param)];
+    return (tile_room(slot) + kMostRows * kPadding) * kItemSize[computed_in(slot.types.param)];
 }
 
 // Call visit(row axis, box) for boxes that hold the elements [begin, end) of a slot, each of which fits into a tile.
@@ -85,7 +85,8 @@ void each_box(const Slot& slot, int64_t begin, int64_t end, Visit visit) {
         }
         return;
     }
-    const int64_t least = kLines * kLine / llabs(slot.grad_axes[axis].stride), size = slot.grad_axes[axis].size;
+    const int64_t size = slot.grad_axes[axis].size, in_lines = kLines * kLine / llabs(slot.grad_axes[axis].stride);
+    const int64_t least = in_lines < kMostRows ? in_lines : kMostRows;
     const int64_t most = room / row > least ? room / row : least;  // rows of a box
     while (begin < end) {
         const int64_t into = begin % row;
