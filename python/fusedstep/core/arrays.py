@@ -155,10 +155,11 @@ def fill(target: Array, source: Any) -> None:
     if isinstance(target, np.ndarray):
         target[...] = to_host(source) if is_on_gpu(source) else source
         return
-    host = np.empty(target.shape, target.dtype)
-    host[...] = to_host(source) if is_on_gpu(source) else source
+    order = order_of(target)  # CuPy writes contiguous rows only
+    host = np.empty([target.shape[axis] for axis in order], target.dtype)
+    host.transpose(np.argsort(order))[...] = to_host(source) if is_on_gpu(source) else source
     with _cupy().cuda.Device(target.device.id):
-        target.set(host)
+        target.transpose(order).set(host)
 
 
 def as_array(value: Any, label: str) -> Array:

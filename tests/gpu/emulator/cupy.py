@@ -359,6 +359,9 @@ class ndarray:  # noqa: N801
     def ravel(self):
         return self._seen("ravel")
 
+    def transpose(self, axes):
+        return ndarray(self._memory, self._host.transpose(axes))
+
     def view(self, dtype):
         return self._seen("view", dtype)
 
