@@ -55,6 +55,18 @@ struct Slot {
     bool has_grad = false;  // in this step; without a gradient, a tensor stays as it is, but for its average
 };
 
+// The type in which a step computes.
+constexpr Type computed_in(Type param) {
+    return param == kFloat64 ? kFloat64 : kFloat32;
+}
+
+// Whether the loops find the elements of a gradient not where their parameter's are, or of a type that they do not
+// read.
+inline bool is_gathered(const Slot& slot) {
+    const TypeSet direct = slot.types.param == kFloat64 ? set_of(kFloat64) : kNarrow | set_of(kFloat32);
+    return slot.grad_axes || !contains(direct, slot.types.grad);
+}
+
 // A hyperparameter: a value, or the address of a double on the device of the tensors.
 struct Number {
     double value;

@@ -133,15 +133,15 @@ def test_nothing_moves_to_the_host_amid_a_capture(cupy, recorder):
 
     def move():
         with pytest.raises(RuntimeError, match="the step count is on a GPU, and cannot be read while its stream"):
-            optimizer.step(p, g)
+            optimizer.step([p], [g])
 
     with recorder:
-        optimizer.step(q, h)
+        optimizer.step([q], [h])
         recorder.capture(move)
         assert same(p, before)
-        optimizer.step(q, h)
+        optimizer.step([q], [h])
     assert optimizer.t == {0: 2}
-    optimizer.step(p, g)
+    optimizer.step([p], [g])
     assert optimizer.t == {0: 3}
 
 

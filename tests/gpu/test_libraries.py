@@ -82,10 +82,10 @@ class Lying:
 
 
 BAD = [
-    (lambda a: Foreign(a, typestr="<i4"), TypeError, "grad is <i4, expected float32 like param"),
-    (lambda a: Foreign(a, typestr=">f4"), TypeError, "grad is >f4, expected float32 like param"),
-    (lambda a: Foreign(a, typestr="<V2"), TypeError, "grad is <V2, expected float32 like param"),
-    (lambda a: Foreign(a, typestr="<f8"), TypeError, "grad is <f8, expected float32 like param"),
+    (lambda a: Foreign(a, typestr="<i4"), TypeError, "grad is <i4, expected float32, float64, float16 or bfloat16"),
+    (lambda a: Foreign(a, typestr=">f4"), TypeError, "grad is >f4, expected .* in native byte order"),
+    (lambda a: Foreign(a, typestr="<V2"), TypeError, "grad is <V2, expected float32, float64, float16 or bfloat16"),
+    (lambda a: Foreign(a, typestr="<c8"), TypeError, "grad is <c8, expected real numbers like param"),
     (lambda a: Foreign(a, shape=(5,)), ValueError, "grad has shape (5,), expected (8,) like param"),
     (lambda a: Foreign(a, shape=(-8,)), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
     (lambda a: Foreign(a, shape=...), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
@@ -100,8 +100,6 @@ BAD = [
         "grad is of type .*Foreign whose __cuda_array_interface__ is not",
     ),
     (lambda a: Foreign(a, shape=("8",)), TypeError, "grad is of type .*Foreign whose __cuda_array_interface__ is not"),
-    (lambda a: Foreign(a, strides=(8,)), ValueError, "grad is not C-contiguous"),
-    (lambda a: Foreign(a, strides=(-4,)), ValueError, "grad is not C-contiguous"),
     (
         lambda a: Foreign(a, strides=(4, 4)),
         TypeError,
@@ -118,7 +116,7 @@ BAD = [
     (lambda a: Lying(), TypeError, "grad is of type .*Lying"),
     (lambda a: a.reshape(2, 4), ValueError, "grad has shape (2, 4), expected (8,) like param"),
     (lambda a: a.get(), TypeError, "grad is in host memory, expected it on GPU 0 like param"),
-    (lambda a: 7, TypeError, "grads is of type int, expected an array"),
+    (lambda a: 7, TypeError, "grad is of type int, expected an array"),
 ]
 
 
@@ -154,7 +152,7 @@ def test_arrays_that_overlap(cupy):
     with pytest.raises(ValueError, match=r"grad overlaps param in memory"):
         optimizer.step(p, p)
     with pytest.raises(ValueError, match=r"params\[1\] overlaps params\[0\] in memory"):
-        optimizer.step([p[:9], p[8:]], [None, None])
+        optimizer.step([p[:9], p[8:]], [cupy.zeros(9, F32), cupy.zeros(9, F32)])
 
 
 def test_host_and_gpu_do_not_mix(cupy):

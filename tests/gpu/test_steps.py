@@ -186,10 +186,10 @@ def test_the_step_count_comes_back_from_the_gpu(cupy):
     for i in range(6):
         host.step(p, g)
         if i in (0, 1, 4):
-            both.step(q, h)
+            both.step([q], [h])
         else:
             there = q.get()
-            both.step(there, g)
+            both.step([there], [g])
             q.set(there)
     assert both.t == host.t == {0: 6}
     assert same(q, p)

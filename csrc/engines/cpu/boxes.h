@@ -39,17 +39,6 @@ struct Gathering {
     int64_t pitch;  // elements between two rows in the tile
 };
 
-// The type in which a step computes.
-constexpr Type computed_in(Type param) {
-    return param == kFloat64 ? kFloat64 : kFloat32;
-}
-
-// Whether the gradient of a slot is collected before the loops read it.
-inline bool is_gathered(const Slot& slot) {
-    const TypeSet direct = slot.types.param == kFloat64 ? set_of(kFloat64) : kNarrow | set_of(kFloat32);
-    return slot.grad_axes || !contains(direct, slot.types.grad);
-}
-
 // The axis along which the gradient's neighbours follow each other, where it is worth the while to read along it.
 inline int row_axis_of(const Slot& slot) {
     const int last = slot.grad_axis_count - 1;

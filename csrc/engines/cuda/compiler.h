@@ -10,6 +10,26 @@ INLINE_HOST_DEVICE void read_anew() {
     asm volatile("" ::: "memory");
 }
 
+// Conversions in which subnormal floats are numbers like others; those of the compiler flush them (-ftz=true).
+INLINE_HOST_DEVICE double as_double(float x) {
+#ifdef __CUDA_ARCH__
+    double y;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));
+    return y;
+#else
+    return static_cast<double>(x);
+#endif
+}
+INLINE_HOST_DEVICE float as_float(double x) {
+#ifdef __CUDA_ARCH__
+    float y;
+    asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y) : "d"(x));
+    return y;
+#else
+    return static_cast<float>(x);
+#endif
+}
+
 }  // namespace fusedstep::cuda
 
 // An object during whose life arithmetic in T treats subnormals as it should: float flushes them, double keeps them. On

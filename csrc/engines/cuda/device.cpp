@@ -87,7 +87,7 @@ void Device::set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clo
     table_.count = static_cast<int32_t>(count);
     table_.tiles = static_cast<int32_t>(tiles);
     tensors_changed_ = true;
-    gradients_.assign(count, {nullptr, -1, 0, kTypes, 0, generic});
+    gradients_.assign(count, {nullptr, -1, 0, 0, kNeighbours, 0, kTypes, generic});
     first_changed_ = 0;
     last_changed_ = count;
 }
@@ -98,16 +98,33 @@ void Device::set_hypers(std::span<const Number> hypers) {
     hypers_changed_ = true;
 }
 
-void Device::set_gradients(std::span<const Gradient> gradients) {
+void Device::set_gradients(std::span<const Gradient> gradients, std::span<const Axis> axes) {
+    set_axes(axes);
     gradients_of_ = others_of_ = {};
+    gathers_doubles_ = false;
     for (size_t i = 0; i < gradients.size(); ++i) {
         const Gradient& now = gradients[i];
+        gathers_doubles_ = gathers_doubles_ || (now.loop == float64 && now.axis_count != kNeighbours);
         if (tensors_[i].size) ++(now.order >= 0 ? gradients_of_ : others_of_)[now.loop];
         if (memcmp(&gradients_[i], &now, sizeof(Gradient)) == 0) continue;
         gradients_[i] = now;
         first_changed_ = std::min(first_changed_, i);
         last_changed_ = std::max(last_changed_, i + 1);
     }
+}
+
+void Device::set_axes(std::span<const Axis> axes) {
+    if (axes.size() == axes_.size() && memcmp(axes.data(), axes_.data(), axes.size_bytes()) == 0) return;
+    if (axes.size() > axis_room_) {
+        const size_t room = 2 * axes.size();
+        Memory memory(static_cast<int64_t>(room * sizeof(Axis)), has_order_ ? &order_ : nullptr);
+        if (was_captured_) older_.push_back(std::move(memory_of_axes_));
+        memory_of_axes_ = std::move(memory);
+        table_.axes = memory_of_axes_.as<Axis>();
+        axis_room_ = room;
+    }
+    axes_.assign(axes.begin(), axes.end());
+    axes_changed_ = true;
 }
 
 void Device::send(Stream stream, const void* to, const void* from, size_t bytes) {
@@ -142,12 +159,13 @@ void Device::begin(Stream stream, bool captured) {
     }
     if (tensors_changed_ || was_captured_) send(stream, table_.tensors, tensors_);
     if (tensors_changed_ && table_.tiles) launch(common.own, std::min(table_.count, 65535), kThreads, stream, table_);
+    if (axes_changed_ || was_captured_) send(stream, table_.axes, axes_);
     if (hypers_changed_ || was_captured_) send(stream, table_.hypers, hypers_);
     if (was_captured_) first_changed_ = 0, last_changed_ = gradients_.size();
     if (first_changed_ < last_changed_)
         send(stream, table_.gradients + first_changed_, gradients_.data() + first_changed_,
              (last_changed_ - first_changed_) * sizeof(Gradient));
-    tensors_changed_ = hypers_changed_ = false;
+    tensors_changed_ = axes_changed_ = hypers_changed_ = false;
     first_changed_ = gradients_.size();
     last_changed_ = 0;
 }
@@ -204,7 +222,8 @@ void Device::update(const Step& step, Stream stream) {
         launch(kernel, blocks, kThreads, stream, table_);
     };
     for (Loop loop : {float32, float64, generic}) {
-        if (gradients_of_[loop]) run(update_of(loop, rule_, step.body), occupancies_[loop][step.body]);
+        const Body body = loop == float64 && gathers_doubles_ ? kFullBody : step.body;
+        if (gradients_of_[loop]) run(update_of(loop, rule_, body), occupancies_[loop][body]);
         if (step.averages && others_of_[loop]) run(average_of(loop), kLeastBlocks);
     }
 }

@@ -32,7 +32,7 @@ public:
 
     void set_tensors(std::vector<Tensor> tensors, std::span<const Clock> clocks);
     void set_hypers(std::span<const Number> hypers);
-    void set_gradients(std::span<const Gradient> gradients);
+    void set_gradients(std::span<const Gradient> gradients, std::span<const Axis> axes);
 
     // The pieces of a step, in the order of their calls.
     void begin(Stream stream, bool captured);
@@ -57,6 +57,7 @@ private:
     void send(Stream stream, const X* to, const std::vector<X>& from) {
         send(stream, to, from.data(), from.size() * sizeof(X));
     }
+    void set_axes(std::span<const Axis> axes);
     void fetch(void* to, const void* from, size_t bytes);
     void load_kernels();
 
@@ -68,15 +69,19 @@ private:
     std::array<std::array<int, kBodies>, kLoops> occupancies_{};  // blocks of a kernel on a multiprocessor
     std::array<int64_t, kLoops> gradients_of_{};                  // gradients in this step, by loop
     std::array<int64_t, kLoops> others_of_{};                     // tensors without a gradient, by loop
+    bool gathers_doubles_ = false;                                // for which the full body is needed
 
     std::vector<Tensor> tensors_;
     std::vector<Gradient> gradients_;
+    std::vector<Axis> axes_;
     std::vector<Number> hypers_;
     std::vector<Clock> clocks_;
     std::vector<int32_t> large_;
-    bool tensors_changed_ = false, hypers_changed_ = false;
+    bool tensors_changed_ = false, axes_changed_ = false, hypers_changed_ = false;
     size_t first_changed_ = 0, last_changed_ = 0;  // the range of gradients that have changed
-    Memory memory_;
+    Memory memory_, memory_of_axes_;
+    std::vector<Memory> older_;  // memory of axes that a graph may still use
+    size_t axis_room_ = 0;
     size_t hyper_room_ = 0;  // how many hyperparameters there is memory for
     Finding* findings_ = nullptr;
 

@@ -7,7 +7,7 @@
 #include "element/philox.h"
 #include "element/scalars.h"
 #include "engines/cuda/compiler.h"
-#include "engines/cuda/table.h"
+#include "engines/cuda/gather.h"
 #include "rules/all.h"
 #include "storage/all.h"
 
@@ -68,15 +68,52 @@ INLINE_HOST_DEVICE SquareSum* own_squares(const Table& table) {
     return table.squares + static_cast<int64_t>(table.device) * table.count;
 }
 
-// The sum of squares of a tile of doubles, in kLargeUnit.
-__device__ double sum_in_large_unit(int lane, int64_t n, const double* x) {
-    return sum_of_squares(lane, n, [=](int64_t k) { return x[k] * (1 / kLargeUnit); });
+// The n elements of a gradient from number `begin` on, a tile of it or less.
+struct Part {
+    const Table& table;
+    const Gradient& gradient;
+    int64_t begin, n;
+};
+
+// Return f(element), where element(k) is the k-th one of a part whose step computes in double.
+template <class F>
+__device__ double with_doubles(const Part& part, F f) {
+    if (part.gradient.axis_count != kNeighbours) {
+        const Gathered from(part.table, part.gradient, part.begin);
+        return f([=](int64_t k) { return gathered<double>(from, k); });
+    }
+    auto x = static_cast<const double*>(part.gradient.data) + part.begin;
+    return f([=](int64_t k) { return x[k]; });
+}
+
+__device__ double sum_of_doubles(int lane, const Part& part) {
+    return with_doubles(part, [&](auto element) { return sum_of_squares(lane, part.n, element); });
+}
+__device__ double sum_in_large_unit(int lane, const Part& part) {
+    return with_doubles(part, [&](auto element) {
+        return sum_of_squares(lane, part.n, [=](int64_t k) { return element(k) * (1 / kLargeUnit); });
+    });
+}
+__device__ double sum_of_floats(int lane, const Part& part) {
+    const Gradient& gradient = part.gradient;
+    if (gradient.axis_count != kNeighbours) {
+        const Gathered from(part.table, gradient, part.begin);
+        return sum_of_squares(lane, part.n, [=](int64_t k) { return gathered<float>(from, k); });
+    }
+    if (gradient.type == kFloat32) {
+        auto x = static_cast<const float*>(gradient.data) + part.begin;
+        return sum_of_squares(lane, part.n, [=](int64_t k) { return x[k]; });
+    }
+    const Type type = gradient.type;
+    const void* const data = gradient.data;
+    const int64_t begin = part.begin;
+    return sum_of_squares(lane, part.n, [=](int64_t k) { return widened_at(type, data, begin + k); });
 }
 
 // Whether the sum of the squares of a gradient has to be made anew in kLargeUnit. There, it is infinite only if an
 // element is.
-INLINE_HOST_DEVICE bool overflows(Type type, double sum) {
-    return type == kFloat64 && sum == HUGE_VAL;
+INLINE_HOST_DEVICE bool overflows(const Tensor& tensor, double sum) {
+    return tensor.param == kFloat64 && sum == HUGE_VAL;
 }
 
 // Note down the sum of squares of a tensor, and whether its gradient is finite.
@@ -86,7 +123,7 @@ __device__ void tell(const Table& table, int32_t i, const SquareSum& squares) {
 }
 
 // The sums of squares of the tiles of large tensors, and of each small tensor.
-__global__ void square_tiles(const __grid_constant__ Table table) {
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) square_tiles(const __grid_constant__ Table table) {
     const int lane = threadIdx.x % kWarp;
     const int64_t warps = static_cast<int64_t>(gridDim.x) * (blockDim.x / kWarp);
     int64_t tile = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
@@ -94,27 +131,21 @@ __global__ void square_tiles(const __grid_constant__ Table table) {
         const int32_t i = table.owners[tile];
         const Gradient gradient = table.gradients[i];
         if (gradient.order < 0) continue;
-        const int64_t begin = (tile - table.tensors[i].first_tile) * kTile;
-        const int64_t rest = table.tensors[i].size - begin, n = rest < kTile ? rest : kTile;
-        const bool is_large = table.tensors[i].size > kTile;
+        const Tensor& tensor = table.tensors[i];
+        const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
+        const Part part{table, gradient, begin, rest < kTile ? rest : kTile};
+        const bool is_large = tensor.size > kTile;
         double sum, unit = 1;
-        if (gradient.type == kFloat64) {
+        if (tensor.param == kFloat64) {
             const Flush<double> mode;
-            auto x = static_cast<const double*>(gradient.data) + begin;
-            sum = sum_of_squares(lane, n, [=](int64_t k) { return x[k]; });
-            if (!is_large && overflows(gradient.type, __shfl_sync(0xffffffff, sum, 0))) {
+            sum = sum_of_doubles(lane, part);
+            if (!is_large && overflows(tensor, __shfl_sync(0xffffffff, sum, 0))) {
                 unit = kLargeUnit;
-                sum = sum_in_large_unit(lane, n, x);
+                sum = sum_in_large_unit(lane, part);
             }
         } else {
             const Flush<float> mode;
-            if (gradient.type == kFloat32) {
-                auto x = static_cast<const float*>(gradient.data) + begin;
-                sum = sum_of_squares(lane, n, [=](int64_t k) { return x[k]; });
-            } else {
-                const Type type = gradient.type;
-                sum = sum_of_squares(lane, n, [=](int64_t k) { return widened_at(type, gradient.data, begin + k); });
-            }
+            sum = sum_of_floats(lane, part);
         }
         if (lane != 0) continue;
         if (is_large)
@@ -156,14 +187,13 @@ __global__ void __launch_bounds__(kManyThreads, 1) add_tiles(const __grid_consta
     double* const sums = table.sums + tensor.first_tile;
     double* const room = table.sums_of_sums + tensor.first_tile;
     SquareSum squares = {add_levels(sums, room, tiles), 1};
-    if (overflows(gradient.type, squares.sum)) {
+    if (overflows(tensor, squares.sum)) {
         const Flush<double> mode;
-        auto x = static_cast<const double*>(gradient.data);
         __syncthreads();  // until every thread has read the sum
         for (int64_t tile = threadIdx.x / kWarp; tile < tiles; tile += kManyThreads / kWarp) {
             const int64_t begin = tile * kTile, rest = tensor.size - begin;
             const int lane = threadIdx.x % kWarp;
-            const double sum = sum_in_large_unit(lane, rest < kTile ? rest : kTile, x + begin);
+            const double sum = sum_in_large_unit(lane, {table, gradient, begin, rest < kTile ? rest : kTile});
             if (lane == 0) sums[tile] = sum;
         }
         __syncthreads();

@@ -45,16 +45,24 @@ Tensor tensor_of(const Slot& slot, int32_t device) {
     return tensor;
 }
 
-Gradient gradient_of(const Slot& slot, int32_t order) {
+// What the device is told of a gradient; its axes are appended to `axes`.
+Gradient gradient_of(const Slot& slot, int32_t order, std::vector<Axis>& axes) {
+    const bool gathers = slot.has_grad && is_gathered(slot);
     Gradient gradient{};  // zeroes the padding too: gradients are compared byte by byte
     gradient.data = slot.arrays[kGrad];
     gradient.order = order;
     gradient.row = slot.row;
+    gradient.axis_count = kNeighbours;
+    if (gathers) {
+        gradient.first_axis = static_cast<int32_t>(axes.size());
+        gradient.axis_count = static_cast<int8_t>(slot.grad_axes ? slot.grad_axis_count : 0);
+        axes.insert(axes.end(), slot.grad_axes, slot.grad_axes + gradient.axis_count);
+    }
     gradient.type = slot.types.grad;
     gradient.head = head_of(gradient.data, gradient.type, slot.types.param);
     Types types = slot.types;
     if (!slot.has_grad) types.grad = types.param;
-    gradient.loop = loop_of(types);
+    gradient.loop = loop_of(types, gathers);
     return gradient;
 }
 
@@ -92,12 +100,13 @@ public:
     }
     void set_gradients() override {
         std::vector<Gradient> gradients;
+        std::vector<Axis> axes;
         gradient_count_ = 0;
         for (const Slot& slot : slots_) {
-            gradients.push_back(gradient_of(slot, slot.has_grad ? gradient_count_ : -1));
+            gradients.push_back(gradient_of(slot, slot.has_grad ? gradient_count_ : -1, axes));
             gradient_count_ += slot.has_grad;
         }
-        each([&](Device& device, size_t) { device.set_gradients(gradients); });
+        each([&](Device& device, size_t) { device.set_gradients(gradients, axes); });
     }
     void set_hypers(std::span<const Number> table) override {
         rows_.set(table);

@@ -8,9 +8,9 @@ namespace fusedstep::cuda {
 // The loops: two that convert nothing, and one that converts as needed, decided tile by tile.
 enum Loop : int8_t { float32, float64, generic, kLoops };
 
-constexpr Loop loop_of(const Types& types) {
-    if (types == Types{kFloat32, kFloat32, kFloat32}) return float32;
-    return types == Types{kFloat64, kFloat64, kFloat64} ? float64 : generic;
+constexpr Loop loop_of(const Types& types, bool gathers) {
+    if (types.param == kFloat64) return float64;
+    return types == Types{kFloat32, kFloat32, kFloat32} && !gathers ? float32 : generic;
 }
 
 // A tile of elements is what a warp updates at a time; it is also a block of the sum of squares.
@@ -34,10 +34,13 @@ struct Gradient {
     void* data;
     int32_t order;  // index among the gradients of this step, or -1 where the tensor has none
     int32_t row;    // of the table of hyperparameters
-    Type type;
+    int32_t first_axis;
+    int8_t axis_count;  // where elements are found one by one; else kNeighbours
     int8_t head;
+    Type type;
     Loop loop;  // the loop that updates the tensor
 };
+constexpr int8_t kNeighbours = -1;
 
 // What `prepare` leaves for a tensor in a step.
 struct Prepared {
@@ -57,6 +60,7 @@ struct Table {
     int32_t tiles;
     Tensor* tensors;
     Gradient* gradients;
+    Axis* axes;  // of gradients that do not lie in memory like their parameters
     Number* hypers;
     Clock* clocks;
     Prepared* prepared;
@@ -78,7 +82,8 @@ struct Mode {
 constexpr int kThreads = 256;    // threads of a block of `update`
 constexpr int kLeastBlocks = 4;  // per multiprocessor, so that a thread has 64 registers
 
-// What the body of a loop contains: a factor on the gradient and decay, or all that may surround a rule.
+// What the body of a loop contains: a factor on the gradient and decay, or all that may surround a rule. The full body
+// of doubles also reads gradients of any strides and type.
 enum Body { kShortBody, kFullBody, kBodies };
 
 // The kernels, in the order of the list of rules.

@@ -8,7 +8,7 @@
 #include "element/philox.h"
 #include "element/scalars.h"
 #include "engines/cuda/compiler.h"
-#include "engines/cuda/table.h"
+#include "engines/cuda/gather.h"
 #include "rules/all.h"
 #include "storage/all.h"
 
@@ -190,21 +190,10 @@ INLINE_HOST_DEVICE void zero(Type type, void* array, int i) {
         put_words(type, array, i, zeros);
 }
 
-// Bytes of an element: four bits of a number for each type. A device cannot index kItemSize, which is an array of the
-// host, and a choice among all types would be long.
-constexpr uint64_t packed_sizes() {
-    uint64_t sizes = 0;
-    for (int type = 0; type < kTypes; ++type) sizes |= static_cast<uint64_t>(kItemSize[type]) << 4 * type;
-    return sizes;
-}
-INLINE_HOST_DEVICE int64_t item_size(Type type) {
-    constexpr uint64_t sizes = packed_sizes();
-    return static_cast<int64_t>(sizes >> 4 * type & 15);
-}
-
-INLINE_HOST_DEVICE void* at(void* array, Type type, int64_t i) {
-    return static_cast<char*>(array) + i * item_size(type);
-}
+// What a loop keeps of a gradient beside its address, where it reads gradients of one layout only.
+struct Nothing {
+    INLINE_HOST_DEVICE Nothing(const Table&, const Gradient&, int64_t) {}
+};
 
 // A tile of a tensor, as its warp sees it. The object lies in shared memory, since it is too large for registers.
 template <class Rule, Body kBody>
@@ -215,9 +204,12 @@ struct Tile {
     static constexpr int kRow = kWarp * kVector;  // elements that a warp holds at once
     static constexpr int kBatch = kLoop == float32 && kBody == kShortBody && kStateCount < 2 ? 2 : 1;
     static constexpr Variant kVariant = kBody == kFullBody ? kAveraged : kDecayed;
+    // Whether gradients may be of any strides and type.
+    static constexpr bool kGathers = kLoop == generic || (kLoop == float64 && kBody == kFullBody);
 
     const Scalars<Rule, T> k;
     const Types found;
+    const std::conditional_t<kGathers, Gathered, Nothing> any_grad;
     void *const param, *const grad, *const average, *const master;
     void* states[kStateCount + 1];  // at least one: an array cannot be empty
     const int64_t element;          // number of the first element in the whole tensor
@@ -225,10 +217,11 @@ struct Tile {
     const bool averages, zeroes, stochastic;
     const uint64_t noise;
 
-    INLINE_HOST_DEVICE Tile(const Tensor& tensor, const Gradient& gradient, const Prepared& prepared, int64_t first,
-                            int n)
+    INLINE_HOST_DEVICE Tile(const Table& table, const Tensor& tensor, const Gradient& gradient,
+                            const Prepared& prepared, int64_t first, int n)
         : k(prepared.derived, kLoop == float64 ? prepared.scale64 : prepared.scale32),
           found{tensor.param, gradient.type, tensor.state, tensor.master},
+          any_grad(table, gradient, first),
           param(at(tensor.arrays[kParam], types().param, first)),
           grad(at(gradient.data, types().grad, first)),
           average(at(tensor.arrays[kAverage], types().state, first)),
@@ -239,7 +232,7 @@ struct Tile {
           stochastic(kLoop == generic && prepared.derived.stochastic),
           noise(prepared.noise) {
         each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], types().state, first); });
-        head = tensor.head == gradient.head ? tensor.head : kScattered;
+        head = gathers() || tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
         if (in_vectors == 0) head = 0;
         size = n;
@@ -250,6 +243,33 @@ struct Tile {
         if constexpr (kLoop == float32) return {kFloat32, kFloat32, kFloat32};
         if constexpr (kLoop == float64) return {kFloat64, kFloat64, kFloat64};
         return found;
+    }
+
+    // Whether the elements of the gradient are found one by one.
+    INLINE_HOST_DEVICE bool gathers() const {
+        if constexpr (kGathers) return any_grad.count != kNeighbours;
+        return false;
+    }
+
+    template <int n>
+    INLINE_HOST_DEVICE void load_grad(int i, T (&g)[n]) const {
+        if constexpr (kGathers)
+            if (gathers()) {
+#pragma unroll
+                for (int j = 0; j < n; ++j) g[j] = gathered<T>(any_grad, i + j);
+                return;
+            }
+        load(types().grad, grad, i, g);
+    }
+
+    template <int n>
+    INLINE_HOST_DEVICE void zero_grad(int i) const {
+        if constexpr (kGathers)
+            if (gathers()) {
+                for (int j = 0; j < n; ++j) zero(any_grad, i + j);
+                return;
+            }
+        zero<n>(types().grad, grad, i);
     }
 
     // state(j) is a reference to state number j of an element.
@@ -273,8 +293,8 @@ struct Tile {
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
+            load_grad(at, g[u]);
             load_param(types, param, master, at, p[u]);
-            load(types.grad, grad, at, g[u]);
             each_state<Rule>([&](int j) { load(types.state, states[j], at, s[u][j]); });
         }
 #pragma unroll
@@ -299,7 +319,7 @@ struct Tile {
                 for (int j = 0; j < n; ++j) e[j] = Around::average(k.around, e[j], p[u][j]);
                 store(types.state, average, at, e, rounding(kAverage, at));
             }
-            if (zeroes) zero<n>(types.grad, grad, at);
+            if (zeroes) zero_grad<n>(at);
         }
     }
 
@@ -316,7 +336,12 @@ struct Tile {
 };
 
 // Set the gradient of a tile to +0, which a step does even if it is skipped.
-INLINE_HOST_DEVICE void zero_tile(const Gradient& gradient, int64_t begin, int n, int lane) {
+INLINE_HOST_DEVICE void zero_tile(const Table& table, const Gradient& gradient, int64_t begin, int n, int lane) {
+    if (gradient.axis_count != kNeighbours) {
+        const Gathered grad(table, gradient, begin);
+        for (int i = lane; i < n; i += kWarp) zero(grad, i);
+        return;
+    }
     void* const grad = at(gradient.data, gradient.type, begin);
     for (int i = lane; i < n; i += kWarp) zero<1>(gradient.type, grad, i);
 }
@@ -342,11 +367,11 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
         const int n = static_cast<int>(rest < kTile ? rest : kTile);
         if (!prepared.skipped) {
             __syncwarp();  // until every lane is done with the previous tile
-            if (lane == 0) new (rooms[warp].bytes) ThisTile(tensor, gradient, prepared, begin, n);
+            if (lane == 0) new (rooms[warp].bytes) ThisTile(table, tensor, gradient, prepared, begin, n);
             __syncwarp();
             reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
         } else if (prepared.derived.zero_grad) {
-            zero_tile(gradient, begin, n, lane);
+            zero_tile(table, gradient, begin, n, lane);
         }
     }
 }

@@ -166,9 +166,10 @@ def fill(target: Array, source: Any) -> None:
         if is_on_gpu(source) and (source.dtype, source.device) == (target.dtype, target.device):
             bits(target)[...] = bits(source)
             return
-        host = np.empty(target.shape, target.dtype)
-        host[...] = to_host(source) if is_on_gpu(source) else source
-        target.set(host)
+        order = order_of(target)  # CuPy writes contiguous rows only
+        host = np.empty([target.shape[axis] for axis in order], target.dtype)
+        host.transpose(np.argsort(order))[...] = to_host(source) if is_on_gpu(source) else source
+        target.transpose(order).set(host)
 
 
 def bits(array: Array) -> Array:

@@ -315,8 +315,12 @@ class ndarray:  # noqa: N801
         target = self[key]
         if not isinstance(value, ndarray):
             target.set(np.array(np.broadcast_to(value, target.shape), target.dtype, order="C"))
-        elif value.shape == target.shape and value.dtype == target.dtype and value.flags.c_contiguous:
-            target._write(value.data.ptr)
+        elif value.shape == target.shape and value.dtype == target.dtype:
+            if value.flags.c_contiguous and target.flags.c_contiguous:
+                target._write(value.data.ptr)
+            else:
+                order = sorted(range(len(target.shape)), key=lambda axis: -target.strides[axis])
+                target.transpose(order).set(value.get().transpose(order))
         else:
             raise NotImplementedError
 
@@ -337,7 +341,8 @@ class ndarray:  # noqa: N801
             raise TypeError(f"{host.dtype} array cannot be set to {self.dtype} array")
         if host.shape != self.shape:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {host.shape}")
-        self._write(np.ascontiguousarray(host).ctypes.data)
+        source = np.ascontiguousarray(host)  # lives until it has been copied
+        self._write(source.ctypes.data)
 
     def item(self):
         return self.get().item()
@@ -361,7 +366,12 @@ class ndarray:  # noqa: N801
     def ravel(self):
         return self._seen("ravel")
 
+    def transpose(self, axes):
+        return ndarray(self._memory, self._host.transpose(axes))
+
     def view(self, dtype):
+        if np.dtype(dtype).itemsize == self.dtype.itemsize:
+            return ndarray(self._memory, self._host.view(dtype))
         return self._seen("view", dtype)
 
 
