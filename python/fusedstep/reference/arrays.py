@@ -1,6 +1,6 @@
 """The arrays of a step: in containers of any depth, and with elements in the order of a parameter's memory."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, ValuesView
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ def items(tree: Any, path: tuple[Any, ...] = ()) -> dict[Hashable, Any]:
         children = dict(zip(tree._fields, tree, strict=True))
     elif is_dataclass(tree) and not isinstance(tree, type):
         children = {f.name: getattr(tree, f.name) for f in fields(tree)}
-    elif isinstance(tree, (list, tuple)):
+    elif isinstance(tree, (list, tuple, ValuesView)):
         children = dict(enumerate(tree))
     else:
         return {(0 if not path else path[0] if len(path) == 1 else "/".join(map(str, path))): tree}
