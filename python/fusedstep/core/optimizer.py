@@ -286,6 +286,7 @@ class Optimizer(Stateful):
             if found.told is self._version or self._told(found, self._progress, *self._settle()) is not None:
                 outcome = found.plan.run(params, grads, grad_scale, stream)
                 if outcome is not False:
+                    self._matching = found.matching
                     return self._result(found.plan, outcome)
 
         settings, version = self._settle()
@@ -336,7 +337,7 @@ class Optimizer(Stateful):
             for key, look, values in taking_part
             if progress.needs(key, look, wanted[key][0], *wanted[key][2:])
         ]
-        if any(progress.misplaced(key, look) for key, look, _ in lacking):
+        if any(progress.replaces(key, look, wanted[key][3]) for key, look, _ in lacking):
             progress = progress.without_plans()
         if lacking or any(key not in progress.clock_of for key in keys):
             progress = progress.extended(keys)

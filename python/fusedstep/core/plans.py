@@ -51,11 +51,10 @@ class Plans:
 
     def add(self, mark: Hashable, planned: Planned) -> None:
         """Keep a plan, in place of one with its mark."""
-        before = self._by_mark.pop(mark, None)
-        if before is not None and before.plan.was_captured:
-            self.captured.append(before.plan)
+        gone = [self._by_mark.pop(mark, None)]
         if len(self._by_mark) >= _MOST:
-            self._by_mark.pop(next(iter(self._by_mark)))
+            gone.append(self._by_mark.pop(next(iter(self._by_mark))))
+        self.captured += [some.plan for some in gone if some is not None and some.plan.was_captured]
         self._by_mark[mark] = planned
 
     def emptied(self) -> "Plans":
