@@ -473,3 +473,14 @@ def test_during_a_step_everything_is_refused_and_afterwards_not(path):
             wrong()
         opt.state_dict()  # the lock is free
     assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_numbers(path, dtype):
+    opt, params = fs.Adam(ema=0.5), {"w": np.array([1 + 2j, 3], dtype), "b": np.array(1j, dtype)}
+    opt.step(params, {key: p * 2 for key, p in params.items()})
+    fs.save(path, opt, params)
+    again, found = fs.Adam(), {key: np.zeros_like(p) for key, p in params.items()}
+    fs.load(path, again, found, hyperparameters="file")
+    for other in (again, copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert snapshot(other, found) == snapshot(opt, params)

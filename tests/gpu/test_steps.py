@@ -218,3 +218,21 @@ def test_parameters_without_a_gradient_are_averaged(cupy, dtype, options):
         assert all(map(same, q, p))
         assert all(same(gpu.ema[i], host.ema[i]) for i in range(4))
     assert gpu.t == host.t == {0: 2, 1: 2, 2: 2, 3: 0}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"), [(F32, "same"), (ml_dtypes.bfloat16, "same"), (ml_dtypes.bfloat16, "float32")]
+)
+def test_parameters_are_their_averages_for_a_while(cupy, dtype, state_dtype):
+    opt = fs.Adam(lr=0.1, ema=0.5, state_dtype=state_dtype)
+    _, (q, h) = pairs(cupy, 3000, 3000, dtype=dtype)
+    for _ in range(3):
+        opt.step([q], [h])
+    before, average = q.get(), opt.ema[0].get()
+    with opt.averaged([q]):
+        assert same(q, average.astype(dtype))
+        with pytest.raises(RuntimeError, match="the parameters are their averages at present"):
+            opt.step([q], [h])
+    assert same(q, before)
+    assert same(opt.ema[0], average)
+    opt.step([q], [h])

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import fusedstep as fs
+from fusedstep.core import plans
 from tests.gpu.arrays import F32, pairs, same
 
 
@@ -96,6 +97,22 @@ def test_a_graph_outlives_a_new_parameter(cupy, recorder):
         graph, _ = recorder.capture(lambda: optimizer.step([q], [h]))
         for k in range(9):
             optimizer.step({f"{k}": r}, {f"{k}": cupy.asarray(np.ones(5, F32))})
+        before = q.get()
+        recorder.replay(graph)
+    assert not same(q, before)
+
+
+def test_a_graph_outlives_a_plan_that_made_room(cupy, recorder, monkeypatch):
+    monkeypatch.setattr(plans, "_MOST", 2)
+    optimizer = fs.Momentum()
+    _, (q, h, r, s) = pairs(cupy, 3000, 3000, 5, 5)
+    with recorder:
+        for key in ("x", "y", "z"):  # room for their step counts
+            optimizer.step({key: r}, {key: s})
+        optimizer.step([q], [h])
+        graph, _ = recorder.capture(lambda: optimizer.step([q], [h]))
+        for key in ("x", "y", "z"):
+            optimizer.step({key: r}, {key: s})
         before = q.get()
         recorder.replay(graph)
     assert not same(q, before)

@@ -40,6 +40,7 @@ _PLAIN = re.compile(r"(?!__metadata__$)\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)  # nam
 # What safetensors calls the dtypes of NumPy.
 _CODES = {"BOOL": "bool", "F16": "float16", "F32": "float32", "F64": "float64", "BF16": "bfloat16"}
 _CODES |= {f"{code}{bits}": f"{name}{bits}" for code, name in (("I", "int"), ("U", "uint")) for bits in (8, 16, 32, 64)}
+_PARTS = {"complex64": "float32", "complex128": "float64"}  # of complex numbers, which not every safetensors has
 
 # What systems say that cannot flush a folder, or do not let this user.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
@@ -97,8 +98,8 @@ class _Npz:
             raise ValueError("two members of one name")
         return header, members
 
-    def dtype_in_file(self, dtype: str) -> str:
-        return "uint16" if dtype == "bfloat16" else dtype
+    def in_file(self, dtype: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        return "uint16" if dtype == "bfloat16" else dtype, shape
 
 
 class _Safetensors:
@@ -111,7 +112,11 @@ class _Safetensors:
             message = 'safetensors is not installed: python -m pip install "fusedstep[checkpoint]", or use .npz'
             raise ImportError(message, name="safetensors") from error
         try:
-            save(dict(members), path, {"checkpoint": header, "seal": _BLANK.decode()})
+            seen = {
+                key: array.reshape(*array.shape, 1).view(array.real.dtype) if array.dtype.kind == "c" else array
+                for key, array in members.items()
+            }
+            save(seen, path, {"checkpoint": header, "seal": _BLANK.decode()})
         except package.SafetensorError as error:
             raise OSError(str(error)) from error
 
@@ -134,8 +139,8 @@ class _Safetensors:
             members[key] = _Member(_CODES[entry["dtype"]], tuple(entry["shape"]), begin, end)
         return meta["checkpoint"], members
 
-    def dtype_in_file(self, dtype: str) -> str:
-        return dtype
+    def in_file(self, dtype: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        return (_PARTS[dtype], (*shape, 2)) if dtype in _PARTS else (dtype, shape)
 
 
 def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: dict[str, Any]) -> None:
@@ -148,8 +153,9 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: 
         The ending chooses the format, .safetensors or .npz. An existing file is replaced and its permissions are
         kept; a symbolic link stays one.
     arrays : mapping of str to ndarray
-        Bools, integers and floats of up to 8 bytes, or bfloat16 of ml_dtypes, of any shape and order. The arrays must
-        not change meanwhile. In .safetensors, bfloat16 is BF16; in .npz, it is uint16, and the header tells it apart.
+        Bools, integers and floats of up to 8 bytes, bfloat16 of ml_dtypes, or complex numbers of two such floats, of
+        any shape and order. The arrays must not change meanwhile. In .safetensors, bfloat16 is BF16, and a complex
+        number is a row of two floats; in .npz, bfloat16 is uint16. The header tells them apart.
     meta : dict
         What the module json can write; infinities and NaN are fine.
 
@@ -311,16 +317,16 @@ def _checked(file: BinaryIO, form: _Npz | _Safetensors, newest: int | None) -> t
     for entry in entries:
         member = members[entry["key"]]
         dtype = _bfloat16() if entry["dtype"] == "bfloat16" else np.dtype(entry["dtype"])
-        arrays[entry["name"]] = Stored(dtype, member.shape, partial(_read, file, member))
+        arrays[entry["name"]] = Stored(dtype, tuple(entry["shape"]), partial(_read, file, member))
     return arrays, dict(header["meta"])
 
 
 def _is_as_written(file: BinaryIO, form: _Npz | _Safetensors, member: _Member, entry: dict[str, Any]) -> bool:
-    dtype = entry["dtype"]
-    if dtype not in _CODES.values() or member.dtype != form.dtype_in_file(dtype):
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype not in (*_CODES.values(), *_PARTS) or (member.dtype, member.shape) != form.in_file(dtype, shape):
         return False
     itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
-    if list(member.shape) != entry["shape"] or member.end - member.begin != math.prod(member.shape) * itemsize:
+    if member.end - member.begin != math.prod(shape) * itemsize:
         return False
     digest = hashlib.sha256()
     file.seek(member.begin)
@@ -359,9 +365,9 @@ def _plain(name: str, array: np.ndarray) -> np.ndarray:
         raise TypeError(f"{name} is of type {type(array).__name__}, expected an array")
     dtype = np.dtype(array.dtype.type)  # drops metadata, which no format can hold
     # float8_e5m2 of ml_dtypes says that it is a float, but NumPy would read it from a file as bytes without a type.
-    known = dtype.isbuiltin == 1 and dtype.kind in "biuf" and dtype.itemsize <= 8
+    known = dtype.isbuiltin == 1 and dtype.kind in "biufc" and dtype.itemsize <= (16 if dtype.kind == "c" else 8)
     if not (known or is_bfloat16(dtype)) or not array.dtype.isnative:
-        wanted = "bool, int or float of up to 8 bytes, or bfloat16, in native byte order"
+        wanted = "bool, int or float of up to 8 bytes, complex of two of them, or bfloat16, in native byte order"
         raise TypeError(f"{name} is {array.dtype}, expected {wanted}")
     return np.asarray(array, order="C").view(dtype)  # np.ascontiguousarray would give 0-d arrays a dimension
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Copies", "Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
 
+_WIDE = (np.float32, np.float64, np.complex64, np.complex128)  # dtypes of states, beside narrow ones
+
 Copies: TypeAlias = list[tuple[Array, Array | Stored]]  # targets and sources
 
 
@@ -158,8 +160,8 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> Copies:
     for label, (name, target, source) in arrays.items():
         source = source if isinstance(source, Stored) else to_host(as_array(source, label))
         wanted = MASTER_DTYPES.get(name, dtype)
-        if wanted is None and source.dtype not in (np.float32, np.float64) and not is_narrow(source.dtype):
-            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16 or bfloat16")
+        if wanted is None and source.dtype not in _WIDE and not is_narrow(source.dtype):
+            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16, bfloat16 or complex")
         if wanted is not None and source.dtype != wanted:
             like = "" if name in MASTER_DTYPES else " like the rest of its parameter"
             raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
