@@ -139,3 +139,16 @@ def test_a_master_that_has_been_replaced_is_not_that_of_another_plan():
         opt.step({"p": p, "b": b}, grads)
         ref.step({"p": q, "b": c}, grads)
         agree(opt, ref, {"p": p, "b": b}, {"p": q, "b": c})
+
+
+def test_an_average_follows_a_master_that_another_plan_made():
+    options = {"ema": 0.5, "master_weights": "split", "lr": 0.01}
+    opt, ref = fs.Adam(**options), reference.Adam(**options)
+    params = {"p": np.ones(5, ml_dtypes.bfloat16), "b": np.ones(5, F32)}
+    expected = {key: p.copy() for key, p in params.items()}
+    grads = arrays("p", "b")
+    for both, some in ((True, ["b"]), (False, ["p"]), (True, ["b"])):  # p has an average, then a master
+        for step, of in ((opt.step, params), (ref.step, expected)):
+            step(of if both else {"p": of["p"]}, {key: grads[key] for key in some})
+    assert verify.difference([opt.ema["p"]], [ref.ema["p"]]) == 0
+    agree(opt, ref, params, expected)

@@ -118,6 +118,17 @@ def test_states_that_no_step_would_use_are_an_error(resume):
     assert dict(opt.t) == {0: 2, 1: 1, "w": 1, "b": 1}
 
 
+def test_a_step_that_is_skipped_uses_what_was_loaded(resume):
+    load, _ = resume
+    saved, params = fs.Adam(skip_nonfinite=True), {"a": np.ones(2)}
+    saved.step(params, {"a": np.ones(2)})
+    opt = fs.Adam(skip_nonfinite=True)
+    load(saved, opt)
+    assert opt.step(params | {"b": np.ones(2)}, {"a": np.full(2, np.inf), "b": np.ones(2)}).skipped
+    opt.step({"c": np.ones(2)}, {"c": np.ones(2)})
+    assert dict(opt.t) == {"a": 1, "c": 1}
+
+
 def test_a_state_without_updates_asks_for_no_use(resume):
     load, _ = resume
     saved = fs.Adam(skip_nonfinite=True)

@@ -312,7 +312,7 @@ class Optimizer(Stateful):
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         progress.plans.add(mark, planned)
-        progress.is_unused = False
+        before.is_unused = progress.is_unused = False
         result = self._result(plan, outcome)
         if progress is not before and result.skipped:  # a step that is skipped leaves no new states behind
             self._progress = before
@@ -337,7 +337,7 @@ class Optimizer(Stateful):
             for key, look, values in taking_part
             if progress.needs(key, look, wanted[key][0], *wanted[key][2:])
         ]
-        if any(progress.replaces(key, look, wanted[key][3]) for key, look, _ in lacking):
+        if any(progress.arrays_of(key) for key, _, _ in lacking):  # other plans may know what there is of the parameter
             progress = progress.without_plans()
         if lacking or any(key not in progress.clock_of for key in keys):
             progress = progress.extended(keys)

@@ -173,16 +173,10 @@ class Progress:
             known = {}
         if known is None or (averaged and key not in self.ema) or any(name not in known for name in names):
             return True
-        lacks_master = own is not None and own not in known and fits(look.dtype, own, MASTER_DTYPES[own])
-        return lacks_master or self.replaces(key, look, master)
-
-    def replaces(self, key: Hashable, look: Look, master: bool | str | None) -> bool:
-        """Return whether `make` would drop or move an array of a parameter, so that no plan may know it."""
-        own = MASTERS.get(master or False)
         expected = {own} if own and fits(look.dtype, own, MASTER_DTYPES[own]) else set()
-        masters = self.state.get(key, {}).keys() & MASTER_DTYPES.keys()
-        dropped = set() if master is None else masters - expected
-        return bool(dropped) or any(_is_misplaced(array, look) for array in self.arrays_of(key))
+        if master is not None and known.keys() & MASTER_DTYPES.keys() != expected:
+            return True
+        return any(_is_misplaced(array, look) for array in self.arrays_of(key))
 
     def arrays_of(self, key: Hashable) -> list[Array]:
         """Return all arrays of a parameter, which have its shape."""
