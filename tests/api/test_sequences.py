@@ -27,7 +27,10 @@ VALUES = {
     "master_weights": [False, True, "split"],
     "state_dtype": ["float32", "same"],
     "bounds": [None, (-1.0, 0.5)],
+    "rounding": ["nearest", "stochastic"],
 }
+RULES = {"Adam": ("amsgrad", [False, True]), "AdamW": ("amsgrad", [False, True])}
+RULES |= {"RMSprop": ("centered", [False, True]), "Momentum": ("velocity", ["grad", "step"])}
 OVERRIDES = [
     {},
     {fs.where("a", optional=True): {"lr": 0.5}},
@@ -114,8 +117,9 @@ class Run:
         self.step()
 
     def change(self):
-        name = self.pick([*VALUES, "overrides"])
-        value = self.pick(OVERRIDES if name == "overrides" else VALUES[name])
+        options = VALUES | {"overrides": OVERRIDES} | dict([RULES[self.cls]] if self.cls in RULES else [])
+        name = self.pick(list(options))
+        value = self.pick(options[name])
         setattr(self.opt, name, value)
         setattr(self.ref, "ema_decay" if name == "ema" else name, value)
 
