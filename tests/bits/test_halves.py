@@ -387,7 +387,8 @@ def test_from_what_on_float16_is_infinite(rounding, isa):
 def test_states_of_a_wrong_dtype_are_refused_where_they_agree(dtype):
     """States of one dtype agree with each other, so only the dtype itself can be refused."""
     state = {name: np.zeros(3, dtype) for name in "mv"}
-    with pytest.raises(TypeError, match=r"^state\[0\]\['m'\] is .*, expected float32, float64, float16 or bfloat16$"):
+    wanted = "expected float32, float64, float16 or bfloat16, complex64 or complex128$"
+    with pytest.raises(TypeError, match=rf"^state\[0\]\['m'\] is .*, {wanted}"):
         fs.Adam().load_state_dict({"t": {0: 1}, "state": {0: state}})
 
 

@@ -161,7 +161,8 @@ def _pairs(arrays: dict[str, tuple[str, Array | None, Any]]) -> Copies:
         source = source if isinstance(source, Stored) else to_host(as_array(source, label))
         wanted = MASTER_DTYPES.get(name, dtype)
         if wanted is None and source.dtype not in _WIDE and not is_narrow(source.dtype):
-            raise TypeError(f"{label} is {source.dtype}, expected float32, float64, float16, bfloat16 or complex")
+            known = "float32, float64, float16 or bfloat16, complex64 or complex128"
+            raise TypeError(f"{label} is {source.dtype}, expected {known}")
         if wanted is not None and source.dtype != wanted:
             like = "" if name in MASTER_DTYPES else " like the rest of its parameter"
             raise TypeError(f"{label} is {source.dtype}, expected {wanted}{like}")
