@@ -80,7 +80,7 @@ const Engine& gpu_engine(const Name& name) {
                                      (why.is_none() ? "CUDA finds none" : std::string(py::str(why))) +
                                      "; `nvidia-smi` tells what the driver sees");
         const Engine* engine = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
-        if (engine->layout != kLayout)
+        if (engine->layout != host_engine().layout)
             throw std::runtime_error("fusedstep._cuda and fusedstep._cpu are of two builds: install fusedstep again");
         found = engine;
         its_module = module.release().ptr();

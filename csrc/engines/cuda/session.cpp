@@ -7,6 +7,7 @@
 #include "element/float_mode.h"
 #include "engine.h"
 #include "engines/cuda/device.h"
+#include "rules/all.h"
 #include "rules/rows.h"
 
 namespace fusedstep::cuda {
@@ -278,6 +279,7 @@ void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const
 }  // namespace
 
 extern const Engine engine;
-const Engine engine = {kLayout, open, run_once, {device_of, order, mark, captures}};
+const Engine engine = {
+    layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) Around::hypers}), open, run_once, {device_of, order, mark, captures}};
 
 }  // namespace fusedstep::cuda
