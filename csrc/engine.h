@@ -19,6 +19,7 @@ using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its defa
 struct Request {
     Number grad_scale{1, nullptr};         // factor on all gradients
     bool skips_nonfinite = false;          // leave everything as it is if a gradient is not finite
+    bool measures_updates = false;         // find out the norm of what is subtracted from the parameters
     bool captured = false;                 // the step is recorded into a CUDA graph
     std::span<const Stream> streams = {};  // one for each device of the session
 };
