@@ -11,10 +11,11 @@ namespace {
 
 constexpr int kLegacyStream = 1;
 
-// A module that somebody has imported, or nothing.
+// A module that somebody has imported, or nothing. None stands for a module that must not be imported.
 py::object loaded(const char* name) {
     auto text = py::str(name);
-    return py::reinterpret_steal<py::object>(PyImport_GetModule(text.ptr()));
+    auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(text.ptr()));
+    return module && !module.is_none() ? module : py::object();
 }
 
 PyTypeObject* cupy_type() {
