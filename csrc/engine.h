@@ -2,8 +2,10 @@
 // for nothing but what stands here, and no engine knows another.
 #pragma once
 
+#include <initializer_list>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <variant>
 
 #include "rules/info.h"
@@ -17,6 +19,7 @@ using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its defa
 struct Request {
     Number grad_scale{1, nullptr};         // factor on all gradients
     bool skips_nonfinite = false;          // leave everything as it is if a gradient is not finite
+    bool measures_updates = false;         // find out the norm of what is subtracted from the parameters
     bool captured = false;                 // the step is recorded into a CUDA graph
     std::span<const Stream> streams = {};  // one for each device of the session
 };
@@ -80,7 +83,7 @@ struct Streams {
 };
 
 struct Engine {
-    int64_t layout;  // kLayout of the build of the engine
+    uint64_t layout;  // layout_of the names in the build of the engine
     std::unique_ptr<Session> (*open)(const RuleInfo& rule, std::span<const int> devices);
     // Make one step of a caller who owns all state, with one row of hyperparameters, on one device.
     void (*run_once)(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers,
@@ -88,8 +91,23 @@ struct Engine {
     Streams streams;  // empty in the engine for host memory
 };
 
-// A number that differs between builds whose structs differ: plans refuse an engine of such a build.
-constexpr int64_t kLayout = sizeof(Slot) + 1000 * (sizeof(RuleInfo) + 1000 * (sizeof(Request) + 1000 * sizeof(Engine)));
+// A number that differs between builds whose structs, rules or hyperparameters differ: plans refuse an engine of such a
+// build. The names are those of a build's rules and hyperparameters, in the order of their tables.
+constexpr uint64_t layout_of(std::initializer_list<std::string_view> names) {
+    uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+    const auto mix = [&](uint64_t word) { hash = (hash ^ word) * 0x100000001b3; };
+    for (size_t size : {sizeof(Slot), sizeof(Axis), sizeof(Clock), sizeof(Derived), sizeof(RuleInfo), sizeof(Request),
+                        sizeof(Finding), sizeof(Engine)})
+        mix(size);
+    for (std::string_view name : names) {
+        for (char letter : name) mix(static_cast<unsigned char>(letter));
+        mix(names.size());
+    }
+    return hash;
+}
+static_assert(layout_of({"low high"}) != layout_of({"high low"}) && layout_of({"a", "b"}) != layout_of({"ab"}));
+// The names of a rule, for a list in layout_of.
+#define FUSEDSTEP_NAMES(Rule) Rule::name, Rule::states, Rule::hypers,
 // The name of the capsule in which a module offers its engine.
 constexpr const char* kEngineCapsule = "fusedstep.Engine";
 

@@ -75,11 +75,13 @@ struct Number {
     bool operator==(const Number&) const = default;
 };
 
-// What a step found out about its gradients.
+// What a step found out about its gradients and its updates.
 struct Finding {
-    double norm;       // of all gradients, unscaled
-    int64_t offender;  // the first slot whose gradient is not finite, where such a step is skipped, else kNobody
+    double norm;         // of all gradients, unscaled; or kUnmeasured
+    int64_t offender;    // the first slot whose gradient is not finite, where such a step is skipped, else kNobody
+    double update_norm;  // of all that was subtracted from the parameters; or kUnmeasured
 };
+constexpr double kUnmeasured = -1;
 constexpr int64_t kNobody = -1;  // as an unsigned number the largest, where the search for a minimum begins
 
 // The sum of the squares of x / unit, over the elements x of a gradient. The unit is 1, or kLargeUnit where the squares

@@ -139,7 +139,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def("check", &Plan::check, arg("params"), arg("grads"), arg("averaged"))
         .def("bind", &Plan::bind, arg("kept"), arg("clocks"), arg("clock_of"), arg("noise_ids"),
              arg("origins") = py::none())
-        .def("set_hypers", &Plan::set_hypers, arg("rows"), arg("row_of"), arg("skip_nonfinite"))
+        .def("set_hypers", &Plan::set_hypers, arg("rows"), arg("row_of"), arg("skip_nonfinite"),
+             arg("measures_updates"))
         .def(
             "run",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream) {

@@ -367,7 +367,8 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
     }
 }
 
-void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite) {
+void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite,
+                      bool measures_updates) {
     Turn turn(*this);
     const auto row_of_tensor = row_of.unchecked<1>();
     if (static_cast<size_t>(row_of.size()) != tensors_.size())
@@ -404,6 +405,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     hypers_device_ = device;
     hypers_changed_ = true;
     skip_nonfinite_ = skip_nonfinite;
+    measures_updates_ = measures_updates;
     for (size_t i = 0; i < tensors_.size(); ++i) {
         grads_changed_ = grads_changed_ || slots_[i].row != row_of_tensor(i);
         slots_[i].row = static_cast<int32_t>(row_of_tensor(i));

@@ -16,7 +16,7 @@ class PendingFinding {
 public:
     PendingFinding(std::shared_ptr<Session> session, Ticket ticket) : session_(std::move(session)), ticket_(ticket) {}
 
-    // The norm, and the index of the tensor for whose gradient the step was skipped, or None. Waits for the step.
+    // What Plan::run says: norm, index and norm. Waits for the step.
     py::tuple read() const;
     // Whether the finding is about a step in a graph, and may change with each replay.
     bool is_captured() const { return session_->is_captured(ticket_); }
@@ -45,14 +45,17 @@ public:
     void bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
               py::array_t<uint64_t, py::array::c_style> noise_ids, py::object origins);
 
-    // Set rows of hyperparameters, the row that each tensor uses, and whether a step with a gradient that is not finite
-    // is skipped.
-    void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite);
+    // Set rows of hyperparameters, the row that each tensor uses, whether a step with a gradient that is not finite is
+    // skipped, and whether the norm of the updates is asked for.
+    void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite,
+                    bool measures_updates);
 
     // Make a step, on GPUs in `stream` or, if `stream` is None, in CuPy's current one. Returns False, and has done
     // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were
-    // measured, returns a tuple: their norm, and the index of the tensor for whose gradient the step was skipped, or
-    // None; on GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been made.
+    // or updates were
+    // measured, returns a tuple: the norm of the gradients, the index of the tensor for whose gradient the step was
+    // skipped, and the norm of the updates, each or None; on GPUs, a PendingFinding, which can be read until kTickets -
+    // 1 further steps have been made.
     //
     // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
     // without running any code of Python: nobody can interrupt the call in between.
@@ -126,7 +129,7 @@ private:
     std::vector<Number> hypers_;    // the table of hyperparameters: a value, or an address on a GPU
     int hypers_device_ = kHost;     // the GPU of the addresses in hypers_
     std::vector<py::object> live_;  // keeps the arrays at the addresses in hypers_ alive
-    bool skip_nonfinite_ = false;
+    bool skip_nonfinite_ = false, measures_updates_ = false;
     std::vector<py::object> held_;            // keeps states, averages and clocks alive
     std::vector<py::object> params_, grads_;  // the arrays of the step that is running
     std::vector<py::object> counting_;        // those of them that the step writes to and that count that

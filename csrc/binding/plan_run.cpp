@@ -9,8 +9,9 @@ namespace fusedstep {
 namespace {
 
 py::tuple told(const Finding& found) {
-    if (found.offender == kNobody) return py::make_tuple(found.norm, py::none());
-    return py::make_tuple(found.norm, found.offender);
+    const auto measured = [](double norm) { return norm == kUnmeasured ? py::none() : py::object(py::float_(norm)); };
+    const py::object offender = found.offender == kNobody ? py::none() : py::object(py::int_(found.offender));
+    return py::make_tuple(measured(found.norm), offender, measured(found.update_norm));
 }
 
 }  // namespace
@@ -84,6 +85,7 @@ py::object Plan::run(const Engine& engine, const Request& asked, const Commitmen
 
     Request request = asked;
     request.skips_nonfinite = skip_nonfinite_;
+    request.measures_updates = measures_updates_;
     count_writes(counting_);
     py::object before;
     if (commitment) before = commitment->exchange();

@@ -124,10 +124,16 @@ struct Around {
         return g;
     }
 
-    // The new parameter, from the old one and the rule's update u.
+    // What is subtracted from the parameter, from the rule's update u.
+    template <class T>
+    INLINE_HOST_DEVICE static T subtracted(const Scalars<T>& k, T p, T u) {
+        return k.has_decay != 0 ? u + k.decay * p : u;
+    }
+
+    // The new parameter, from the old one and what is subtracted.
     template <Variant kVariant, class T>
     INLINE_HOST_DEVICE static T parameter(const Scalars<T>& k, T p, T u) {
-        p = k.has_decay != 0 ? p - (u + k.decay * p) : p - u;
+        p = p - u;
         if constexpr (kVariant >= kClipped) p = clipped(p, k.low, k.high);
         return p;
     }

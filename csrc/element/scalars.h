@@ -72,6 +72,12 @@ INLINE_HOST_DEVICE void each_state(F f) {
     if constexpr (n > 3) f(3);
 }
 
+// Whoever does not ask what is subtracted from a parameter.
+struct Unseen {
+    template <class T>
+    INLINE_HOST_DEVICE void operator()(T) const {}
+};
+
 // The scalars of an update in T, the type of the arithmetic, and the update of an element.
 template <class Rule, class T>
 struct Scalars {
@@ -88,12 +94,20 @@ struct Scalars {
           scale(static_cast<T>(gradient_scale)),
           variant(derived.variant) {}
 
-    // The new parameter. state(j) is a reference to state number j, which receives the new state.
-    template <Variant kVariant, class State>
-    INLINE_HOST_DEVICE T parameter(T p, T g, State state) const {
-        if constexpr (kVariant == kPlain) return p - update(g, state);
-        T u = update(Around::gradient<kVariant>(around, scale, p, g), state);
-        return Around::parameter<kVariant>(around, p, u);
+    // The new parameter. state(j) is a reference to state number j, which receives the new state. seen(u) is called
+    // with what is subtracted from the parameter.
+    template <Variant kVariant, class State, class Seen = Unseen>
+    INLINE_HOST_DEVICE T parameter(T p, T g, State state, Seen seen = {}) const {
+        if constexpr (kVariant == kPlain) {
+            const T u = update(g, state);
+            seen(u);
+            return p - u;
+        } else {
+            const T u = update(Around::gradient<kVariant>(around, scale, p, g), state);
+            const T all = Around::subtracted(around, p, u);
+            seen(all);
+            return Around::parameter<kVariant>(around, p, all);
+        }
     }
 
 private:

@@ -38,7 +38,7 @@ def test_the_stub_of_the_gpu_module_lists_what_it_has():
     from fusedstep import _cuda
 
     stub = (ROOT / "python" / "fusedstep" / "_cuda.pyi").read_text()
-    listed = set(re.findall(r"^(?:def )?(\w+)[:(]", stub, re.MULTILINE))
+    listed = set(re.findall(r"^(?:def |class )?(\w+)[:(]", stub, re.MULTILINE))
     assert listed == {name for name in vars(_cuda) if not name.startswith("__")}
 
 

@@ -358,8 +358,8 @@ def test_every_option_has_an_effect(cls):
         for i, scale in enumerate((5, 10, 0.05)):  # a smaller gradient tells amsgrad from adam
             optimizer.lr = options.get("lr", 0.1 + 0.1 * i)  # a rate that changes tells one velocity from the other
             g = scale * np.linspace(-1, 1.5, 64).astype(np.float32)
-            optimizer.step(p, {"w": g})
-        return [array.tobytes() for array in (p["w"], g, *optimizer.ema.values())]
+            told = optimizer.step(p, {"w": g}).update_norm
+        return [told, *(array.tobytes() for array in (p["w"], g, *optimizer.ema.values()))]
 
     plain = result()
     for options in verify.dialects(cls):

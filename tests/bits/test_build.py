@@ -94,7 +94,8 @@ def rules():
 def check_vectorised(functions, machine):
     variants = {rule: "0" if rule.startswith("Limit") else "0123" for rule in rules()}  # a yardstick has no options
     pairs = [(rule, variant) for rule in variants for variant in variants[rule]]
-    expected = {f"update<{rule}, {variant}, {t}>" for rule, variant in pairs for t in ("float", "double")}
+    expected = {f"update<{rule}, {variant}, {t}, false>" for rule, variant in pairs for t in ("float", "double")}
+    expected |= {f"update_measured<{rule}>" for rule, variant in pairs if variant == "2"}
     expected |= {f"update_narrow<{rule}, {v}, {loop}>" for rule, v in pairs if v in "01" for loop in "2345"}
     expected |= {f"update_generic<{rule}>" for rule in rules()}
     found = {}
@@ -105,7 +106,7 @@ def check_vectorised(functions, machine):
     for name, code in found.items():
         operations = Counter(m[1] for line in code if (m := PACKED[machine].match(line)))
         assert operations["sub"] > 0, f"{name} is not vectorised"
-        if not name.startswith("update<"):
+        if not name.startswith(("update<", "update_measured<")):
             single = [line for line in code if SINGLE[machine].match(line)]
             assert not single, f"{name} computes one by one"
         scalar = Counter(m[1] for line in code if (m := re.match(r"v?(div|sqrt)s[sd]", line)))

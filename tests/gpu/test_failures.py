@@ -1,7 +1,11 @@
 """Calls of the CUDA runtime that fail."""
 
+import ctypes
 import gc
+import sys
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 import fusedstep as fs
@@ -128,3 +132,15 @@ def test_an_address_in_host_memory(cupy, emulator):
     with pytest.raises(ValueError, match="grad is said to be on a GPU, but its address is in host memory"):
         fs.SGD().step(q, h)
     emulator.emulator_place(h.data.ptr, 32, 0, -1)
+
+
+def test_an_engine_of_another_build_is_refused(monkeypatch):
+    new_capsule = ctypes.pythonapi.PyCapsule_New
+    new_capsule.restype, new_capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    layout, name = ctypes.create_string_buffer(8), b"fusedstep.Engine"  # an engine begins with its layout
+    stale = ModuleType("fusedstep._cuda")
+    stale.engine, stale.find_devices = new_capsule(ctypes.addressof(layout), name, None), lambda: (["a GPU"], None)
+    monkeypatch.setitem(sys.modules, "fusedstep._cuda", stale)
+    there = type("There", (), {"__cuda_array_interface__": dict(np.ones(3).__array_interface__, version=3)})()
+    with pytest.raises(RuntimeError, match=r"^fusedstep\._cuda and fusedstep\._cpu are of two builds: install"):
+        fs.SGD().step(there, there)

@@ -47,6 +47,7 @@ def agree(cupy, cls, options, params, grads, steps=2):
         found, wanted = opt.step(ours, twins), ref.step(theirs, grads)
         assert verify.difference([np.float64(found.grad_norm or 0)], [np.float64(wanted.grad_norm or 0)]) == 0
         assert found.nonfinite == wanted.nonfinite
+        assert found.update_norm == wanted.update_norm
     pairs = [*zip(ours, theirs, strict=True)]
     pairs += [(opt.state[k][n], a) for k, some in ref.state.items() if k in opt.state for n, a in some.items()]
     pairs += [(opt.ema[k], a) for k, a in ref.ema.items() if k in opt.ema]

@@ -29,6 +29,7 @@ SHARED = {
     "zero_grad": False,
     "frozen": False,
     "skip_nonfinite": False,
+    "measure": "needed",
     "state_dtype": "float32",
     "master_weights": False,
     "rounding": "nearest",

@@ -11,10 +11,11 @@ namespace {
 
 constexpr int kLegacyStream = 1;
 
-// A module that somebody has imported, or nothing.
+// A module that somebody has imported, or nothing. None stands for a module that must not be imported.
 py::object loaded(const char* name) {
     auto text = py::str(name);
-    return py::reinterpret_steal<py::object>(PyImport_GetModule(text.ptr()));
+    auto module = py::reinterpret_steal<py::object>(PyImport_GetModule(text.ptr()));
+    return module && !module.is_none() ? module : py::object();
 }
 
 PyTypeObject* cupy_type() {
@@ -80,7 +81,7 @@ const Engine& gpu_engine(const Name& name) {
                                      (why.is_none() ? "CUDA finds none" : std::string(py::str(why))) +
                                      "; `nvidia-smi` tells what the driver sees");
         const Engine* engine = py::reinterpret_borrow<py::capsule>(module.attr("engine"));
-        if (engine->layout != kLayout)
+        if (engine->layout != host_engine().layout)
             throw std::runtime_error("fusedstep._cuda and fusedstep._cpu are of two builds: install fusedstep again");
         found = engine;
         its_module = module.release().ptr();

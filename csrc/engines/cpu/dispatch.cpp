@@ -79,13 +79,14 @@ struct Step {
     const Tiles* tiles;
 
     // The first element after a cut of a tensor whose bytes begin at `start`. Cuts lie on boundaries of cache lines of
-    // the parameter, so that no two threads write to one line.
+    // the parameter, so that no two threads write to one line; or of blocks, where the update is measured.
     static int64_t element(const Task& task, int64_t start, int64_t cut) {
         if (cut <= start) return 0;
         const Slot& slot = *task.slot;
         int64_t width = kItemSize[slot.types.param];
         int64_t index = (cut - start) / task.traffic;
         if (index >= slot.size) return slot.size;
+        if (task.sums) return index / kBlock * kBlock;
         int64_t past_line = (reinterpret_cast<intptr_t>(slot.arrays[kParam]) + index * width) % kLine;
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
     }
@@ -116,6 +117,7 @@ struct Step {
 
     void update(const Task& task, int64_t first, int64_t last, int part) const {
         if (!task.slot->has_grad) return kernels.average(task, first, last);
+        if (task.sums) return measure(task, first, last);
         const Derived& derived = *task.derived;
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
@@ -127,6 +129,27 @@ struct Step {
             next = std::min(first + kZeroChunk, last);
             run(task, first, next);
             zero_grad(*task.slot, first, next);
+        }
+    }
+
+    // Update whole blocks, and add up the squares of what is subtracted from the parameter in each.
+    void measure(const Task& task, int64_t first, int64_t last) const {
+        const Type type = computed_in(task.slot->types.param);
+        alignas(64) double updates[kBlock], grads[kBlock];
+        Slot slot = *task.slot;
+        Task block = task;
+        block.slot = &slot;
+        block.updates = updates;
+        slot.types.grad = is_gathered(*task.slot) ? type : slot.types.grad;
+        for (int64_t begin = first, end; begin < last; begin = end) {
+            end = std::min(begin + kBlock, last);
+            if (is_gathered(*task.slot)) {
+                read_gradient(*task.slot, begin, end, grads);
+                slot.arrays[kGrad] = reinterpret_cast<char*>(grads) - begin * kItemSize[type];
+            }
+            (type == kFloat64 ? kernel.measured : kernel.update[kGeneric][kAveraged])(block, begin, end);
+            kernels.square[type](updates, end - begin, 0, 1, task.sums + begin / kBlock);
+            if (task.derived->zero_grad) zero_grad(*task.slot, begin, end);
         }
     }
 

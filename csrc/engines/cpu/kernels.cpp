@@ -20,7 +20,7 @@ namespace {
 using namespace fusedstep;
 
 // The loop over arrays that all have the type of the arithmetic.
-template <class Rule, Variant kVariant, class T>
+template <class Rule, Variant kVariant, class T, bool kMeasured = false>
 void update(const Task& task, int64_t begin, int64_t end) {
     const Scalars<Rule, T> k(*task.derived, task.scale);
     constexpr int kCount = k.kStateCount;
@@ -32,11 +32,15 @@ void update(const Task& task, int64_t begin, int64_t end) {
     T* __restrict s1 = kCount > 1 ? array(kStates + 1) : nullptr;
     T* __restrict s2 = kCount > 2 ? array(kStates + 2) : nullptr;
     T* __restrict s3 = kCount > 3 ? array(kStates + 3) : nullptr;
+    T* __restrict u = kMeasured ? static_cast<T*>(task.updates) : nullptr;
     const int64_t n = end - begin;
     INDEPENDENT
     for (int64_t i = 0; i < n; ++i) {
         auto state = [&](int j) INLINE_LAMBDA -> T& { return (j == 0 ? s0 : j == 1 ? s1 : j == 2 ? s2 : s3)[i]; };
-        p[i] = k.template parameter<kVariant>(p[i], g[i], state);
+        auto seen = [&](T subtracted) INLINE_LAMBDA {
+            if constexpr (kMeasured) u[i] = subtracted;
+        };
+        p[i] = k.template parameter<kVariant>(p[i], g[i], state, seen);
         if constexpr (kVariant == kAveraged) e[i] = Around::average(k.around, e[i], p[i]);
     }
 }
@@ -72,27 +76,29 @@ struct Vector {
 };
 
 template <Variant kVariant, class Rule>
-INLINE_HOST_DEVICE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector* s) {
+INLINE_HOST_DEVICE void update_vector(const Scalars<Rule, float>& k, Vector& p, Vector& g, Vector* s, Vector& u) {
     ONE_VECTOR
     for (int j = 0; j < kWidth; ++j) {
         auto state = [&](int i) INLINE_LAMBDA -> float& { return s[i][j]; };
-        p[j] = k.template parameter<kVariant>(p[j], g[j], state);
+        p[j] = k.template parameter<kVariant>(p[j], g[j], state, [&](float x) INLINE_LAMBDA { u[j] = x; });
     }
 }
 
-// Widen a vector of each array, update it and narrow it, all in registers.
+// Widen a vector of each array, update it and narrow it, all in registers. What is subtracted is written to `updates`,
+// unless that is null.
 template <class Rule, Variant kVariant>
 INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Types& types, const Cursor& here,
-                                       bool averages, const Noise* noise, int64_t i) {
+                                       bool averages, float* updates, const Noise* noise, int64_t i) {
     auto chance = [=](int role) { return kVariant == kAveraged && noise ? noise->bits[role] + i : nullptr; };
-    Vector p, g, e, s[k.kStateCount + 1];  // at least one: an array cannot be empty
+    Vector p, g, e, u, s[k.kStateCount + 1];  // at least one: an array cannot be empty
     p.whole = load(types, here.at[kParam], here.at[kMaster]);
     g.whole = load(types.grad, here.at[kGrad]);
     each_state<Rule>([&](int j) INLINE_LAMBDA { s[j].whole = load(types.state, here.at[kStates + j]); });
     if (kVariant == kAveraged && k.variant <= kDecayed)
-        update_vector<kDecayed>(k, p, g, s);
+        update_vector<kDecayed>(k, p, g, s, u);
     else
-        update_vector<kVariant>(k, p, g, s);
+        update_vector<kVariant>(k, p, g, s, u);
+    if (kVariant == kAveraged && updates) put(u.whole, updates);
     each_state<Rule>([&](int j)
                          INLINE_LAMBDA { store(types.state, s[j].whole, here.at[kStates + j], chance(kStates + j)); });
     store(types, p.whole, here.at[kParam], here.at[kMaster], chance(kParam));
@@ -152,10 +158,13 @@ INLINE_HOST_DEVICE void convert(const Types types, const Task& task, int64_t beg
     const Scalars<Rule, float> k(*task.derived, task.scale);
     const bool averages = kVariant == kAveraged && task.derived->variant == kAveraged;
     const bool stochastic = kVariant == kAveraged && task.derived->stochastic;
+    float* updates = kVariant == kAveraged ? static_cast<float*>(task.updates) : nullptr;
     each_vector(
         types, task, stochastic, begin, end, [&](auto f) INLINE_LAMBDA { each_array<Rule>(types, averages, f); },
-        [&](const Cursor& here, const Noise* noise, int64_t i)
-            INLINE_LAMBDA { convert_vector<Rule, kVariant>(k, types, here, averages, noise, i); });
+        [&](const Cursor& here, const Noise* noise, int64_t i) INLINE_LAMBDA {
+            convert_vector<Rule, kVariant>(k, types, here, averages, updates, noise, i);
+            if (updates) updates += kWidth;
+        });
 }
 
 template <class Rule, Variant kVariant, int kLoop>
@@ -194,6 +203,13 @@ void average(const Task& task, int64_t begin, int64_t end) {
             for (int j = 0; j < kWidth; ++j) e[j] = Around::average(k, e[j], p[j]);
             store(types.state, e.whole, here.at[kAverage], noise ? noise->bits[kAverage] + i : nullptr);
         });
+}
+
+// The average follows in a loop of its own, while the block is in the nearest cache.
+template <class Rule>
+void update_measured(const Task& task, int64_t begin, int64_t end) {
+    update<Rule, kClipped, double, true>(task, begin, end);
+    if (task.derived->variant == kAveraged) average(task, begin, end);
 }
 
 template <class T>
@@ -257,6 +273,7 @@ template <class Rule>
 constexpr Kernel kernel_of() {
     Kernel kernel{};
     fill<Rule>(kernel);
+    if constexpr (!kYardstick<Rule>) kernel.measured = update_measured<Rule>;
     return kernel;
 }
 

@@ -13,6 +13,10 @@ struct Task {
     uint64_t noise;          // key of the random bits, where rounding is stochastic
     int32_t loop;
     int32_t traffic;  // bytes that an update of one element reads and writes
+    // Where what is subtracted from the parameter is measured: the sums of its squares, one for each block of the
+    // tensor, and, for a loop that updates one block, room for what it subtracts, in the type of the computation.
+    double* sums = nullptr;
+    void* updates = nullptr;
 };
 
 // The combinations of types for which each rule has a loop of its own. Every other combination is computed by the
@@ -37,6 +41,8 @@ constexpr int loop_of(const Types& types) {
 // One rule, as one instruction set runs it: functions that update the elements [begin, end) of a tensor.
 struct Kernel {
     void (*update[kLoops][kVariants])(const Task& task, int64_t begin, int64_t end);
+    // The same for doubles, telling what is subtracted. The generic loop tells it of floats.
+    void (*measured)(const Task& task, int64_t begin, int64_t end);
 };
 
 struct Kernels {

@@ -9,6 +9,7 @@
 #include "element/philox.h"
 #include "engine.h"
 #include "engines/cpu/dispatch.h"
+#include "rules/all.h"
 #include "rules/rows.h"
 
 namespace fusedstep {
@@ -61,21 +62,24 @@ public:
     Outcome run(const Request& request) override {
         const double grad_scale = request.grad_scale.value;
         const bool measures = rows_.measures() || request.skips_nonfinite;
-        Finding found{};
+        Finding found{kUnmeasured, kNobody, kUnmeasured};
         if (measures) {
             found = measure(grad_scale, request.skips_nonfinite);
             if (found.offender != kNobody) {
+                if (request.measures_updates) found.update_norm = 0;
                 for (const Task& task : tasks_)
                     if (rows_.around(*task.slot).zero_grad != 0) zero_grad(*task.slot, 0, task.slot->size);
                 return found;
             }
         }
         if (tile_bytes_ != 0) tiles_.reserve(tile_bytes_, bytes_);
+        make_room_for_sums(request.measures_updates);
         // From here on nothing fails.
         derive(grad_scale, measures);
         run_tasks(rule_->id, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
         if (!averages_.empty()) run_tasks(rule_->id, averages_, bytes_of_averages_);
-        if (measures) return found;
+        if (request.measures_updates) found.update_norm = norm_of_updates();
+        if (measures || request.measures_updates) return found;
         return Done();
     }
 
@@ -114,13 +118,35 @@ private:
         };
         SquareSum all = add_shares(1);
         if (std::isinf(all.sum)) all = add_shares(kLargeUnit);
-        Finding found{Around::norm(all, largest * grad_scale), kNobody};
+        Finding found{Around::norm(all, largest * grad_scale), kNobody, kUnmeasured};
         for (size_t i = 0; i < tasks_.size(); ++i) {
             if (skips_nonfinite && found.offender == kNobody && !std::isfinite(sums[i].sum))
                 found.offender = slots[i] - slots_.data();
             tasks_[i].scale = Around::scale(rows_.around(*slots[i]), grad_scale, sums[i], found.norm);
         }
         return found;
+    }
+
+    // Let the tasks add up the squares of their updates, or not.
+    void make_room_for_sums(bool measures) {
+        int64_t blocks = 0;
+        for (const Task& task : tasks_) blocks += measures ? blocks_of(task.slot->size) : 0;
+        sums_.resize(blocks);
+        sums_of_tensors_.resize(measures ? tasks_.size() : 0);
+        double* next = sums_.data();
+        for (Task& task : tasks_) {
+            task.sums = measures ? next : nullptr;
+            next += measures ? blocks_of(task.slot->size) : 0;
+        }
+    }
+
+    // The norm of what the step has subtracted from the parameters.
+    double norm_of_updates() {
+        FloatMode mode;
+        mode.ieee();
+        for (size_t i = 0; i < tasks_.size(); ++i)
+            sums_of_tensors_[i] = total(tasks_[i].sums, blocks_of(tasks_[i].slot->size));
+        return root(total(sums_of_tensors_.data(), static_cast<int64_t>(tasks_.size())));
     }
 
     // Advance the clocks, and derive the scalars of each tensor.
@@ -157,7 +183,8 @@ private:
     Rows rows_;
     int64_t bytes_ = 0;
     Tiles tiles_;
-    int64_t tile_bytes_ = 0;  // of the largest tile that the tasks need, if any
+    int64_t tile_bytes_ = 0;                      // of the largest tile that the tasks need, if any
+    std::vector<double> sums_, sums_of_tensors_;  // of squares of what is subtracted, where that is measured
 };
 
 std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {
@@ -173,7 +200,7 @@ void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const
 }  // namespace
 
 const Engine& host_engine() {
-    static constexpr Engine engine = {kLayout, open, run_once, {}};
+    static constexpr Engine engine = {layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) Around::hypers}), open, run_once, {}};
     return engine;
 }
 

@@ -197,6 +197,10 @@ void Device::receive(const Device& first, const Step& step, Stream stream) {
           "copying from one GPU to another");
 }
 
+void Device::measure_updates(const Step& step, Stream stream) {
+    launch(common.measure_updates, 1, kManyThreads, stream, table_, step.mode, findings_ + step.ticket);
+}
+
 // Query the occupancy of all kernels of the rule. The query also loads them, which CUDA forbids during a capture.
 void Device::load_kernels() {
     auto occupancy = [](auto kernel, int threads) {
@@ -212,9 +216,12 @@ void Device::load_kernels() {
     occupancy(common.square, kThreads);
     occupancy(common.add_tiles, kManyThreads);
     occupancy(common.measure, kManyThreads);
+    occupancy(common.add_updates, kManyThreads);
+    occupancy(common.measure_updates, kManyThreads);
 }
 
 void Device::update(const Step& step, Stream stream) {
+    table_.measures_updates = step.mode.measures_updates;
     launch(preparations[rule_], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
            table_, step.mode, findings_ + step.ticket);
     auto run = [&](Update kernel, int64_t occupancy) {
@@ -226,6 +233,8 @@ void Device::update(const Step& step, Stream stream) {
         if (gradients_of_[loop]) run(update_of(loop, rule_, body), occupancies_[loop][body]);
         if (step.averages && others_of_[loop]) run(average_of(loop), kLeastBlocks);
     }
+    if (step.mode.measures_updates && !large_.empty())
+        launch(common.add_updates, large_.size(), kManyThreads, stream, table_);
 }
 
 void Device::end(Stream stream, bool captured) {

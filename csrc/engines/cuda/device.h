@@ -40,6 +40,7 @@ public:
     void collect(const Device& other, Stream stream);
     void measure(const Step& step, Stream stream);
     void receive(const Device& first, const Step& step, Stream stream);
+    void measure_updates(const Step& step, Stream stream);
     void update(const Step& step, Stream stream);
     void end(Stream stream, bool captured);
 

@@ -8,6 +8,7 @@
 #include "element/scalars.h"
 #include "engines/cuda/compiler.h"
 #include "engines/cuda/gather.h"
+#include "engines/cuda/sums.h"
 #include "rules/all.h"
 #include "storage/all.h"
 
@@ -49,8 +50,7 @@ __device__ double warp_sum(int lane, int64_t n, Row row) {
         const double value = row(k);
         sum = sum + (kSquare ? value * value : value);
     }
-    for (int half = kWarp / 2; half; half /= 2) sum = sum + __shfl_down_sync(0xffffffff, sum, half);
-    return sum;
+    return fold(sum);
 }
 
 template <class Row>
@@ -62,10 +62,6 @@ INLINE_HOST_DEVICE float widened_at(Type type, const void* array, int64_t i) {
     return with_narrow(type, [=](auto storage) INLINE_LAMBDA {
         return storage.widen(uint32_t(static_cast<const typename decltype(storage)::Word*>(array)[i]));
     });
-}
-
-INLINE_HOST_DEVICE SquareSum* own_squares(const Table& table) {
-    return table.squares + static_cast<int64_t>(table.device) * table.count;
 }
 
 // The n elements of a gradient from number `begin` on, a tile of it or less.
@@ -237,10 +233,40 @@ __global__ void __launch_bounds__(kManyThreads, 1)
     if (all.sum == HUGE_VAL) all = add_shares(kLargeUnit);
     if (threadIdx.x != 0) return;
     found->norm = Around::norm(all, largest * value_of(how.grad_scale));
+    found->update_norm = kUnmeasured;
     uint64_t offender = kNobody;
     for (int32_t d = 0; d < table.devices; ++d)
         if (table.offenders[d] < offender) offender = table.offenders[d];
     found->offender = how.skips_nonfinite ? static_cast<int64_t>(offender) : kNobody;
+}
+
+__global__ void __launch_bounds__(kManyThreads, 1) add_updates(const __grid_constant__ Table table) {
+    const int32_t i = table.large[blockIdx.x];
+    if (table.gradients[i].order < 0) return;
+    const Tensor& tensor = table.tensors[i];
+    const double sum =
+        add_levels(table.sums + tensor.first_tile, table.sums_of_sums + tensor.first_tile, blocks_of(tensor.size));
+    if (threadIdx.x == 0) own_squares(table)[i].sum = sum;
+}
+
+// The norm of what the step has subtracted from all parameters, by one block of threads.
+__global__ void __launch_bounds__(kManyThreads, 1)
+    measure_updates(const __grid_constant__ Table table, const __grid_constant__ Mode how, Finding* found) {
+    const Flush<double> mode;
+    for (int32_t i = threadIdx.x; i < table.count; i += kManyThreads) {
+        const int32_t order = table.gradients[i].order;
+        if (order < 0) continue;
+        const Tensor& tensor = table.tensors[i];
+        table.shares[order] = table.squares[static_cast<int64_t>(tensor.device) * table.count + i].sum;
+    }
+    __syncthreads();
+    const double sum = add_levels(table.shares, table.shares + table.count, how.gradients);
+    if (threadIdx.x != 0) return;
+    if (!how.measures) {
+        found->norm = kUnmeasured;
+        found->offender = kNobody;
+    }
+    found->update_norm = found->offender == kNobody ? root(sum) : 0;
 }
 
 INLINE_HOST_DEVICE bool is_averaged(const Tensor& tensor, const Around::Hyper& around) {
@@ -289,7 +315,7 @@ __global__ void __launch_bounds__(kFewThreads, 8)
 namespace fusedstep::cuda {
 
 const Prepare preparations[] = {FUSEDSTEP_RULES(PREPARE) FUSEDSTEP_LIMITS(PREPARE)};
-const Common common = {own_tiles, square_tiles, add_tiles, measure};
+const Common common = {own_tiles, square_tiles, add_tiles, measure, add_updates, measure_updates};
 const Deliver deliver = unpack;
 
 }  // namespace fusedstep::cuda

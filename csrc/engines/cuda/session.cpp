@@ -7,6 +7,7 @@
 #include "element/float_mode.h"
 #include "engine.h"
 #include "engines/cuda/device.h"
+#include "rules/all.h"
 #include "rules/rows.h"
 
 namespace fusedstep::cuda {
@@ -117,17 +118,19 @@ public:
     Outcome run(const Request& request) override {
         const bool measures = rows_.measures() || request.skips_nonfinite;
         int64_t& tickets = request.captured ? captured_tickets_ : tickets_;
-        const Step step{{request.grad_scale, gradient_count_, measures, request.skips_nonfinite},
-                        rows_.variant() <= kDecayed ? kShortBody : kFullBody,
-                        std::ranges::any_of(slots_, [&](const Slot& slot) { return rows_.averages(slot); }),
-                        request.captured,
-                        tickets % kTickets + (request.captured ? kTickets : 0)};
+        const bool is_short = rows_.variant() <= kDecayed && !request.measures_updates;
+        const Step step{
+            {request.grad_scale, gradient_count_, measures, request.skips_nonfinite, request.measures_updates},
+            is_short ? kShortBody : kFullBody,
+            std::ranges::any_of(slots_, [&](const Slot& slot) { return rows_.averages(slot); }),
+            request.captured,
+            tickets % kTickets + (request.captured ? kTickets : 0)};
         const bool was_stale = stale_;
         make(step, request.streams);
         advance_clocks();
         // Last: another thread may have read clocks since the step was launched, before the host's copy was advanced.
         if (was_stale || was_captured() || request.skips_nonfinite || reads_device_) stale_ = true;
-        if (!measures) return Done();
+        if (!measures && !request.measures_updates) return Done();
         ++tickets;
         return Ticket(step.ticket);
     }
@@ -179,26 +182,42 @@ private:
         if (step.mode.measures) measure(step, streams);
         each([&](Device& device, size_t d) {
             device.update(step, streams[d]);
-            device.end(streams[d], step.captured);
+            if (step.mode.measures_updates && d) device.between.record(streams[d]);
         });
+        if (step.mode.measures_updates) measure_updates(step, streams);
+        each([&](Device& device, size_t d) { device.end(streams[d], step.captured); });
+    }
+
+    // Let the first device have the sums of all devices, which have been recorded, and call f(first) with them.
+    template <class F>
+    void collect(std::span<const Stream> streams, F f) {
+        Device& first = devices_.front();
+        const OnDevice here(first.number);
+        for (size_t d = 1; d < devices_.size(); ++d) {
+            devices_[d].between.let_wait(streams[0]);
+            first.collect(devices_[d], streams[0]);
+        }
+        f(first);
+        if (devices_.size() > 1) first.between.record(streams[0]);
     }
 
     // Let the first device add up the sums of all devices, and copy the finding to the others.
     void measure(const Step& step, std::span<const Stream> streams) {
+        collect(streams, [&](Device& first) { first.measure(step, streams[0]); });
         Device& first = devices_.front();
-        {
-            const OnDevice here(first.number);
-            for (size_t d = 1; d < devices_.size(); ++d) {
-                devices_[d].between.let_wait(streams[0]);
-                first.collect(devices_[d], streams[0]);
-            }
-            first.measure(step, streams[0]);
-            if (devices_.size() > 1) first.between.record(streams[0]);
-        }
         for (size_t d = 1; d < devices_.size(); ++d) {
             const OnDevice here(devices_[d].number);
             first.between.let_wait(streams[d]);
             devices_[d].receive(first, step, streams[d]);
+        }
+    }
+
+    // The same with updates, whose norm other devices need not know: they wait until their sums have been read.
+    void measure_updates(const Step& step, std::span<const Stream> streams) {
+        collect(streams, [&](Device& first) { first.measure_updates(step, streams[0]); });
+        for (size_t d = 1; d < devices_.size(); ++d) {
+            const OnDevice here(devices_[d].number);
+            devices_.front().between.let_wait(streams[d]);
         }
     }
 
@@ -278,6 +297,7 @@ void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const
 }  // namespace
 
 extern const Engine engine;
-const Engine engine = {kLayout, open, run_once, {device_of, order, mark, captures}};
+const Engine engine = {
+    layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) Around::hypers}), open, run_once, {device_of, order, mark, captures}};
 
 }  // namespace fusedstep::cuda

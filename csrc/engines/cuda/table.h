@@ -69,6 +69,7 @@ struct Table {
     double *sums, *sums_of_sums;    // of squares: for each tile of large tensors, and room for adding them
     SquareSum* squares;             // sum of squares of each tensor, by device
     double* shares;                 // of each gradient in the sum of squares of the step, and room for adding them
+    bool measures_updates;          // in this step
     unsigned long long* offenders;  // the first tensor whose gradient is not finite, by device
 };
 
@@ -76,7 +77,7 @@ struct Table {
 struct Mode {
     Number grad_scale;
     int64_t gradients;  // how many gradients the step has
-    bool measures, skips_nonfinite;
+    bool measures, skips_nonfinite, measures_updates;
 };
 
 constexpr int kThreads = 256;    // threads of a block of `update`
@@ -113,6 +114,9 @@ struct Common {
     void (*square)(Table);                   // the sums of squares of all tiles; a warp per tile
     void (*add_tiles)(Table);                // the sum of each large tensor; a block of kManyThreads per tensor
     void (*measure)(Table, Mode, Finding*);  // norm and offender; one block of kManyThreads
+    // The same for updates: the sum of each large tensor, and the norm.
+    void (*add_updates)(Table);
+    void (*measure_updates)(Table, Mode, Finding*);
 };
 extern const Common common;
 constexpr int kManyThreads = 1024;

@@ -9,6 +9,7 @@
 #include "element/scalars.h"
 #include "engines/cuda/compiler.h"
 #include "engines/cuda/gather.h"
+#include "engines/cuda/sums.h"
 #include "rules/all.h"
 #include "storage/all.h"
 
@@ -206,6 +207,7 @@ struct Tile {
     static constexpr Variant kVariant = kBody == kFullBody ? kAveraged : kDecayed;
     // Whether gradients may be of any strides and type.
     static constexpr bool kGathers = kLoop == generic || (kLoop == float64 && kBody == kFullBody);
+    static constexpr bool kMeasures = kBody == kFullBody;
 
     const Scalars<Rule, T> k;
     const Types found;
@@ -234,6 +236,7 @@ struct Tile {
         each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], types().state, first); });
         head = gathers() || tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
+        if (kMeasures && table.measures_updates) in_vectors = 0;  // each lane has the elements of a lane of norm.h
         if (in_vectors == 0) head = 0;
         size = n;
     }
@@ -273,10 +276,10 @@ struct Tile {
     }
 
     // state(j) is a reference to state number j of an element.
-    template <class State>
-    INLINE_HOST_DEVICE T compute(T p, T g, State state) const {
-        if (kBody == kFullBody && k.variant <= kDecayed) return k.template parameter<kDecayed>(p, g, state);
-        return k.template parameter<kVariant>(p, g, state);
+    template <class State, class Seen>
+    INLINE_HOST_DEVICE T compute(T p, T g, State state, Seen seen) const {
+        if (kBody == kFullBody && k.variant <= kDecayed) return k.template parameter<kDecayed>(p, g, state, seen);
+        return k.template parameter<kVariant>(p, g, state, seen);
     }
 
     INLINE_HOST_DEVICE Rounding rounding(int role, int i) const {
@@ -284,9 +287,10 @@ struct Tile {
     }
 
     // Update n elements from i on, and n elements at each of kBatch - 1 further places `stride` apart. All are read
-    // before the first is written, so that many reads are under way at once.
-    template <int n, int kBatch>
-    INLINE_HOST_DEVICE void update(int i, int stride) const {
+    // before the first is written, so that many reads are under way at once. seen(u) is called with what is subtracted
+    // from a parameter.
+    template <int n, int kBatch, class Seen = Unseen>
+    INLINE_HOST_DEVICE void update(int i, int stride, Seen seen = {}) const {
         read_anew();
         const Types types = this->types();
         T p[kBatch][n], g[kBatch][n], s[kBatch][kStateCount + 1][n];
@@ -302,7 +306,8 @@ struct Tile {
             const int at = i + u * stride;
             read_anew();
 #pragma unroll
-            for (int i = 0; i < n; ++i) p[u][i] = compute(p[u][i], g[u][i], [&](int j) -> T& { return s[u][j][i]; });
+            for (int i = 0; i < n; ++i)
+                p[u][i] = compute(p[u][i], g[u][i], [&](int j) -> T& { return s[u][j][i]; }, seen);
             each_state<Rule>([&](int j) { store(types.state, states[j], at, s[u][j], rounding(kStates + j, at)); });
             if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
@@ -323,15 +328,22 @@ struct Tile {
         }
     }
 
-    INLINE_HOST_DEVICE void run(int lane) const {
+    // Update the tile, and return the sum of the squares of what a lane subtracts, where that is measured.
+    INLINE_HOST_DEVICE double run(int lane) const {
         int i = head + lane * kVector;
 #pragma unroll 1
         for (; i + (kBatch - 1) * kRow < head + in_vectors; i += kBatch * kRow) update<kVector, kBatch>(i, kRow);
         if constexpr (kBatch > 1)
 #pragma unroll 1
             for (; i < head + in_vectors; i += kRow) update<kVector, 1>(i, 0);
+        double sum = 0;
 #pragma unroll 1
-        for (int j = lane; j < size - in_vectors; j += kWarp) update<1, 1>(j < head ? j : j + in_vectors, 0);
+        for (int j = lane; j < size - in_vectors; j += kWarp)
+            update<1, 1>(j < head ? j : j + in_vectors, 0, [&](T u) {
+                const double x = u;
+                if constexpr (kMeasures) sum = sum + x * x;
+            });
+        return sum;
     }
 };
 
@@ -369,7 +381,12 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
             __syncwarp();  // until every lane is done with the previous tile
             if (lane == 0) new (rooms[warp].bytes) ThisTile(table, tensor, gradient, prepared, begin, n);
             __syncwarp();
-            reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
+            const double squares = reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
+            if (ThisTile::kMeasures && table.measures_updates) {
+                const double sum = fold(squares);
+                double& place = tensor.size > kTile ? table.sums[tile] : own_squares(table)[i].sum;
+                if (lane == 0) place = sum;
+            }
         } else if (prepared.derived.zero_grad) {
             zero_tile(table, gradient, begin, n, lane);
         }

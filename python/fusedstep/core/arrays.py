@@ -1,5 +1,6 @@
-"""Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy or CuPy sees them."""
+"""Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy, CuPy or we see them."""
 
+import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from numbers import Real
@@ -27,15 +28,17 @@ __all__ = [
     "is_floating",
     "is_narrow",
     "is_on_gpu",
+    "is_own",
     "new_array",
     "order_of",
     "same_order",
     "to_host",
 ]
 
-Array: TypeAlias = npt.NDArray[Any]  # also an array of CuPy
+Array: TypeAlias = npt.NDArray[Any]  # also an array of CuPy, or a DeviceArray
 
 _LINE = 64  # bytes of a cache line
+_OWN = "fusedstep.core.device_array"  # arrays on a GPU where CuPy is not installed
 # Masters of parameters: the hyperparameter master_weights -> the name of the master among the states -> its dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
 MASTER_DTYPES: dict[str, np.dtype[Any]] = {"master": np.dtype(np.float32), "remainder": np.dtype(np.uint16)}
@@ -79,18 +82,29 @@ def is_on_gpu(value: Any) -> bool:
 
 
 def device_of(array: Array) -> int | None:
-    """Return the number of the GPU where an array of NumPy or CuPy is, or None for host memory."""
+    """Return the number of the GPU where an array is, or None for host memory."""
     return None if isinstance(array, np.ndarray) else array.device.id
 
 
+def is_own(array: Any) -> bool:
+    """Return whether an array is a `DeviceArray`, whose module is loaded with the first of them."""
+    module = sys.modules.get(_OWN)
+    return module is not None and isinstance(array, module.DeviceArray)
+
+
 def _cupy() -> Any:
+    """Return CuPy, or None where it is not installed."""
     try:
         return import_module("cupy")
-    except ImportError as error:
-        raise RuntimeError(
-            "states beside parameters on a GPU are arrays of CuPy: install cupy-cuda13x or cupy-cuda12x, or call "
-            "fusedstep.functional with states of your own"
-        ) from error
+    except ImportError:
+        return None
+
+
+def _zeros_on_gpu(shape: tuple[int, ...], dtype: npt.DTypeLike, device: int) -> Any:
+    if (cupy := _cupy()) is None:
+        return import_module(_OWN).zeros(shape, dtype, device)
+    with cupy.cuda.Device(device):
+        return cupy.zeros(shape, dtype)
 
 
 def new_array(
@@ -106,16 +120,14 @@ def new_array(
         return new_array(tuple(shape[axis] for axis in order), dtype, device).transpose(places)
     size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     if device is not None:
-        cupy = _cupy()
-        with cupy.cuda.Device(device):
-            try:
-                zeros: Array = cupy.zeros(shape, dtype)
-                return zeros
-            except MemoryError as error:
-                raise MemoryError(
-                    f"states need {size:,} bytes more than GPU {device} has left: free some, as by "
-                    "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
-                ) from error
+        try:
+            zeros: Array = _zeros_on_gpu(shape, dtype, device)
+            return zeros
+        except MemoryError as error:
+            raise MemoryError(
+                f"states need {size:,} bytes more than GPU {device} has left: free some, as by "
+                "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
+            ) from error
     # The array is a view, so nobody can resize it, and the plan's reference to the owner keeps the memory in place.
     owner = np.zeros(size + _LINE, np.uint8)
     start = -owner.ctypes.data % _LINE
@@ -162,7 +174,10 @@ def fill(target: Array, source: Any) -> None:
     if isinstance(target, np.ndarray):
         target[...] = to_host(source) if is_on_gpu(source) else source
         return
-    with _cupy().cuda.Device(target.device.id):
+    if is_own(target):
+        target.set(to_host(source) if is_on_gpu(source) else source)
+        return
+    with target.device:
         if is_on_gpu(source) and (source.dtype, source.device) == (target.dtype, target.device):
             bits(target)[...] = bits(source)
             return
@@ -178,10 +193,11 @@ def bits(array: Array) -> Array:
 
 
 def as_array(value: Any, label: str) -> Array:
-    """Return an array of NumPy or CuPy, or their view of an array of another library, or refuse the value."""
+    """Return an array of NumPy or on a GPU, or such a view of an array of another library, or refuse the value."""
     if not is_on_gpu(value):
         return as_numpy(value, label)
-    array: Array = _cupy().asarray(value)  # an array of CuPy is returned as it is
+    cupy = None if is_own(value) else _cupy()
+    array: Array = import_module(_OWN).of(value) if cupy is None else cupy.asarray(value)  # a view, or the array itself
     return array
 
 

@@ -156,7 +156,7 @@ class Attributes:
         if name == "ema" and isinstance(value, Averages):
             value = value.decay
         fixed = {"decoupled"} if cls.always_decoupled else set()
-        fixed |= {"skip_nonfinite"} if label else set()  # concerns a step as a whole, never one parameter
+        fixed |= {"skip_nonfinite", "measure"} if label else set()  # concern a step as a whole, never one parameter
         if name not in hints or name in fixed:
             known = wanted(name, [some for some in cls._own_first() if some not in fixed])
             raise TypeError(f"{label or name} is no hyperparameter of {cls.__name__}, expected {known}")

@@ -75,6 +75,9 @@ class Optimizer(Stateful):
     skip_nonfinite : bool
         Whether a step with an infinity or NaN in any gradient leaves parameters, states, averages and step counts as
         they are. The gradients are read once more for this, as for a norm.
+    measure : {"needed", "update"}
+        What a step measures: the norm of the gradients, where an option needs it; with "update", also the norm of what
+        is subtracted from the parameters, ``result.update_norm``, in the same pass over memory.
     state_dtype : {"float32", "same"}
         The dtype of the states and averages of float16 and bfloat16 parameters: float32, or that of the parameter.
         States and averages that have been made keep their dtype.
@@ -129,6 +132,7 @@ class Optimizer(Stateful):
     zero_grad: bool = False
     frozen: bool = False
     skip_nonfinite: bool = False
+    measure: Literal["needed", "update"] = "needed"
     state_dtype: Literal["float32", "same"] = "float32"
     master_weights: Literal[False, True, "split"] = False
     rounding: Literal["nearest", "stochastic"] = "nearest"
@@ -249,7 +253,9 @@ class Optimizer(Stateful):
                     return self._result(now.plan, outcome)
             return self._step_anew(params, grads, grad_scale, stream)
 
-    def _result(self, plan: _cpu.Plan, outcome: bool | tuple[float, int | None] | _cpu.PendingFinding) -> Result:
+    def _result(
+        self, plan: _cpu.Plan, outcome: bool | tuple[float | None, int | None, float | None] | _cpu.PendingFinding
+    ) -> Result:
         if isinstance(outcome, bool):
             return PLAIN
         return told(outcome, plan) if isinstance(outcome, tuple) else self._pending.add(outcome, plan)

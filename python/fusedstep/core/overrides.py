@@ -190,7 +190,8 @@ class Matching(NamedTuple):
                 rows = [(int(pair) // counts.size, int(counts[pair % counts.size])) for pair in pairs]
         common = {t: self._at(t) for t in {t for _, t in rows}}
         table = [self.layers[i].row(*common[t], t) for i, t in rows]
-        plan.set_hypers(table, row_of, self.settings.values["skip_nonfinite"])
+        values = self.settings.values
+        plan.set_hypers(table, row_of, values["skip_nonfinite"], values["measure"] == "update")
 
     def _at(self, done: int) -> tuple[dict[str, Any], list[Any]]:
         """Return the optimizer's hyperparameters, and their row, in the update that follows `done` others."""

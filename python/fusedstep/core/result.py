@@ -1,4 +1,4 @@
-"""What a step found out about its gradients: known at once on a CPU, and when it is read on a GPU."""
+"""What a step found out about gradients and updates: known at once on a CPU, and when it is read on a GPU."""
 
 from collections import deque
 from collections.abc import Hashable
@@ -14,7 +14,7 @@ __all__ = ["PLAIN", "Pending", "Pendings", "Result", "told"]
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    What a step found out about its gradients.
+    What a step found out about its gradients and updates.
 
     On a GPU, reading an attribute waits for the step; a step whose result is not read waits for nothing.
 
@@ -27,11 +27,15 @@ class Result:
         Whether nothing was updated, because a gradient was not finite.
     nonfinite : hashable
         Key of the first parameter whose gradient was not finite, where the step was skipped; else None.
+    update_norm : float or None
+        Norm of all that was subtracted from the parameters, with decoupled weight decay and before `bounds`; 0 in a
+        step that was skipped, and None unless `measure` asked for it.
     """
 
     grad_norm: float | None = None
     skipped: bool = False
     nonfinite: Hashable = None
+    update_norm: float | None = None
 
 
 Result.__module__ = "fusedstep"  # where it is public, so that pickles outlive a move of this file
@@ -39,10 +43,10 @@ Result.__module__ = "fusedstep"  # where it is public, so that pickles outlive a
 PLAIN = Result()
 
 
-def told(found: tuple[float, int | None], plan: _cpu.Plan) -> Result:
-    """Return what a plan found, the norm and the index of the first bad gradient, as a result."""
-    norm, at = found
-    return Result(norm, at is not None, None if at is None else plan.keys[at])
+def told(found: tuple[float | None, int | None, float | None], plan: _cpu.Plan) -> Result:
+    """Return what a plan found as a result: norm, index of the first bad gradient, and norm of the updates."""
+    norm, at, update_norm = found
+    return Result(norm, at is not None, None if at is None else plan.keys[at], update_norm)
 
 
 class Pending(Result):
@@ -81,7 +85,7 @@ class Pending(Result):
 
     def __reduce__(self) -> tuple[Any, ...]:
         found = self.read()
-        return Result, (found.grad_norm, found.skipped, found.nonfinite)
+        return Result, (found.grad_norm, found.skipped, found.nonfinite, found.update_norm)
 
 
 _NAMES = {f.name for f in fields(Result)}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, as_array, bits, device_of, fill, is_bfloat16, new_array, order_of, to_host
+from .arrays import Array, as_array, bits, device_of, fill, is_bfloat16, is_own, new_array, order_of, to_host
 
 __all__ = ["Index", "broadcast", "checked", "grown", "numbers", "taken"]
 
@@ -47,6 +47,9 @@ def taken(array: Array, rows: npt.NDArray[np.intp]) -> Array:
     made = _like(array, rows.size)
     if isinstance(array, np.ndarray):
         made[...] = array[rows]
+        return made
+    if is_own(array):
+        fill(made, to_host(array)[rows])
         return made
     there = new_array(rows.shape, rows.dtype, device_of(array))
     fill(there, rows)

@@ -33,7 +33,7 @@ __all__ = [
 Names = Literal["fusedstep", "torch"]
 Keys = Mapping[Any, Hashable] | Callable[[Any], Hashable]  # new keys of parameters, in place of those that were saved
 # Hyperparameters that are younger than version 0.1.0, with the values that stand for what it did.
-_LATER = {"bounds": None, "frozen": False}
+_LATER = {"bounds": None, "frozen": False, "measure": "needed"}
 _BY_KEY = ("t", "memory", "product", "state", "ema", "params")  # parts by key; "product" is one of version 0.1.0
 
 

@@ -157,11 +157,12 @@ def sum_of_squares(g: Any) -> SquareSum:
 
 @dataclass(frozen=True)
 class Result:
-    """What a step found out: the norm of all gradients, whether it was skipped, and the key of a bad gradient."""
+    """What a step found out: norm of gradients, whether it was skipped, key of a bad gradient, norm of updates."""
 
     grad_norm: float | None = None
     skipped: bool = False
     nonfinite: Hashable = None
+    update_norm: float | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -181,6 +182,7 @@ class Optimizer:
     zero_grad: bool = False
     frozen: bool = False
     skip_nonfinite: bool = False
+    measure: str = "needed"
     state_dtype: str = "float32"
     master_weights: Any = False
     rounding: str = "nearest"
@@ -227,16 +229,22 @@ class Optimizer:
             sums = {key: sum_of_squares(g) for key, g in grads.items()}
             norm = self.norm(h, grad_scale, sums)
         nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
+        squares: list[float] = []  # of what is subtracted from each parameter, their sum
         if not nonfinite:
             for key, g in grads.items():
-                self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
+                u = self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
+                if self.measure == "update":
+                    with float_mode(u.dtype):
+                        x = u.reshape(-1).astype(np.float64)
+                        squares.append(reduced(x * x))
             for key, p in params.items():
                 if key not in grads and self.of(key).ema_decay is not None and has_average(p):
                     self.average(key, p, self.at(key))
         for key, g in given.items():
             if h[key].zero_grad:
                 g[...] = 0
-        return Result(norm, bool(nonfinite), nonfinite[0] if nonfinite else None)
+        update_norm = math.sqrt(reduced(np.array(squares))) if self.measure == "update" else None
+        return Result(norm, bool(nonfinite), nonfinite[0] if nonfinite else None, update_norm)
 
     @staticmethod
     def computed(g: Any, p: Any) -> Any:
@@ -279,8 +287,12 @@ class Optimizer:
                 coefficient = limit / max(norm, limit) if math.isfinite(norm) else math.nan
             return float(scale * coefficient)
 
-    def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> None:
-        """Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient."""
+    def step_one(self, key: Hashable, p: Any, g: Any, h: Any, factor: float) -> Any:
+        """
+        Update one parameter with the hyperparameters `h` and the factor `factor` on the gradient.
+
+        Returned is what was subtracted from the parameter.
+        """
         T = compute_type(p)
         made = self.made(key, p, h, T)
         like, p, s = p, in_memory_order(p, p), {name: in_memory_order(array, p) for name, array in made.items()}
@@ -323,6 +335,7 @@ class Optimizer:
                 p[...], s["master"][...] = rounded(x, p.dtype), x
             else:
                 p[...] = stored(x, p.dtype, noise, 0)
+        return u
 
     def average(self, key: Hashable, p: Any, h: Any) -> None:
         """Let the average of a parameter without a gradient follow it; subnormal float32 numbers count as zero."""

@@ -69,7 +69,7 @@ def _choices(cls: type[optimizers.Optimizer]) -> tuple[list[tuple[Options, ...]]
     around += [
         ({}, {"grad_scale": 0.3}),
         ({}, {"clip_value": 0.5}, {"clip_norm": 3.0}, {"clip_global_norm": 20.0}),
-        ({}, {"ema": 0.9}, {"bounds": (None, 0.5)}, {"bounds": (-1e-39, 1.0)}),
+        ({}, {"ema": 0.9}, {"bounds": (None, 0.5)}, {"bounds": (-1e-39, 1.0)}, {"measure": "update"}),
         ({"weight_decay": 0.0}, {"weight_decay": 0.3}),
     ]
     if not cls.always_decoupled:
@@ -188,7 +188,7 @@ def outcome(
     """
     Make five steps with arrays of `sizes`, and return everything that the steps change.
 
-    Returned are parameters, gradients and the norm after each step, and states and averages in the end. After the
+    Returned are parameters, gradients and norms after each step, and states and averages in the end. After the
     second step, some states are overwritten, so that awkward states meet awkward gradients. Where gradients are
     clipped by a norm, they have ordinary sizes until the last step: an infinite norm would make them all 0 or NaN. The
     steps are made where `place` puts NumPy arrays.
@@ -206,7 +206,7 @@ def outcome(
         )
         result = optimizer.step(params.arrays, grads.arrays, grad_scale=1.0 + step % 2)
         seen += [copied(array) for array in params.arrays + grads.arrays]
-        seen.append(np.array([result.grad_norm or 0.0]))
+        seen.append(np.array([result.grad_norm or 0.0, result.update_norm or 0.0]))
         if step == 1:
             for i, n in enumerate(sizes):
                 for _, state in sorted(optimizer.state.get(i, {}).items()):
