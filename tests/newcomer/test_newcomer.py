@@ -44,8 +44,9 @@ def add_drift(tree):
     shutil.copy(HERE / "drift.h", tree / "csrc/rules/drift.h")
     shutil.copy(HERE / "rules.py", tree / "tests/rules/drift.py")
     shutil.copy(HERE / "optimizer.py", tree / "python/fusedstep/optimizers/drift.py")
-    listed(tree / "python/fusedstep/optimizers/__init__.py", "from .adamw import AdamW\n", "from .drift import Drift\n")
-    listed(tree / "python/fusedstep/optimizers/__init__.py", '    "Adamax",\n', '    "Drift",\n')
+    optimizers = tree / "python/fusedstep/optimizers/__init__.py"
+    listed(optimizers, "    from .adamw import AdamW\n", "    from .drift import Drift\n")
+    listed(optimizers, '    "Adamax",\n', '    "Drift",\n')
     reference = tree / "python/fusedstep/reference/optimizers.py"
     reference.write_text(reference.read_text() + (HERE / "reference.py").read_text().partition('"""\n')[2])
     listed(reference, '    "Adamax",\n', '    "Drift",\n')

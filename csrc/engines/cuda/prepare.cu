@@ -42,10 +42,10 @@ INLINE_HOST_DEVICE const Number* hypers_of(const Table& table, int32_t i) {
 }
 
 // The sum of a block by a warp, whose lanes are the lanes of norm.h. Only lane 0 returns the sum.
-template <bool kSquare, class Row>
+template <bool kSquare, int kUnrolled, class Row>
 __device__ double warp_sum(int lane, int64_t n, Row row) {
     double sum = 0;
-#pragma unroll 8
+#pragma unroll kUnrolled
     for (int64_t k = lane; k < n; k += kWarp) {
         const double value = row(k);
         sum = sum + (kSquare ? value * value : value);
@@ -55,7 +55,12 @@ __device__ double warp_sum(int lane, int64_t n, Row row) {
 
 template <class Row>
 __device__ double sum_of_squares(int lane, int64_t n, Row row) {
-    return warp_sum<true>(lane, n, row);
+    return warp_sum<true, 8>(lane, n, row);
+}
+// The same where a call finds each element: several calls under way at once would need too many registers.
+template <class Row>
+__device__ double sum_of_squares_called(int lane, int64_t n, Row row) {
+    return warp_sum<true, 1>(lane, n, row);
 }
 
 INLINE_HOST_DEVICE float widened_at(Type type, const void* array, int64_t i) {
@@ -71,30 +76,21 @@ struct Part {
     int64_t begin, n;
 };
 
-// Return f(element), where element(k) is the k-th one of a part whose step computes in double.
-template <class F>
-__device__ double with_doubles(const Part& part, F f) {
+// The sum of squares of a part whose step computes in double, each element times a factor. Loops of 8 elements at once
+// need many registers, so neither this function nor the next one is inlined.
+__device__ __noinline__ double sum_of_doubles(int lane, const Part& part, double factor) {
     if (part.gradient.axis_count != kNeighbours) {
         const Gathered from(part.table, part.gradient, part.begin);
-        return f([=](int64_t k) { return gathered<double>(from, k); });
+        return sum_of_squares_called(lane, part.n, [=](int64_t k) { return gathered<double>(from, k) * factor; });
     }
     auto x = static_cast<const double*>(part.gradient.data) + part.begin;
-    return f([=](int64_t k) { return x[k]; });
+    return sum_of_squares(lane, part.n, [=](int64_t k) { return x[k] * factor; });
 }
-
-__device__ double sum_of_doubles(int lane, const Part& part) {
-    return with_doubles(part, [&](auto element) { return sum_of_squares(lane, part.n, element); });
-}
-__device__ double sum_in_large_unit(int lane, const Part& part) {
-    return with_doubles(part, [&](auto element) {
-        return sum_of_squares(lane, part.n, [=](int64_t k) { return element(k) * (1 / kLargeUnit); });
-    });
-}
-__device__ double sum_of_floats(int lane, const Part& part) {
+__device__ __noinline__ double sum_of_floats(int lane, const Part& part) {
     const Gradient& gradient = part.gradient;
     if (gradient.axis_count != kNeighbours) {
         const Gathered from(part.table, gradient, part.begin);
-        return sum_of_squares(lane, part.n, [=](int64_t k) { return gathered<float>(from, k); });
+        return sum_of_squares_called(lane, part.n, [=](int64_t k) { return gathered<float>(from, k); });
     }
     if (gradient.type == kFloat32) {
         auto x = static_cast<const float*>(gradient.data) + part.begin;
@@ -125,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) square_tiles(const __g
     int64_t tile = static_cast<int64_t>(blockIdx.x) * (blockDim.x / kWarp) + threadIdx.x / kWarp;
     for (; tile < table.tiles; tile += warps) {
         const int32_t i = table.owners[tile];
-        const Gradient gradient = table.gradients[i];
+        const Gradient& gradient = table.gradients[i];
         if (gradient.order < 0) continue;
         const Tensor& tensor = table.tensors[i];
         const int64_t begin = (tile - tensor.first_tile) * kTile, rest = tensor.size - begin;
@@ -134,10 +130,10 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) square_tiles(const __g
         double sum, unit = 1;
         if (tensor.param == kFloat64) {
             const Flush<double> mode;
-            sum = sum_of_doubles(lane, part);
+            sum = sum_of_doubles(lane, part, 1);
             if (!is_large && overflows(tensor, __shfl_sync(0xffffffff, sum, 0))) {
                 unit = kLargeUnit;
-                sum = sum_in_large_unit(lane, part);
+                sum = sum_of_doubles(lane, part, 1 / kLargeUnit);
             }
         } else {
             const Flush<float> mode;
@@ -162,7 +158,7 @@ __device__ double add_levels(double* sums, double* room, int64_t n) {
             const int64_t rest = n - b * kBlock;
             const double* block = sums + b * kBlock;
             const double sum =
-                warp_sum<false>(lane, rest < kBlock ? rest : kBlock, [=](int64_t k) { return block[k]; });
+                warp_sum<false, 8>(lane, rest < kBlock ? rest : kBlock, [=](int64_t k) { return block[k]; });
             if (lane == 0) room[b] = sum;
         }
         __syncthreads();
@@ -189,7 +185,8 @@ __global__ void __launch_bounds__(kManyThreads, 1) add_tiles(const __grid_consta
         for (int64_t tile = threadIdx.x / kWarp; tile < tiles; tile += kManyThreads / kWarp) {
             const int64_t begin = tile * kTile, rest = tensor.size - begin;
             const int lane = threadIdx.x % kWarp;
-            const double sum = sum_in_large_unit(lane, {table, gradient, begin, rest < kTile ? rest : kTile});
+            const double sum =
+                sum_of_doubles(lane, {table, gradient, begin, rest < kTile ? rest : kTile}, 1 / kLargeUnit);
             if (lane == 0) sums[tile] = sum;
         }
         __syncthreads();
@@ -285,6 +282,7 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     double* const hypers = rooms[threadIdx.x];
     const Number* numbers = hypers_of(table, i);
     for (int j = 0; j < kCount; ++j) hypers[j] = value_of(numbers[j]);
+    read_anew();
     const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
 
     Prepared& prepared = table.prepared[i];
