@@ -68,6 +68,7 @@ def check_arithmetic(text):
 def test_every_operation_is_rounded_once(name, tmp_path):
     nvcc(name, tmp_path / "a.ptx", "-ptx", "-arch=compute_75", *flags())
     found = check_arithmetic((tmp_path / "a.ptx").read_text())
+    assert name != "float32" or not any(map(KEEPING.fullmatch, found))  # a loop that converts nothing
     own = {"float32": "ftz.f32", "generic": "ftz.f32", "float64": "f64", "prepare": "f64"}[name]
     assert {f"{word}.rn.{own}" for word in ("add", "sub", "mul", "div", "sqrt")} <= found.keys()
     if name in ("float32", "generic"):
