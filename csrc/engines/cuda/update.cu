@@ -207,7 +207,7 @@ struct Tile {
     static constexpr Variant kVariant = kBody == kFullBody ? kAveraged : kDecayed;
     // Whether gradients may be of any strides and type.
     static constexpr bool kGathers = kLoop == generic || (kLoop == float64 && kBody == kFullBody);
-    static constexpr bool kMeasures = kBody == kFullBody;
+    static constexpr bool kMeasures = kBody == kFullBody && !kYardstick<Rule>;
 
     const Scalars<Rule, T> k;
     const Types found;
