@@ -51,11 +51,10 @@ public:
                     bool measures_updates);
 
     // Make a step, on GPUs in `stream` or, if `stream` is None, in CuPy's current one. Returns False, and has done
-    // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where the gradients were
-    // or updates were
-    // measured, returns a tuple: the norm of the gradients, the index of the tensor for whose gradient the step was
-    // skipped, and the norm of the updates, each or None; on GPUs, a PendingFinding, which can be read until kTickets -
-    // 1 further steps have been made.
+    // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where gradients or updates
+    // were measured, returns a tuple: the norm of the gradients, the index of the tensor for whose gradient the step
+    // was skipped, and the norm of the updates, each or None; on GPUs, a PendingFinding, which can be read until
+    // kTickets - 1 further steps have been made.
     //
     // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
     // without running any code of Python: nobody can interrupt the call in between.

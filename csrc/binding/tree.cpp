@@ -141,7 +141,6 @@ void Tree::add(py::handle object, Path& path) {
         return add_key(path);
     }
     nodes_.push_back(node);
-    node.flat = true;
     // The items are held by a list of their own: reading them may run code that changes the container.
     std::vector<std::pair<py::object, py::object>> children;
     if (items.kind == kMapping) {
@@ -161,64 +160,56 @@ void Tree::add(py::handle object, Path& path) {
         path.push_back(key);
         add(value, path);
         path.pop_back();
-        node.flat = node.flat && nodes_[child].kind == kLeaf;
         node.leaves += nodes_[child].leaves;
     }
     node.end = nodes_.size();
     nodes_[at] = node;
 }
 
-bool Tree::collect(py::handle params, std::vector<py::object>& leaves) const {
-    return collect(0, params, leaves);
+// The items of an object where a container of a kind is expected. A plain one is taken as it is, which is quick.
+Tree::Items Tree::open_as(Kind kind, py::handle object, const char* role, const Path& path) {
+    if (kind == kMapping ? is_plain_dict(object) : is_plain_sequence(object))
+        return {kind, py::reinterpret_borrow<py::object>(object), true};
+    return open(object, name_of(role, path));
 }
 
 bool Tree::collect(size_t at, py::handle object, std::vector<py::object>& leaves) const {
     const Node& node = nodes_[at];
+    const bool is_numpy = Py_TYPE(object.ptr()) == ndarray_type;
     if (node.kind == kLeaf) {
-        const bool is_numpy = Py_TYPE(object.ptr()) == ndarray_type;
         if (!is_numpy && !is_array(object) && open(object, "params").kind != kLeaf) return false;
         leaves.push_back(py::reinterpret_borrow<py::object>(object));
         return true;
     }
-    if (Py_TYPE(object.ptr()) == ndarray_type) return false;
-    Items items{kMapping, {}, true};
-    if (node.kind == kMapping ? !is_plain_dict(object) : !is_plain_sequence(object)) {
-        items = open(object, "params");
-        if (items.kind != node.kind) return false;
-        object = items.items;
-    }
-    const py::scoped_critical_section lock(object);
+    if (is_numpy) return false;
+    const Items opened = open_as(node.kind, object, "params", {});
+    if (opened.kind != node.kind) return false;
+    PyObject* const items = opened.items.ptr();
+    const py::scoped_critical_section lock(opened.items);
     size_t child = at + 1;
-    if (node.kind == kMapping) {
-        if (static_cast<size_t>(PyDict_GET_SIZE(object.ptr())) != node.count) return false;
-        Py_ssize_t position = 0;
-        PyObject *key, *value;
-        for (size_t i = 0; PyDict_Next(object.ptr(), &position, &key, &value); ++i) {
-            if (!plainly_equal(key, PyList_GET_ITEM(names_.ptr(), node.names + i))) return false;
-            if (node.flat && Py_TYPE(value) == ndarray_type) {
-                leaves.push_back(held(value));
-                continue;
-            }
-            const py::object keep = held(value);
-            if (!collect(node.flat ? at + 1 + i : child, keep, leaves)) return false;
-            if (!node.flat) child = nodes_[child].end;
-            if (static_cast<size_t>(PyDict_GET_SIZE(object.ptr())) != node.count) return false;
-        }
+    const auto take = [&](PyObject* value) {
+        const size_t taken = child;
+        child = nodes_[taken].end;
+        py::object keep = held(value);
+        if (nodes_[taken].kind != kLeaf || Py_TYPE(value) != ndarray_type) return collect(taken, keep, leaves);
+        leaves.push_back(std::move(keep));
         return true;
+    };
+    // Looking at an item may run code that changes the container, so its size is asked again for each.
+    if (node.kind == kSequence) {
+        const auto size = [&] { return static_cast<size_t>(PySequence_Fast_GET_SIZE(items)); };
+        for (size_t i = 0; i < node.count; ++i)
+            if (size() != node.count || !take(PySequence_Fast_GET_ITEM(items, i))) return false;
+        return size() == node.count;
     }
-    if (static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr())) != node.count) return false;
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
     for (size_t i = 0; i < node.count; ++i) {
-        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr())) != node.count) return false;
-        PyObject* value = PySequence_Fast_GET_ITEM(object.ptr(), i);
-        if (node.flat && Py_TYPE(value) == ndarray_type) {
-            leaves.push_back(held(value));
-            continue;
-        }
-        const py::object keep = held(value);
-        if (!collect(node.flat ? at + 1 + i : child, keep, leaves)) return false;
-        if (!node.flat) child = nodes_[child].end;
+        if (static_cast<size_t>(PyDict_GET_SIZE(items)) != node.count) return false;
+        if (!PyDict_Next(items, &position, &key, &value)) return false;
+        if (!plainly_equal(key, PyList_GET_ITEM(names_.ptr(), node.names + i)) || !take(value)) return false;
     }
-    return true;
+    return static_cast<size_t>(PyDict_GET_SIZE(items)) == node.count;
 }
 
 void Tree::collect_gradients(py::handle grads, std::vector<py::object>& leaves) const {
@@ -236,38 +227,35 @@ void Tree::collect_gradients(size_t at, py::handle object, Path& path, std::vect
         leaves.push_back(py::reinterpret_borrow<py::object>(object));
         return;
     }
-    Items items{node.kind, {}, true};
-    if (node.kind == kMapping ? !is_plain_dict(object) : !is_plain_sequence(object)) {
-        items = open(object, name_of("grads", path));
-        if (items.kind != node.kind)
-            throw py::type_error(name_of("grads", path) + " is " +
-                                 (items.kind != kLeaf ? text_of_kind(items.kind == kMapping)
-                                  : is_array(object)  ? "one array"
-                                                      : "of type " + type_name(object)) +
-                                 ", expected " + text_of_kind(node.kind == kMapping) + " like " +
-                                 name_of("params", path));
-        object = items.items;
-    }
-    const py::scoped_critical_section lock(object);
-    if (node.kind == kMapping) return collect_named(node, object, path, leaves);
-    const auto size = static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr()));
+    const Items opened = open_as(node.kind, object, "grads", path);
+    if (opened.kind != node.kind)
+        throw py::type_error(name_of("grads", path) + " is " +
+                             (opened.kind != kLeaf ? text_of_kind(opened.kind == kMapping)
+                              : is_array(object)   ? "one array"
+                                                   : "of type " + type_name(object)) +
+                             ", expected " + text_of_kind(node.kind == kMapping) + " like " + name_of("params", path));
+    PyObject* const items = opened.items.ptr();
+    const py::scoped_critical_section lock(opened.items);
+    if (node.kind == kMapping) return collect_named(node, opened.items, path, leaves);
+    const auto size = static_cast<size_t>(PySequence_Fast_GET_SIZE(items));
     if (size != node.count)
         throw py::value_error(name_of("grads", path) + " has " + std::to_string(size) + " items, expected " +
                               std::to_string(node.count) + " like " + name_of("params", path));
     size_t child = at + 1;
     for (size_t i = 0; i < node.count; ++i) {
-        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(object.ptr())) != node.count)
+        if (static_cast<size_t>(PySequence_Fast_GET_SIZE(items)) != node.count)
             throw std::runtime_error(name_of("grads", path) + " changed while it was looked at");
-        py::object value = held(PySequence_Fast_GET_ITEM(object.ptr(), i));
-        if (node.flat) {
+        py::object value = held(PySequence_Fast_GET_ITEM(items, i));
+        const size_t taken = child;
+        child = nodes_[taken].end;
+        if (nodes_[taken].kind == kLeaf) {
             leaves.push_back(std::move(value));
             continue;
         }
         const py::int_ key(i);
         path.push_back(key);
-        collect_gradients(child, value, path, leaves);
+        collect_gradients(taken, value, path, leaves);
         path.pop_back();
-        child = nodes_[child].end;
     }
 }
 
@@ -286,14 +274,15 @@ void Tree::collect_named(const Node& node, py::handle dict, Path& path, std::vec
         taken = in_order ? held(value) : item_of(dict, name);
         found += bool(taken);
         if (!taken) taken = py::none();
-        if (node.flat) {
+        const size_t at_item = child;
+        child = nodes_[at_item].end;
+        if (nodes_[at_item].kind == kLeaf) {
             leaves.push_back(std::move(taken));
             continue;
         }
         path.push_back(name);
-        collect_gradients(child, taken, path, leaves);
+        collect_gradients(at_item, taken, path, leaves);
         path.pop_back();
-        child = nodes_[child].end;
         if (PyDict_GET_SIZE(dict.ptr()) != size)
             throw std::runtime_error(name_of("grads", path) + " changed while it was looked at");
     }

@@ -23,7 +23,7 @@ public:
     bool is_plain() const { return is_plain_; }
 
     // Append the leaves of `params`. Returns false where `params` has another structure.
-    bool collect(py::handle params, std::vector<py::object>& leaves) const;
+    bool collect(py::handle params, std::vector<py::object>& leaves) const { return collect(0, params, leaves); }
     // Append a gradient for each leaf, None where there is none. Raises TypeError or ValueError, with the first path
     // at which the structures part.
     void collect_gradients(py::handle grads, std::vector<py::object>& leaves) const;
@@ -33,7 +33,6 @@ private:
     // A container or leaf. The nodes of its items follow it, each with its own items.
     struct Node {
         Kind kind;
-        bool flat = false;  // whether all items are leaves
         size_t count = 0;   // items
         size_t names = 0;   // where the names of the items begin in `names_`, for a mapping
         size_t end = 0;     // the first node after all that belong to this one
@@ -49,13 +48,13 @@ private:
     using Path = std::vector<py::handle>;
 
     static Items open(py::handle object, const std::string& name);
+    static Items open_as(Kind kind, py::handle object, const char* role, const Path& path);
     static std::string name_of(const char* role, const Path& path);
     void add(py::handle object, Path& path);
     void add_key(const Path& path);
     bool collect(size_t at, py::handle object, std::vector<py::object>& leaves) const;
     void collect_gradients(size_t at, py::handle object, Path& path, std::vector<py::object>& leaves) const;
     void collect_named(const Node& node, py::handle dict, Path& path, std::vector<py::object>& leaves) const;
-    size_t child(size_t at) const { return at + 1; }
 
     std::vector<Node> nodes_;
     py::list names_, keys_;

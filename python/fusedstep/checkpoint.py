@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, Stored, device_of, fits, to_host
+from fusedstep.core.arrays import Array, Stored, check_separate, device_of, fits, to_host
 from fusedstep.core.containers import arrays_by_key, check_kept, present
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
-from fusedstep.core.restore import carry_out, check_separate, fill_all
+from fusedstep.core.restore import carry_out, fill_all
 from fusedstep.core.snapshot import Keys, check_hyperparameters, described, narrowed, renamed
 
 __all__ = ["load", "save"]

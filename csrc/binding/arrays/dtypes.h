@@ -12,7 +12,8 @@ namespace fusedstep {
 
 namespace py = pybind11;
 
-// What the elements of an array are: numbers of a type, or complex numbers, each of which is a pair of numbers of it.
+// What the elements of an array are: numbers of a type, or complex numbers, which are pairs of numbers of
+// that type.
 struct Format {
     Type type = kTypes;
     bool pairs = false;

@@ -129,6 +129,7 @@ private:
 
     // Let the tasks add up the squares of their updates, or not.
     void make_room_for_sums(bool measures) {
+        if (!measures && sums_of_tensors_.empty()) return;
         int64_t blocks = 0;
         for (const Task& task : tasks_) blocks += measures ? blocks_of(task.slot->size) : 0;
         sums_.resize(blocks);
@@ -163,6 +164,7 @@ private:
         }
         averages_.clear();
         bytes_of_averages_ = 0;
+        if (tasks_.size() == slots_.size()) return;  // all have gradients: nothing is averaged without one
         for (const Slot& slot : slots_) {
             if (!rows_.averages(slot)) continue;
             const Derived& derived = rows_.average(slot);

@@ -1,8 +1,9 @@
 """Arrays of parameters and states: their dtypes, where in memory they are, and how NumPy, CuPy or we see them."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
+from itertools import pairwise
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,6 +21,7 @@ __all__ = [
     "as_number",
     "as_numpy",
     "bits",
+    "check_separate",
     "copied",
     "device_of",
     "fill",
@@ -32,6 +34,7 @@ __all__ = [
     "new_array",
     "order_of",
     "same_order",
+    "span",
     "to_host",
 ]
 
@@ -232,3 +235,30 @@ def as_number(value: Any, label: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{label} is {value!r}, expected a number")
     return value
+
+
+# Where arrays lie.
+
+
+def check_separate(arrays: Mapping[str, Array]) -> None:
+    """Refuse arrays, by their labels, of which two elements lie in the same memory."""
+    for label, array in arrays.items():
+        room = array.itemsize
+        for stride, count in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True)):
+            if count > 1 and array.size and stride < room:
+                raise ValueError(f"{label} has strides {array.strides}, expected each element in memory of its own")
+            room += stride * (count - 1)
+    spans = sorted((span(array), label) for label, array in arrays.items() if array.size)
+    for ((device, _, end), label), ((other, begin, _), overlapping) in pairwise(spans):
+        if device == other and begin < end:
+            first, second = sorted((label, overlapping), key=list(arrays).index)
+            raise ValueError(f"{first} overlaps {second} in memory, expected separate arrays")
+
+
+def span(array: Array) -> tuple[int, int, int]:
+    """Return the number of the GPU, or -1 for host memory, and the first address of an array and the one behind it."""
+    device = device_of(array)
+    start: int = array.ctypes.data if device is None else array.data.ptr  # type: ignore[attr-defined]
+    ends = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
+    low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
+    return -1 if device is None else device, start + low, start + high + array.itemsize

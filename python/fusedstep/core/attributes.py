@@ -38,7 +38,7 @@ _WITHOUT: Any = object()  # stands for a key that is not given, since None may b
 class Average:
     """The attribute `ema`: what is set is the decay, what is read are the averages."""
 
-    # What is read has a type of its own, so that type checkers do not take what was set for it.
+    # Reading gives `Averages`, whatever was assigned. The overloads tell type checkers so.
     @overload
     def __get__(self, optimizer: None, owner: Any = None) -> None: ...
     @overload
@@ -254,7 +254,7 @@ class Attributes:
         done = max(counts.values(), default=0)
         if key is not _WITHOUT:
             matching = self._matching
-            if key not in matching.keys:
+            if key not in matching.keys or key not in counts:
                 raise KeyError(f"{key!r} had no part in the last step, expected one of {listed(matching.keys)}")
             if matching.can_renew(settings):
                 matching = match(settings, matching.keys, None, (), matching)

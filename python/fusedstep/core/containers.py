@@ -6,8 +6,7 @@ from typing import Any
 
 from fusedstep import _cpu
 
-from .arrays import Array, as_array
-from .restore import span
+from .arrays import Array, as_array, span
 
 __all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "renamed"]
 

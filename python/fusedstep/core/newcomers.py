@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 __all__ = ["wanted"]
 
-# What others call it -> what it is called here, where the class has all of these.
+# A hyperparameter of another library -> its names here, for classes that have all of them.
 _NAMES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "step_size": ("lr",),
@@ -36,7 +36,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "loss_scale": ("grad_scale",),
     "loss_scale_factor": ("grad_scale",),
 }
-# What others have as an option -> what does it here.
+# An option of another library -> what does the same here.
 _WAYS = {
     "nesterov": "another class: fusedstep.NAG, or Nadam for Adam with Nesterov momentum",
     "momentum": "another class: fusedstep.Momentum, or NAG for Nesterov momentum",

@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, Literal
 
-import numpy as np
-
 from fusedstep import _cpu
 
-from .arrays import Array, is_on_gpu
+from .arrays import is_on_gpu
 from .attributes import Average
 from .containers import Bound, renamed
 from .hyperparameters import Bounds, Scheduled, check, evaluated
 from .overrides import Matching, Settings, match
 from .plans import Planned, mark_of
-from .progress import Look, Progress, noise_id
+from .progress import Look, Progress
 from .result import PLAIN, Pendings, Result, told
 from .stateful import Stateful
 
@@ -304,14 +302,7 @@ class Optimizer(Stateful):
         averaged = [values_of[i]["ema"] is not None for i in matching.layer_of]
         looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads, averaged)]
         before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
-        clock_index = np.array([progress.clock_of[key] for key in plan.keys], np.int64)
-        plan.bind(
-            [_kept(progress, key, rule) for key in plan.keys],
-            progress._clocks,
-            clock_index,
-            np.array([noise_id(key) for key in plan.keys], np.uint64),
-        )
-        planned = Planned(plan, clock_index, matching)
+        planned = Planned(plan, progress.bind(plan, rule), matching)
         progress.plans.use(planned)
         self._told(planned, progress, settings, version)
         outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
@@ -356,10 +347,3 @@ class Optimizer(Stateful):
                 start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]
             progress.make(key, look, start, *options)
         return progress
-
-
-def _kept(progress: Progress, key: Hashable, rule: _cpu.Rule) -> tuple[Array | None, ...]:
-    """Return the arrays of a parameter as a plan takes them: states, average, master; None for what is not there."""
-    states = progress.state.get(key, {})
-    master = states.get("master", states.get("remainder"))
-    return (*(states.get(name) for name in rule.states), progress.ema.get(key), master)

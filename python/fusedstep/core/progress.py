@@ -125,6 +125,18 @@ class Progress:
         other._clocks, other.plans = self._clocks.copy(), self.plans.emptied()
         return other
 
+    def bind(self, plan: _cpu.Plan, rule: _cpu.Rule) -> Array:
+        """Give the arrays and clocks of its parameters to a plan. Return the index of the clock of each."""
+        kept: list[tuple[Array | None, ...] | None] = []
+        for key in plan.keys:
+            states = self.state.get(key, {})
+            master = states.get("master", states.get("remainder"))
+            kept.append((*(states.get(name) for name in rule.states), self.ema.get(key), master))
+        clock_index = np.array([self.clock_of[key] for key in plan.keys], np.int64)
+        noise_ids = np.array([noise_id(key) for key in plan.keys], np.uint64)
+        plan.bind(kept, self._clocks, clock_index, noise_ids)
+        return clock_index
+
     def check_known(self, keys: Iterable[Hashable]) -> None:
         """Refuse keys of parameters that are not known."""
         if strange := [key for key in keys if key not in self.clock_of]:

@@ -6,7 +6,6 @@ A state dict may come from anywhere. All of it is checked before anything of an 
 
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
-from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -25,6 +24,7 @@ from .arrays import (
     fits,
     is_narrow,
     new_array,
+    span,
     to_host,
 )
 from .hyperparameters import Range, check
@@ -34,7 +34,7 @@ from .snapshot import mapping
 if TYPE_CHECKING:
     from fusedstep.schedules.description import Plateaus
 
-__all__ = ["Copies", "Prepared", "carry_out", "check_separate", "fill_all", "restored", "span"]
+__all__ = ["Copies", "Prepared", "carry_out", "fill_all", "restored"]
 
 _WIDE = (np.float32, np.float64, np.complex64, np.complex128)  # dtypes of states, beside narrow ones
 
@@ -205,33 +205,6 @@ def carry_out(action: Callable[[], None]) -> None:
             interrupt = error
     if interrupt is not None:
         raise interrupt
-
-
-# Where arrays lie.
-
-
-def check_separate(arrays: Mapping[str, Array]) -> None:
-    """Refuse arrays, by their labels, of which two elements lie in the same memory."""
-    for label, array in arrays.items():
-        room = array.itemsize
-        for stride, count in sorted((abs(stride), n) for stride, n in zip(array.strides, array.shape, strict=True)):
-            if count > 1 and array.size and stride < room:
-                raise ValueError(f"{label} has strides {array.strides}, expected each element in memory of its own")
-            room += stride * (count - 1)
-    spans = sorted((span(array), label) for label, array in arrays.items() if array.size)
-    for ((device, _, end), label), ((other, begin, _), overlapping) in pairwise(spans):
-        if device == other and begin < end:
-            first, second = sorted((label, overlapping), key=list(arrays).index)
-            raise ValueError(f"{first} overlaps {second} in memory, expected separate arrays")
-
-
-def span(array: Array) -> tuple[int, int, int]:
-    """Return the number of the GPU, or -1 for host memory, and the first address of an array and the one behind it."""
-    device = device_of(array)
-    start: int = array.ctypes.data if device is None else array.data.ptr  # type: ignore[attr-defined]
-    ends = [stride * (n - 1) for stride, n in zip(array.strides, array.shape, strict=True)]
-    low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
-    return -1 if device is None else device, start + low, start + high + array.itemsize
 
 
 def _apart(pairs: Copies) -> Copies:
