@@ -9,8 +9,8 @@ namespace fusedstep {
 constexpr int kMaxStates = 4;
 constexpr int kMaxMemory = 4;
 constexpr int kMaxHypers = 28;       // hyperparameters of a rule, then those around it
-constexpr int kMaxRuleScalars = 10;  // scalars of a rule; the scalars around it follow
-constexpr int kMaxScalars = 22;
+constexpr int kMaxRuleScalars = 24;  // scalars of a rule; the scalars around it follow
+constexpr int kMaxScalars = 36;
 
 // The arrays of a tensor.
 enum Role : int32_t { kParam, kGrad, kStates, kAverage = kStates + kMaxStates, kMaster, kRoles };

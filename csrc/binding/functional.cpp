@@ -147,7 +147,7 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
         FloatMode mode;
         mode.ieee();
         Derived unused;
-        rule.derive(values.data(), clock, unused);
+        rule.derive(rule, values.data(), clock, unused);
     }
     py::tuple after(memory_count);
     for (size_t i = 0; i < memory_count; ++i) after[i] = (count ? clocks[0] : clock).memory[i];

@@ -5,9 +5,11 @@
 #include "binding/arrays/layout.h"
 #include "binding/functional.h"
 #include "binding/plan.h"
+#include "binding/programs.h"
 #include "element/float_mode.h"
 #include "element/norm.h"
 #include "engines/cpu/dispatch.h"
+#include "programs/made.h"
 
 namespace {
 
@@ -22,18 +24,15 @@ py::object rule_type() {
     return py::module_::import("collections").attr("namedtuple")("Rule", split("id states hypers memory counts"));
 }
 
-py::dict list_rules(const py::object& type) {
-    py::dict rules;
-    for (const RuleInfo& rule : rule_infos())
-        rules[rule.name] = type(rule.id, split(rule.states), split(rule.hypers) + split(names_around()),
-                                split(rule.memory), rule.counts);
-    return rules;
+py::object described(const py::object& type, const RuleInfo& rule) {
+    return type(rule.id, split(rule.states), split(rule.hypers) + split(names_around()), split(rule.memory),
+                rule.counts);
 }
 
-const RuleInfo& rule_of(int id) {
-    const auto rules = rule_infos();
-    if (id < 0 || static_cast<size_t>(id) >= rules.size()) throw py::index_error("no rule has this id");
-    return rules[id];
+py::dict list_rules(const py::object& type) {
+    py::dict rules;
+    for (const RuleInfo& rule : rule_infos()) rules[rule.name] = described(type, rule);
+    return rules;
 }
 
 // The dtypes whose numbers are computed in float32 and rounded when they are stored.
@@ -114,6 +113,19 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.attr("narrow") = list_narrow();
     m.attr("tickets") = kTickets;
     m.attr("max_memory") = kMaxMemory;
+    m.attr("operations") = operation_names();
+    m.def(
+        "define",
+        [rules = py::dict(m.attr("rules")), type = py::object(m.attr("Rule"))](
+            py::str name, py::tuple states, py::tuple hypers, py::tuple memory, py::list memory_start,
+            py::list constants, py::list numbers, py::list memory_after, py::list scalars, py::list elements,
+            int update, py::list states_after) {
+            rules[name] = described(type, define_rule(name, states, hypers, memory, memory_start, constants, numbers,
+                                                      memory_after, scalars, elements, update, states_after));
+            return py::object(rules[name]);
+        },
+        arg("name"), arg("states"), arg("hypers"), arg("memory"), arg("memory_start"), arg("constants"), arg("numbers"),
+        arg("memory_after"), arg("scalars"), arg("elements"), arg("update"), arg("states_after"));
     m.def("leaves", &leaves, arg("params"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));

@@ -19,7 +19,10 @@ constexpr RuleInfo info_of(int id) {
             own + words(Around::hypers),
             own,
             kCounts<Rule> || kRemembers<Rule>,
-            derive<Rule>};
+            [](const RuleInfo&, const double* hypers, Clock& clock, Derived& derived) {
+                derive<Rule>(hypers, clock, derived);
+            },
+            nullptr};
 }
 
 enum Ids {

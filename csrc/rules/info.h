@@ -7,6 +7,8 @@
 
 namespace fusedstep {
 
+struct Made;  // a rule that is made at run time; see programs/made.h
+
 struct RuleInfo {
     int id;              // place in the list of rules
     const char* name;    // "adam"
@@ -18,10 +20,11 @@ struct RuleInfo {
     int own_hyper_count;  // the rule's own
     bool counts;          // whether the scalars depend on the number of the update
     // Advance a clock by one update and derive the scalars from a row of hyperparameters, in IEEE mode.
-    void (*derive)(const double* hypers, Clock& clock, Derived& derived);
+    void (*derive)(const RuleInfo& rule, const double* hypers, Clock& clock, Derived& derived);
+    const Made* made;  // the program of a rule that is made at run time, else null
 };
 
-// The rules, in the order of their list.
+// The rules of the list, in its order. Rules that are made at run time are numbered behind them.
 std::span<const RuleInfo> rule_infos();
 
 // The names of the hyperparameters around every rule, such as clipping and decay, in the order of a row.

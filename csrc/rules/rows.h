@@ -61,7 +61,7 @@ public:
         } else {
             row.before = clock;
             row.derived = &derived_.emplace_back();
-            rule_->derive(row.hypers, clock, *row.derived);
+            rule_->derive(*rule_, row.hypers, clock, *row.derived);
             row.after = clock;
         }
         return *row.derived;

@@ -62,12 +62,17 @@ INLINE_HOST_DEVICE constexpr double least(double) {
     return 0x1p-1074;
 }
 
-// The larger of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN in their own
-// way. The comparison is of a + 0, lest a compiler use an instruction for maxima, which would flush a subnormal
-// result.
+// The larger or smaller of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN in
+// their own way. The comparison is of a + 0, lest a compiler use an instruction for maxima, which would flush a
+// subnormal result.
 template <class T>
 INLINE_HOST_DEVICE T larger(T a, T b) {
     return a + T(0) > b || a != a ? a : b;
+}
+
+template <class T>
+INLINE_HOST_DEVICE T smaller(T a, T b) {
+    return a + T(0) < b || a != a ? a : b;
 }
 
 // min(max(x, low), high), for limits that are not NaN. NaN in x passes through.

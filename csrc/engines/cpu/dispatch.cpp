@@ -9,6 +9,7 @@
 #include "element/float_mode.h"
 #include "element/norm.h"
 #include "engines/cpu/pool.h"
+#include "engines/cpu/routines.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -73,6 +74,7 @@ void read_gradient(const Slot& slot, int64_t begin, int64_t end, void* to) {
 struct Step {
     const Kernels& kernels;
     const Kernel& kernel;
+    const Routine* routine;  // of a rule that was made at run time, or null
     std::span<const Task> tasks;
     int64_t bytes;
     int parts;
@@ -115,7 +117,8 @@ struct Step {
         }
     }
 
-    void update(const Task& task, int64_t first, int64_t last, int part) const {
+    void update(Task task, int64_t first, int64_t last, int part) const {
+        task.routine = routine;
         if (!task.slot->has_grad) return kernels.average(task, first, last);
         if (task.sums) return measure(task, first, last);
         const Derived& derived = *task.derived;
@@ -269,9 +272,12 @@ void Tiles::reserve(int64_t bytes, int64_t traffic) {
     first_ = memory_.get() + (-reinterpret_cast<uintptr_t>(memory_.get()) & (kLine - 1));
 }
 
-void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles) {
+void run_tasks(const RuleInfo& rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles) {
     const Kernels& kernels = current_kernels();
-    run(Step{kernels, kernels.rules[rule], tasks, bytes, tiles ? tiles->threads() : parts_of(bytes), tiles});
+    const int parts = tiles ? tiles->threads() : parts_of(bytes);
+    if (!rule.made) return run(Step{kernels, kernels.rules[rule.id], nullptr, tasks, bytes, parts, tiles});
+    const Routine routine = routine_of(*rule.made, kernels);
+    run(Step{kernels, kernels.made, &routine, tasks, bytes, parts, tiles});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "engines/cpu/kernels.h"
+#include "rules/info.h"
 
 namespace fusedstep {
 
@@ -36,7 +37,7 @@ private:
 
 // Update all tensors by a rule, or only the average of those without a gradient. `bytes` is the memory that the step
 // reads and writes. Without tiles, no gradient is collected.
-void run_tasks(int rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles = nullptr);
+void run_tasks(const RuleInfo& rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles = nullptr);
 
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);

@@ -8,12 +8,20 @@
 #include "element/scalars.h"
 #include "engines/cpu/convert.h"
 #include "engines/cpu/gather.h"
+#include "engines/cpu/runs.h"
 #include "rules/all.h"
 
 #define STRING(x) #x
 #define QUOTE(x) STRING(x)
 #define JOIN(a, b) a##b
 #define KERNELS(isa) JOIN(kernels_, isa)
+#define UPDATE_PROGRAM(isa) JOIN(update_program_, isa)
+
+namespace fusedstep {
+
+void UPDATE_PROGRAM(FUSEDSTEP_ISA)(const Task& task, int64_t begin, int64_t end);  // in programs.cpp
+
+}  // namespace fusedstep
 
 namespace {
 
@@ -45,11 +53,6 @@ void update(const Task& task, int64_t begin, int64_t end) {
     }
 }
 
-// The place in each array of a tensor that the loop has come to.
-struct Cursor {
-    char* at[kRoles];
-};
-
 // Call f(role, bytes per element, whether it is written) for each array that a tensor has.
 template <class Rule, class F>
 INLINE_HOST_DEVICE void each_array(const Types& types, bool averages, F f) {
@@ -59,11 +62,6 @@ INLINE_HOST_DEVICE void each_array(const Types& types, bool averages, F f) {
     if (averages) f(kAverage, kItemSize[types.state], true);
     if (types.has_master()) f(kMaster, kItemSize[types.master], true);
 }
-
-// The random bits of the elements of a tile, by role. The last vector of a tile may reach beyond it.
-struct Noise {
-    alignas(64) uint16_t bits[kRoles][kNoiseTile + kWidth];
-};
 
 // One SIMD register seen as an array, so that the rule for one element can index it.
 struct Vector {
@@ -110,47 +108,17 @@ INLINE_HOST_DEVICE void convert_vector(const Scalars<Rule, float>& k, const Type
     }
 }
 
-// The loop over arrays that are converted, vector by vector: compute(cursor, noise, number of its first element). The
-// elements after the last whole vector are copied into vectors of their own, and back. each(f) calls f for each array.
+// The loop over arrays that are converted, vector by vector: compute(cursor, noise, number of its first element).
 template <class Each, class Compute>
 INLINE_HOST_DEVICE void each_vector(const Types types, const Task& task, bool stochastic, int64_t begin, int64_t end,
                                     Each each, Compute compute) {
-    const Slot& slot = *task.slot;
-    Noise noise;
-    for (int64_t i = begin; i < end;) {
-        int64_t first = 0, stop = end;
-        if (stochastic) {
-            const int64_t tile = (slot.origin + i) / kNoiseTile;
-            first = tile * kNoiseTile - slot.origin;
-            stop = first + kNoiseTile < end ? first + kNoiseTile : end;
-            each([&](int role, int64_t, bool written) {
-                const Type type = role == kParam ? types.param : types.state;
-                const bool has_master = role == kMaster || (role == kParam && types.has_master());
-                if (written && !has_master && contains(kNarrow, type))
-                    fill_noise(task.noise, noise_array(role), tile, noise.bits[role]);
-            });
-        }
-        const bool whole = stop - i >= kWidth;
-        const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
-        alignas(64) char copies[kRoles][kWidth * sizeof(float)];
-        Cursor here = {};
-        each([&](int role, int64_t width, bool) {
-            here.at[role] = static_cast<char*>(slot.arrays[role]) + i * width;
-            if (!whole) {
-                memset(copies[role], 0, sizeof(copies[role]));
-                memcpy(copies[role], here.at[role], n * width);
-                here.at[role] = copies[role];
-            }
-        });
-        for (int64_t j = 0; j < n; j += kWidth) {
-            compute(here, stochastic ? &noise : nullptr, i + j - first);
-            each([&](int role, int64_t width, bool) { here.at[role] += kWidth * width; });
-        }
-        each([&](int role, int64_t width, bool written) {
-            if (!whole && written) memcpy(static_cast<char*>(slot.arrays[role]) + i * width, copies[role], n * width);
-        });
-        i += n;
-    }
+    each_run(types, task, stochastic, begin, end, INT64_MAX, each,
+             [&](Cursor& here, const Noise* noise, int64_t first, int64_t n) INLINE_LAMBDA {
+                 for (int64_t j = 0; j < n; j += kWidth) {
+                     compute(here, noise, first + j);
+                     each([&](int role, int64_t width, bool) { here.at[role] += kWidth * width; });
+                 }
+             });
 }
 
 template <class Rule, Variant kVariant>
@@ -242,8 +210,6 @@ void square_narrow(const void* array, int64_t size, int64_t begin, int64_t end, 
 
 // The tables of functions.
 
-using Update = void (*)(const Task& task, int64_t begin, int64_t end);
-
 template <class Rule, int kLoop, Variant kVariant>
 constexpr Update update_of() {
     if constexpr (kYardstick<Rule> && kVariant != kPlain)
@@ -274,6 +240,14 @@ constexpr Kernel kernel_of() {
     Kernel kernel{};
     fill<Rule>(kernel);
     if constexpr (!kYardstick<Rule>) kernel.measured = update_measured<Rule>;
+    return kernel;
+}
+
+constexpr Kernel kernel_of_programs() {
+    Kernel kernel{};
+    for (auto& loop : kernel.update)
+        for (Update& variant : loop) variant = UPDATE_PROGRAM(FUSEDSTEP_ISA);
+    kernel.measured = UPDATE_PROGRAM(FUSEDSTEP_ISA);
     return kernel;
 }
 
@@ -310,6 +284,7 @@ namespace fusedstep {
 extern const Kernels KERNELS(FUSEDSTEP_ISA);
 const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA),
                                         kKernels,
+                                        kernel_of_programs(),
                                         {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
                                         average,
                                         {FUSEDSTEP_TYPES(SQUARE)}};

@@ -2,8 +2,22 @@
 #pragma once
 
 #include "engines/cpu/boxes.h"
+#include "programs/instructions.h"
 
 namespace fusedstep {
+
+// A function that was generated for a rule, an instruction set and a type. It computes whole vectors of so many bytes
+// of its arrays, which are in the order of the machine's registers; those that the rule does not use are null. Each
+// scalar fills a vector.
+using Generated = void (*)(const void* arrays, const void* scalars, int64_t bytes);
+
+// A rule that was made at run time, for the loops: code for the machine, and what was generated of it or null, by
+// whether it is for doubles and by Ending.
+struct Routine {
+    const Code* codes;  // by Ending
+    int state_count, scalar_count;
+    Generated generated[2][2];
+};
 
 // One tensor's share in a step.
 struct Task {
@@ -17,6 +31,7 @@ struct Task {
     // tensor, and, for a loop that updates one block, room for what it subtracts, in the type of the computation.
     double* sums = nullptr;
     void* updates = nullptr;
+    const Routine* routine = nullptr;  // of a rule that was made at run time
 };
 
 // The combinations of types for which each rule has a loop of its own. Every other combination is computed by the
@@ -38,16 +53,19 @@ constexpr int loop_of(const Types& types) {
     return loop;
 }
 
-// One rule, as one instruction set runs it: functions that update the elements [begin, end) of a tensor.
+// A function that updates the elements [begin, end) of a tensor.
+using Update = void (*)(const Task& task, int64_t begin, int64_t end);
+
+// One rule, as one instruction set runs it.
 struct Kernel {
-    void (*update[kLoops][kVariants])(const Task& task, int64_t begin, int64_t end);
-    // The same for doubles, telling what is subtracted. The generic loop tells it of floats.
-    void (*measured)(const Task& task, int64_t begin, int64_t end);
+    Update update[kLoops][kVariants];
+    Update measured;  // for doubles, telling what is subtracted; the generic loop tells it of floats
 };
 
 struct Kernels {
     const char* isa;
     const Kernel* rules;  // in the order of the list of rules
+    Kernel made;          // for all rules that were made at run time, with the routine of the task
     // Collect elements of a gradient, by type: as float, and as double.
     void (*gather[2][kTypes])(const Gathering& what, void* tile);
     // Let the average of a tensor without a gradient follow its parameter.

@@ -76,8 +76,8 @@ public:
         make_room_for_sums(request.measures_updates);
         // From here on nothing fails.
         derive(grad_scale, measures);
-        run_tasks(rule_->id, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
-        if (!averages_.empty()) run_tasks(rule_->id, averages_, bytes_of_averages_);
+        run_tasks(*rule_, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
+        if (!averages_.empty()) run_tasks(*rule_, averages_, bytes_of_averages_);
         if (request.measures_updates) found.update_norm = norm_of_updates();
         if (measures || request.measures_updates) return found;
         return Done();

@@ -1,0 +1,84 @@
+#include "binding/programs.h"
+
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+#include "programs/made.h"
+
+namespace fusedstep {
+namespace {
+
+// Copy a list into an array of a program, element by element, and return the number of elements.
+template <size_t n, class X, class Read>
+int32_t copy(const py::list& list, X (&to)[n], const char* name, Read read) {
+    if (list.size() > n)
+        throw py::value_error("define: " + std::string(name) + " has " + std::to_string(list.size()) +
+                              " items, expected at most " + std::to_string(n));
+    for (size_t i = 0; i < list.size(); ++i) to[i] = read(list[i]);
+    return static_cast<int32_t>(list.size());
+}
+
+double read_double(py::handle item) {
+    return py::cast<double>(item);
+}
+
+// A number of an operand or operation; one that is out of range is replaced by one that no program has.
+int16_t read_operand(py::handle item) {
+    const auto number = py::cast<int64_t>(item);
+    return number < -kMaxRuleScalars || number >= kMaxNumbers ? std::numeric_limits<int16_t>::max()
+                                                              : static_cast<int16_t>(number);
+}
+
+Operation read_operation(py::handle item) {
+    const auto parts = py::cast<py::tuple>(item);
+    if (parts.size() != 4) throw py::value_error("define: an operation has a number and three operands");
+    const auto op = py::cast<int64_t>(parts[0]);
+    const bool is_known = op >= 0 && op < static_cast<int64_t>(Op::kCount);
+    return {is_known ? static_cast<Op>(op) : Op::kCount,
+            {read_operand(parts[1]), read_operand(parts[2]), read_operand(parts[3])}};
+}
+
+std::string joined(const py::tuple& words) {
+    for (py::handle word : words)
+        if (!py::isinstance<py::str>(word) || !py::cast<bool>(word.attr("isidentifier")()))
+            throw py::value_error("define: a name is " + std::string(py::repr(word)) + ", expected an identifier");
+    return py::cast<std::string>(py::str(" ").attr("join")(words));
+}
+
+}  // namespace
+
+py::tuple operation_names() {
+    py::list names;
+#define NAME(Name, text, operands, result) names.append(text);
+    FUSEDSTEP_OPERATIONS(NAME)
+#undef NAME
+    return py::tuple(names);
+}
+
+const RuleInfo& define_rule(py::str name, py::tuple states, py::tuple hypers, py::tuple memory, py::list memory_start,
+                            py::list constants, py::list numbers, py::list memory_after, py::list scalars,
+                            py::list elements, int update, py::list states_after) {
+    Program program = {};
+    Numbers& to = program.numbers;
+    to.hyper_count = static_cast<int32_t>(hypers.size());
+    to.memory_count = copy(memory_start, to.memory_start, "memory_start", read_double);
+    to.constant_count = copy(constants, to.constants, "constants", read_double);
+    to.operation_count = copy(numbers, to.operations, "numbers", read_operation);
+    to.scalar_count = copy(scalars, to.scalars, "scalars", read_operand);
+    const int32_t after = copy(memory_after, to.memory, "memory_after", read_operand);
+    Elements& made = program.elements;
+    made.operation_count = copy(elements, made.operations, "elements", read_operation);
+    made.state_count = copy(states_after, made.states, "states_after", read_operand);
+    made.update = read_operand(py::int_(update));
+    if (after != to.memory_count) throw py::value_error("define: expected as many memories after as before an update");
+    try {
+        return define(name, joined(states), joined(hypers), joined(memory), program);
+    } catch (const std::invalid_argument& error) {
+        throw py::value_error(error.what());
+    } catch (const std::length_error& error) {
+        throw py::value_error("the program " + std::string(error.what()));
+    }
+}
+
+}  // namespace fusedstep
