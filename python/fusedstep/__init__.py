@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .checkpoint import load, save
     from .loss_scale import LossScale
     from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
+    from .rules import rule, sqrt
 
 __version__ = _cpu.version
 
@@ -56,9 +57,11 @@ __all__ = [
     "load",
     "minibatches",
     "reference",
+    "rule",
     "save",
     "schedules",
     "set_num_threads",
+    "sqrt",
     "use_isa",
     "where",
 ]
@@ -70,7 +73,9 @@ _PLACES = {
     "Result": ".core.result",
     "bind": ".core.containers",
     "load": ".checkpoint",
+    "rule": ".rules",
     "save": ".checkpoint",
+    "sqrt": ".rules",
     "where": ".core.overrides",
     **dict.fromkeys(optimizers.__all__, ".optimizers"),
 }

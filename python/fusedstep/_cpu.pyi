@@ -20,6 +20,7 @@ commit: str
 narrow: tuple[str, ...]
 tickets: int
 max_memory: int
+operations: tuple[str, ...]
 
 def leaves(params: object) -> tuple[list[Any], list[Any]]: ...
 def isa() -> str: ...
@@ -31,6 +32,20 @@ def sum_of_sums(sums: NDArray[Any]) -> float: ...
 def update(
     rule: int, arrays: tuple[Any, ...], hypers: bytes, t: object, memory: tuple[float, ...]
 ) -> tuple[float, ...]: ...
+def define(
+    name: str,
+    states: tuple[str, ...],
+    hypers: tuple[str, ...],
+    memory: tuple[str, ...],
+    memory_start: list[float],
+    constants: list[float],
+    numbers: list[tuple[int, int, int, int]],
+    memory_after: list[int],
+    scalars: list[int],
+    elements: list[tuple[int, int, int, int]],
+    update: int,
+    states_after: list[int],
+) -> Rule: ...
 
 class PendingFinding:
     @property

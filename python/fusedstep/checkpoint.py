@@ -66,7 +66,7 @@ def save(path: Path, opt: Optimizer | None, params: Any = None, *, extra: Any = 
     if opt is None and params is None:
         raise ValueError("opt and params are None, expected something to save")
     with _alone(opt):
-        known = {"state": {}, "ema": {}} if opt is None else described(type(opt).__name__, opt._known())
+        known = {"state": {}, "ema": {}} if opt is None else described(opt._identity(), opt._known())
         parameters = arrays_by_key(params)
         if opt is not None and params is not None:
             _check_like_states(parameters, known)

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <deque>
 #include <mutex>
+#include <stdexcept>
 
 #include "element/float_mode.h"
 #include "engine.h"
@@ -71,6 +72,8 @@ class GpuSession final : public Session {
 public:
     // A session that makes only one step may be given its stream as `ordered`.
     GpuSession(const RuleInfo& rule, std::span<const int> devices, const Stream* ordered = nullptr) : rows_(rule) {
+        if (rule.made)
+            throw std::runtime_error("a rule of one's own runs on CPUs only, expected arrays in host memory");
         for (size_t d = 0; d < devices.size(); ++d) {
             const OnDevice here(devices[d]);
             devices_.emplace_back(rule, devices[d], static_cast<int>(d), static_cast<int>(devices.size()), ordered);

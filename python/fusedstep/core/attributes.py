@@ -71,6 +71,7 @@ class Attributes:
     rule: ClassVar[str]  # the name of the class's rule in the engine
     other_rules: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # further rules -> hyperparameters that ask for each
     accumulator: ClassVar[str | None] = None  # the state that starts at `initial_accumulator`
+    starts: ClassVar[Mapping[str, float]] = {}  # numbers that other states start at, in place of 0
     always_decoupled: ClassVar[bool] = False
     ranges: ClassVar[Mapping[str, Range]] = RANGES  # ranges of hyperparameters, and of the rule's memory
     derived: ClassVar[Mapping[str, Callable[..., float]]] = {}  # what a rule takes -> a function of hyperparameters
@@ -295,6 +296,10 @@ class Attributes:
         """Return the name of the rule that hyperparameters ask for."""
         del values
         return self.rule
+
+    def _identity(self) -> str:
+        """Return what a state dict calls this optimizer."""
+        return type(self).__name__
 
     def _present_rule(self) -> _cpu.Rule:
         return _cpu.rules[self._settings_with().rule]

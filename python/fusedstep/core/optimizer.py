@@ -341,7 +341,7 @@ class Optimizer(Stateful):
         counts = progress.t if lacking and self.accumulator else {}
         for key, look, values in lacking:
             names, *options = wanted[key]
-            start = dict.fromkeys(names, 0.0)
+            start = dict.fromkeys(names, 0.0) | dict(self.starts)
             if self.accumulator in names:
                 name = "initial_accumulator"
                 start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]

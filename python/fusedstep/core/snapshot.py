@@ -19,6 +19,7 @@ __all__ = [
     "check_hyperparameters",
     "check_names",
     "check_parts",
+    "check_program",
     "described",
     "from_torch",
     "mapping",
@@ -75,15 +76,25 @@ def described(optimizer: str, known: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_parts(saved: Any, optimizer: str) -> None:
-    """Refuse a state dict with unknown parts, or of another class than the one called `optimizer`."""
+    """Refuse a state dict with unknown parts, or of another class than that of the one called `optimizer`."""
     if not isinstance(saved, Mapping):
         raise TypeError(f"saved is of type {type(saved).__name__}, expected a state dict")
     parts = ("optimizer", "hyperparameters", "t", "memory", "state", "ema")
     if strange := [part for part in saved if part not in parts]:
         raise ValueError(f"saved has {', '.join(map(repr, strange))}, expected only {', '.join(parts)}")
     name = saved.get("optimizer", optimizer)
-    if not isinstance(name, str) or name != optimizer:
+    if not isinstance(name, str) or name.partition(":")[0] != optimizer.partition(":")[0]:
         raise ValueError(f"optimizer is {name!r}, expected {optimizer!r}")
+
+
+def check_program(saved: Mapping[str, Any], optimizer: str) -> None:
+    """Refuse a state dict of a rule that has the name of another one, but computes something else."""
+    name = saved.get("optimizer", optimizer)
+    if name != optimizer:
+        raise ValueError(
+            f"optimizer is {name!r}, expected {optimizer!r}: the function of the rule computed something else when "
+            "this was saved; load it with the function as it was, or only its states and counts into a new optimizer"
+        )
 
 
 def renamed(saved: Any, keys: Keys | None) -> Any:

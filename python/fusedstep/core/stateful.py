@@ -129,9 +129,10 @@ class Stateful(Attributes):
         Returns
         -------
         dict
-            "optimizer": the name of the class. "hyperparameters": name -> number, string, bool, None, or the
-            description of a schedule; a function of the caller's own is only noted. "t": key -> finished updates.
-            "memory": key -> name -> number, of rules that keep numbers between updates. "state": key -> name -> array.
+            "optimizer": the name of the class, with a digest of the program where the rule is one's own.
+            "hyperparameters": name -> number, string, bool, None, or the description of a schedule; a function of the
+            caller's own is only noted. "t": key -> finished updates. "memory": key -> name -> number, of rules that
+            keep numbers between updates. "state": key -> name -> array.
             "ema": key -> array. All keys are those of the caller.
 
         Raises
@@ -153,7 +154,7 @@ class Stateful(Attributes):
         (['exp_avg', 'exp_avg_sq', 'step'], 1)
         """
         snapshot.check_names(names)
-        known = snapshot.described(type(self).__name__, self._copy())
+        known = snapshot.described(self._identity(), self._copy())
         return known if names == "fusedstep" else snapshot.to_torch(known, self._torch_names())
 
     def load_state_dict(
@@ -393,11 +394,12 @@ class Stateful(Attributes):
     ) -> Prepared:
         """Check a state dict, and return what it will make of this optimizer."""
         saved = snapshot.upgraded(saved)
-        snapshot.check_parts(saved, type(self).__name__)
+        snapshot.check_parts(saved, self._identity())
         present = self._known()["hyperparameters"]
         values, plateaus = snapshot.rebuilt(saved, present, hyperparameters == "mine")
         candidate = type(self).__new__(type(self))
         candidate._begin(values)
+        snapshot.check_program(saved, candidate._identity())
         replaced = "" if hyperparameters else snapshot.replaced(self, present, values, source, plateaus)
         rule = candidate._present_rule()
         if names == "torch":

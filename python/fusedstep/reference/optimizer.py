@@ -198,8 +198,8 @@ class Optimizer:
     # Methods that the class of a rule replaces. It also adds `elem`, which takes scalars, a gradient and the states by
     # name, writes the new states, and returns what is subtracted from the parameter.
 
-    def states(self) -> str:
-        """Return the names of the states, one letter each."""
+    def states(self) -> str | tuple[str, ...]:
+        """Return the names of the states: letters of one string, or a tuple."""
         return ""
 
     def initial(self, name: str) -> float:
@@ -318,6 +318,7 @@ class Optimizer:
                 g = g + wd * x
             if h.l1 != 0:
                 g = g + with_sign_of(x, l1)
+            h.param = x  # which a rule may look at
             u = h.elem(k, g, **wide)
             if decays and h.decoupled:
                 u = u + dec * x

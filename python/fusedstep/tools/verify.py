@@ -3,7 +3,8 @@ Check the promise of equal bits on this machine: `python -m fusedstep verify`.
 
 Every optimizer is compared with the NumPy reference: in every dialect, in float32, float64 and half precision, on every
 instruction set, with several numbers of threads, and on a GPU where CuPy finds one, over awkward sizes, alignments and
-values. Two results agree if their bits are equal, or if both are NaN.
+values. Two results agree if their bits are equal, or if both are NaN. `python -m fusedstep verify package.module:name`
+does so with a rule of one's own, on CPUs.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from fusedstep.core.arrays import copied, fill, to_host
 from fusedstep.core.hyperparameters import declared
 from fusedstep.core.settings import info, set_num_threads, use_isa
 from fusedstep.optimizers import classes
+from fusedstep.rules.decorator import Made
 
 __all__ = ["Case", "Guarded", "cases", "dialects", "difference", "halves", "main", "outcome"]
 
@@ -244,6 +246,22 @@ def _gpu() -> Callable[[Array], Array] | str:
     return place
 
 
+def _reference_of(cls: type[optimizers.Optimizer]) -> Any:
+    return cls.reference if issubclass(cls, Made) else getattr(reference, cls.__name__)
+
+
+def _found(names: list[str]) -> list[type[optimizers.Optimizer]]:
+    """Return the classes of rules that are named as "package.module:name"."""
+    found: list[type[optimizers.Optimizer]] = []
+    for name in names:
+        module, _, attribute = name.partition(":")
+        cls = getattr(import_module(module), attribute, None)
+        if not (isinstance(cls, type) and issubclass(cls, Made)):
+            raise SystemExit(f"{name} is no rule, expected package.module:name of what fs.rule has made")
+        found.append(cls)
+    return found
+
+
 def _runs(cls: type[optimizers.Optimizer], chosen: list[Case], gpu: Callable[[Array], Array] | str) -> Iterator[Counts]:
     """Run a class through cases, on everything that this machine has, and yield the counts of each comparison."""
     for case in chosen:
@@ -251,7 +269,7 @@ def _runs(cls: type[optimizers.Optimizer], chosen: list[Case], gpu: Callable[[Ar
         # Two cases are enough for the threads: the first, a rule by itself, and the last, with what surrounds it.
         grid = [(SMALL, (1,)), (LARGE, THREADS)] if case in (chosen[0], chosen[-1]) else [(SMALL, (1,))]
         for sizes, counts in grid:
-            expected = outcome(getattr(reference, cls.__name__)(**options), dtype, sizes, grad_dtype)
+            expected = outcome(_reference_of(cls)(**options), dtype, sizes, grad_dtype)
             elements = sum(a.size for a in expected)
             for isa, count in itertools.product(_cpu.isas, counts):
                 use_isa(isa)
@@ -265,17 +283,19 @@ def _runs(cls: type[optimizers.Optimizer], chosen: list[Case], gpu: Callable[[Ar
 def main(argv: list[str]) -> int:
     """Compare everything, print a table, and return 1 if a bit differs anywhere."""
     parser = argparse.ArgumentParser(prog="python -m fusedstep verify", description="Check the promise of equal bits.")
-    parser.parse_args(argv)
+    parser.add_argument("rules", nargs="*", metavar="package.module:name", help="rules of one's own, in place of all")
+    own = _found(parser.parse_args(argv).rules)
     isa, threads = _cpu.isa(), _cpu.num_threads()
-    gpu = _gpu()
+    gpu = "none, rules of one's own run on CPUs" if own else _gpu()
     begin = time.perf_counter()
     total = 0
-    width = max([12, *(len(cls.__name__) + 2 for cls in classes())])
+    chosen_classes = own or classes()
+    width = max([12, *(len(cls.__name__) + 2 for cls in chosen_classes)])
     print(f"GPU: {gpu if isinstance(gpu, str) else 'the current one of CuPy'}")
     print(f"instruction sets {', '.join(_cpu.isas)}; threads {', '.join(map(str, THREADS))}; sizes {SMALL + LARGE}")
     print(f"{'optimizer':<{width}}{'dtype':<9}{'cases':>9}{'runs':>7}{'elements':>13}{'different':>11}")
     try:
-        for cls in classes():
+        for cls in chosen_classes:
             for label, chosen in cases(cls).items():
                 runs = list(_runs(cls, chosen, gpu))
                 elements, different = (sum(column) for column in zip(*runs, strict=True))

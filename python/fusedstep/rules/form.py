@@ -1,0 +1,121 @@
+"""The form of a rule: what its function takes and returns, as the signature and the decorator say."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from fusedstep import _cpu
+from fusedstep.core.hyperparameters import declared
+from fusedstep.core.optimizer import Optimizer
+
+__all__ = ["Form"]
+
+_MOST_STATES = 4
+_MEMBERS = ("functional", "program", "reference")  # of the class that is made
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a function takes: arrays in order, numbers by name, and hyperparameters; and what states start at."""
+
+    function: Callable[..., Any]
+    arrays: tuple[str, ...]  # g, p where it is wanted, and the states, in the order of the arguments
+    states: Mapping[str, float]  # name -> where the state starts
+    memory: Mapping[str, float]  # name -> the number before the first update
+    counts: bool  # whether t is wanted
+    numbers: Mapping[str, Any]  # hyperparameters that are numbers, lr first -> default, or inspect.Parameter.empty
+    choices: Mapping[str, tuple[Any, Any]]  # hyperparameters that are known while tracing -> type, default
+    order: tuple[str, ...]  # all hyperparameters, in the order of the function
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], states: str | Mapping[str, float], memory: Mapping[str, float]) -> "Form":
+        """Return the form of a function, or refuse it."""
+        title = getattr(function, "__name__", type(function).__name__)
+        starts = dict.fromkeys(states.split(), 0.0) if isinstance(states, str) else dict(states)
+        if isinstance(states, str) and len(starts) != len(states.split()):
+            raise ValueError(f"{title}: states is {states!r}, expected different names")
+        if len(starts) > _MOST_STATES:
+            raise ValueError(f"{title}: states has {len(starts)} names, expected at most {_MOST_STATES}")
+        if len(memory) > _cpu.max_memory:
+            raise ValueError(f"{title}: memory has {len(memory)} names, expected at most {_cpu.max_memory}")
+        parameters = inspect.signature(function).parameters
+        arrays: list[str] = []
+        numbers: dict[str, Any] = {}
+        choices: dict[str, tuple[Any, Any]] = {}
+        order: list[str] = []
+        counts, left = False, set(memory)
+        for name, parameter in parameters.items():
+            if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+                raise TypeError(f"{title}: {parameter} among the arguments, expected each by its name")
+            if parameter.kind is not parameter.KEYWORD_ONLY:
+                arrays.append(name)
+            elif name in memory:
+                left.discard(name)
+                if parameter.default is not parameter.empty:
+                    raise TypeError(f"{title}: {name} is memory and has a default, expected the number in memory={{}}")
+            elif name == "t":
+                counts = True
+            else:
+                order.append(name)
+                hint = _check_hyperparameter(title, name, parameter)
+                if hint is float:
+                    numbers[name] = parameter.default
+                else:
+                    choices[name] = hint, parameter.default
+        first = arrays[: len(arrays) - len(starts)]
+        if sorted(first) not in (["g"], ["g", "p"]) or arrays[len(first) :] != list(starts):
+            expected = ", ".join(["g", *starts])
+            raise TypeError(
+                f"{title}: the positional arguments are {', '.join(arrays) or 'none'}, expected {expected}, or p too, "
+                "before the states; hyperparameters stand behind a *"
+            )
+        if left:
+            raise TypeError(f"{title}: the memory {min(left)} is no argument, expected it behind the *")
+        for name in (*starts, *memory):
+            _check_name(title, name)
+        rate = {"lr": numbers.pop("lr")} if "lr" in numbers else {}
+        values = {key: _number(title, key, value) for key, value in (starts | dict(memory)).items()}
+        return cls(
+            function,
+            tuple(arrays),
+            {name: values[name] for name in starts},
+            {name: values[name] for name in memory},
+            counts,
+            rate | numbers,
+            choices,
+            tuple(order),
+        )
+
+
+def _number(title: str, name: str, value: Any) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{title}: {name} starts at {value!r}, expected a number")
+    return float(value)
+
+
+def _check_name(title: str, name: str) -> None:
+    if not name.isidentifier() or name in ("p", "g", "t") or name.startswith("_"):
+        raise ValueError(f"{title}: {name!r} is the name of something, expected an identifier other than p, g and t")
+    if name in declared(Optimizer) or hasattr(Optimizer, name) or name in _MEMBERS:
+        raise ValueError(f"{title}: {name} is the name of an option or a method of every optimizer, expected another")
+
+
+def _check_hyperparameter(title: str, name: str, parameter: inspect.Parameter) -> Any:
+    """Return the type of a hyperparameter: float, bool or a Literal."""
+    _check_name(title, name)
+    if isinstance(parameter.default, bool):
+        return bool
+    if get_origin(parameter.annotation) is Literal:
+        if parameter.default not in get_args(parameter.annotation):
+            raise TypeError(f"{title}: {name} has the default {parameter.default!r}, expected one of its Literal")
+        return parameter.annotation
+    if isinstance(parameter.default, str):
+        raise TypeError(f'{title}: {name} is text, expected its choices: {name}: Literal["{parameter.default}", ...]')
+    number = parameter.default
+    if number is not parameter.empty and (type(number) not in (int, float) or not math.isfinite(number)):
+        if callable(number):
+            return float
+        raise TypeError(f"{title}: {name} has the default {number!r}, expected a finite number, a bool or a Literal")
+    return float
