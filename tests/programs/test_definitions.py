@@ -211,3 +211,5 @@ def test_choices():
         mine(form="max")
     with pytest.raises(ValueError, match=r"overrides\['w'\] asks for the rule"):
         mine(overrides={"w": {"nesterov": True}})
+    with pytest.raises(TypeError, match=r"^nesterov is no option of mine"):
+        mine.functional(p, np.ones(2), np.ones(2), lr=0.1, nesterov=True)

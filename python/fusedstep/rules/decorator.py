@@ -45,7 +45,8 @@ def _functional(cls: "type[Made]") -> Callable[..., Any]:
 
     values = {each: _default(cls._form, each) for each in cls._form.order}
     values |= {name: each.default for name, each in cls.__dataclass_fields__.items() if name in declared(Optimizer)}
-    outline = Outline(cls.__name__, _cpu.rules[cls.rule], cls, {}, values, cls._form.order)
+    numbers = tuple(name for name in cls._form.order if name in cls._form.numbers)
+    outline = Outline(cls.__name__, _cpu.rules[cls.rule], cls, {}, values, numbers)
     return function(outline, cls.__module__)
 
 
@@ -116,8 +117,8 @@ def rule(
         that are bools, or Literals of text, are known when the function is called; it may branch on them.
 
         The decorator returns a dataclass like `Adam`, with further members: ``reference``, the same optimizer in plain
-        NumPy; ``functional``, the function for callers who own all state; and ``program``, whose ``show()`` tells what
-        is computed.
+        NumPy; ``functional``, the function for callers who own all state, with the default choices; and ``program``,
+        whose ``show()`` tells what is computed.
 
     Raises
     ------
