@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
 #include "binding/functional.h"
 #include "binding/plan.h"
@@ -83,6 +84,15 @@ py::tuple leaves(py::object params) {
     return py::make_tuple(tree.keys(), py::cast(found));
 }
 
+// Tell the libraries of the arrays in containers that these have been written to.
+void tell_writes(py::object params) {
+    std::vector<py::object> found, counting;
+    if (!Tree(params).collect(params, found)) throw std::runtime_error("params changed while they were looked at");
+    for (const py::object& array : found)
+        if (counts_writes(array)) counting.push_back(array);
+    count_writes(counting);
+}
+
 // The sum of sums of blocks, over all levels above them; see norm.h.
 double sum_of_sums(py::array_t<double, py::array::c_style> sums) {
     std::vector<double> copy(sums.data(), sums.data() + sums.size());
@@ -127,6 +137,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         arg("name"), arg("states"), arg("hypers"), arg("memory"), arg("memory_start"), arg("constants"), arg("numbers"),
         arg("memory_after"), arg("scalars"), arg("elements"), arg("update"), arg("states_after"));
     m.def("leaves", &leaves, arg("params"));
+    m.def("tell_writes", &tell_writes, arg("params"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
@@ -177,7 +178,7 @@ void Plan::see_grad(size_t i, int flags) {
     const bool zeroed = flags & kWriteable;
     if (Py_TYPE(grads_[i].ptr()) != ndarray_type) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
     char* moved = nullptr;
-    if (tensor.has(kGrad) && grad.has_moved(grads_[i], flags, &moved) &&
+    if (tensor.has(kGrad) && (tensor.zeroable || !zeroed) && grad.has_moved(grads_[i], flags, &moved) &&
         reinterpret_cast<uintptr_t>(moved) % static_cast<uintptr_t>(kItemSize[grad.type()]) == 0) {
         grads_moved_ = grads_moved_ || grad.data != moved;
         grad.data = moved;
@@ -186,6 +187,7 @@ void Plan::see_grad(size_t i, int flags) {
         grad = {};
         grad = look(grads_[i], grad_name(i), zeroed ? Use::kOverwritten : Use::kRead,
                     {&param, {}, kFloats, param_name(i), param.device}, &foreign_);
+        tensor.zeroable = zeroed;
         tensor.axes = axes_of(param, grad);
         slot.grad_axes = tensor.axes.empty() ? nullptr : tensor.axes.data();
         slot.grad_axis_count = static_cast<int32_t>(tensor.axes.size());
@@ -247,7 +249,8 @@ bool Plan::check_arrays() {
         if ((slot.device == kHost) != (slots_[first].device == kHost))
             refuse_device(param_name(i), slot.device, param_name(first), slots_[first].device);
         const int flags = kAligned | (row.zero_grad ? kWriteable : 0);
-        if (has_grad && !(tensor.has(kGrad) && grad.is_still(grads_[i], flags))) see_grad(i, flags);
+        const bool is_seen = tensor.has(kGrad) && (tensor.zeroable || !row.zero_grad);
+        if (has_grad && !(is_seen && grad.is_still(grads_[i], flags))) see_grad(i, flags);
         if (has_grad && !is_numpy(params_[i]) && counts_writes(params_[i])) counting_.push_back(params_[i]);
         if (has_grad && row.zero_grad && !is_numpy(grads_[i]) && counts_writes(grads_[i]))
             counting_.push_back(grads_[i]);
@@ -392,7 +395,7 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         }
     if (hypers.size() != rows.size() * rule_.hyper_count)
         throw py::value_error("set_hypers: wrong number of hyperparameters");
-    rows_.clear();
+    const std::vector<Row> before = std::exchange(rows_, {});
     std::array<double, kMaxHypers> values;
     for (size_t begin = 0; begin < hypers.size(); begin += rule_.hyper_count) {
         for (int j = 0; j < rule_.hyper_count; ++j) values[j] = hypers[begin + j].value;
@@ -400,6 +403,8 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
         const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
         rows_.push_back({around.averages(), around.zero_grad != 0, around.frozen != 0, master});
     }
+    const auto zeroes = [](const Row& row) { return row.zero_grad; };
+    bool same_zeroes = std::ranges::equal(before, rows_, {}, zeroes, zeroes);
     hypers_ = std::move(hypers);
     live_ = std::move(live);
     hypers_device_ = device;
@@ -407,10 +412,14 @@ void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> ro
     skip_nonfinite_ = skip_nonfinite;
     measures_updates_ = measures_updates;
     for (size_t i = 0; i < tensors_.size(); ++i) {
-        grads_changed_ = grads_changed_ || slots_[i].row != row_of_tensor(i);
+        const bool same_row = slots_[i].row == row_of_tensor(i);
+        grads_changed_ = grads_changed_ || !same_row;
+        same_zeroes = same_zeroes && same_row;
         slots_[i].row = static_cast<int32_t>(row_of_tensor(i));
         tensors_[i].ready = is_ready(i);
     }
+    // What overlaps a gradient matters once the gradient is written.
+    if (!same_zeroes && std::ranges::any_of(rows_, zeroes)) disjoint_ = false;
 }
 
 }  // namespace fusedstep

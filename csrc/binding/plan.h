@@ -79,6 +79,7 @@ private:
     struct Tensor {
         View views[kRoles];      // an array that is not there has the type kTypes
         std::vector<Axis> axes;  // of a gradient that does not lie in memory like its parameter
+        bool zeroable = false;   // whether the gradient was seen to have a place for each element, and to be writable
         bool bound = false;      // whether `bind` has given arrays that fit the parameter
         bool ready = false;      // whether its average and master are those that its hyperparameters ask for
 

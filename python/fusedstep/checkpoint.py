@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fusedstep.core.arrays import Array, Stored, check_separate, device_of, fits, to_host
-from fusedstep.core.containers import arrays_by_key, check_kept, present
+from fusedstep.core.containers import arrays_by_key, check_kept, present, tell_writes
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.overrides import Noted, where
 from fusedstep.core.progress import listed
@@ -190,6 +190,7 @@ def load(
             prepared = opt._prepared(saved, hyperparameters=hyperparameters, source="file", strict=strict)
             prepared.copies.extend(copies)
             opt._become(prepared)
+        tell_writes(params)
     return extra
 
 

@@ -209,6 +209,45 @@ def test_bound_objects():
             fs.bind(layers, **wrong)
 
 
+class Anew:
+    """A layer whose parameter is a new array each time it is asked for."""
+
+    w = property(lambda self: ones(2))
+    dw = property(lambda self: ones(2))
+
+
+def test_objects_that_lack_a_parameter():
+    linear, activation = types.SimpleNamespace(W=ones(2), dW=ones(2), b=None), types.SimpleNamespace()
+    opt = fs.SGD(lr=1.0)
+    linear.b = ones(1)
+    bound = fs.bind([linear, activation], "W b", "dW db")
+    linear.b = None
+    opt.step(bound)
+    assert dict(opt.t) == {"0/W": 1}
+    linear.b, linear.db = ones(1), ones(1)
+    opt.step(bound)
+    assert dict(opt.t) == {"0/W": 2, "0/b": 1}
+    del linear.W
+    opt.step(bound)
+    assert dict(opt.t) == {"0/W": 2, "0/b": 2}
+    assert opt.groups(bound)[0].keys == ["0/b"]
+    with pytest.raises(TypeError, match=r"^grads is given beside objects that are bound, expected None"):
+        opt.step(bound, [ones(1)])
+    with pytest.raises(ValueError, match=r"^params\['0/w'\] is a new array each time it is asked for"):
+        fs.bind([Anew()], "w", "dw")
+
+
+def test_gradients_under_other_names_in_any_container():
+    weights, slopes = collections.namedtuple("weights", "W"), collections.namedtuple("slopes", "dW")
+    params = {"a": weights(ones(2)), "b": {"W": ones(2)}, "c": [{"W": ones(1)}]}
+    opt = fs.SGD(lr=1.0)
+    opt.step(params, {"a": slopes(ones(2)), "b": None, "c": [{"dW": ones(1)}]}, grad_key="d{}")
+    assert dict(opt.t) == {"a/W": 1, "b/W": 0, "c/0/W": 1}
+    for wrong in ("d{x}", "d{}{}", "d", "d{", 3):
+        with pytest.raises(ValueError, match=r"expected a function, or a format with a place for the name: 'd\{\}'"):
+            opt.step({"W": ones(1)}, {"dW": ones(1)}, grad_key=wrong)
+
+
 def test_gradients_under_other_names():
     params = {"W1": ones(2), "layer": [{"b": ones(1)}]}
     grads = {"dW1": ones(2), "layer": [{"db": ones(1)}]}

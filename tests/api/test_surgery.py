@@ -362,3 +362,14 @@ def test_arrays_that_were_seen_before_are_looked_at_again():
     begun(opt, **params)
     begun(ref, **expected)
     agree(opt, ref, params, expected)
+
+
+def test_a_count_without_states_is_refused():
+    """A file with a count but no states could not be loaded again."""
+    opt = fs.Adam()
+    opt.step({"a": np.ones(2), "b": np.ones(2)}, {"a": np.ones(2)})
+    with pytest.raises(ValueError, match=r"^t\['b'\] is 5, expected 0: the parameter has no states yet"):
+        opt.t["b"] = 5
+    opt.t["b"] = 0
+    opt.t["a"] = 7
+    assert dict(opt.t) == {"a": 7, "b": 0}

@@ -244,3 +244,26 @@ def test_an_accumulator_of_complex_numbers_in_another_order(dtype):
     rng = np.random.default_rng(5)
     p, g = numbers(rng, (9, 5), dtype, 0), numbers(rng, (9, 5), dtype, 0)
     agree("Adagrad", {"initial_accumulator": 0.1}, [in_order(p, (1, 0))], [g])
+
+
+def test_what_cannot_be_zeroed_is_refused_whenever_it_is_asked_for():
+    """Elements in one place cannot be zeroed one by one, and neither can a gradient of two parameters."""
+    params, shared = [np.zeros((2, 3)), np.zeros((2, 3))], np.ones((2, 3))
+    rows = np.lib.stride_tricks.as_strided(np.ones(3), (2, 3), (0, 8))
+    for grads, message in (([rows, shared], "has elements in one place"), ([shared, shared], r"overlaps grads\[0\]")):
+        with pytest.raises(ValueError, match=message):
+            fs.SGD(zero_grad=True).step(params, grads)
+        opt = fs.SGD(lr=1.0)
+        for _ in range(2):
+            opt.zero_grad = False
+            opt.step(params, grads)
+            for change in ({"zero_grad": True}, {"overrides": {0: {"zero_grad": True}}}):
+                for name, value in change.items():
+                    setattr(opt, name, value)
+                before = [p.copy() for p in params]
+                with pytest.raises(ValueError, match=message):
+                    opt.step(params, grads)
+                assert all((p == q).all() for p, q in zip(params, before, strict=True))
+                opt.zero_grad, opt.overrides = False, {}
+    assert rows.all()
+    assert shared.all()

@@ -237,6 +237,8 @@ def test_the_value_in_force():
         opt.now("learning_rate")
     opt.step({None: np.ones(2), "w": params["w"]}, {})
     assert opt.now("lr", None) == 0.75
+    opt.lr, opt.overrides = 0.5, {"w": {"lr": 0.25}}
+    assert opt.groups() == [({}, [None]), ({"lr": 0.25}, ["w"])]
     opt.forget("w")
     with pytest.raises(KeyError, match=r"'w' had no part in the last step"):
         opt.now("lr", "w")

@@ -264,3 +264,18 @@ def test_tensors_of_inference_mode_count_nothing():
     fs.SGD(lr=0.5).step([p, q], [torch.ones(3)] * 2)
     assert p.tolist() == q.tolist() == [0.5] * 3
     assert q._version == 1
+
+
+def test_averages_and_files_count_as_writes(tmp_path):
+    w = torch.ones(3, requires_grad=True)
+    opt = fs.SGD(ema=0.5)
+    opt.step({"w": w.detach()}, {"w": torch.ones(3)})
+    with opt.averaged({"w": w.detach()}):
+        loss = (w * w).sum()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    fs.save(tmp_path / "run.npz", opt, {"w": w.detach()})
+    loss = (w * w).sum()
+    fs.load(tmp_path / "run.npz", opt, {"w": w.detach()})
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, overload
 from fusedstep import _cpu
 
 from .arrays import is_on_gpu
+from .containers import Bound
 from .hyperparameters import (
     CLIPS,
     RANGES,
@@ -219,9 +220,12 @@ class Attributes:
         TypeError, ValueError
             If `overrides` or `params` are such that `step` would refuse them.
         """
+        settings, matching = self._settings_with(), self._matching
+        if params is None and matching.can_renew(settings):
+            return match(settings, matching.keys, None, (), matching).groups()
         if params is None:
-            return self._matching.groups()
-        settings = self._settings_with()
+            return matching.groups()
+        params = params.params if isinstance(params, Bound) else params
         keys, _ = _cpu.leaves(params)
         return match(settings, keys, params, self._progress.clock_of, Matching.of_nothing(settings)).groups()
 

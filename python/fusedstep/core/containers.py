@@ -1,6 +1,6 @@
 """Containers of parameters and gradients: what is in them, objects, and other names of gradients."""
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, ValuesView
 from operator import attrgetter
 from typing import Any
 
@@ -8,7 +8,7 @@ from fusedstep import _cpu
 
 from .arrays import Array, as_array, span
 
-__all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "renamed"]
+__all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "renamed", "tell_writes"]
 
 
 class Bound:
@@ -25,13 +25,17 @@ class Bound:
 
     @property
     def params(self) -> dict[Hashable, dict[str, Any]]:
-        """The parameters: key of the object -> attribute -> array."""
-        return {key: {name: param(one) for name, param, _ in self._names} for key, one in self._objects.items()}
+        """The parameters: key of the object -> attribute -> array, of the attributes that are there and not None."""
+        found = {key: {name: _read(one, param) for name, param, _ in self._names} for key, one in self._objects.items()}
+        return {key: {name: p for name, p in some.items() if p is not None} for key, some in found.items()}
 
     @property
     def grads(self) -> dict[Hashable, dict[str, Any]]:
-        """The gradients, like `params`; None where there is none."""
-        return {key: {name: _read(one, grad) for name, _, grad in self._names} for key, one in self._objects.items()}
+        """The gradients of `params`; None where there is none."""
+        return {
+            key: {name: _read(one, grad) for name, param, grad in self._names if _read(one, param) is not None}
+            for key, one in self._objects.items()
+        }
 
 
 def _read(one: Any, attribute: Callable[[Any], Any]) -> Any:
@@ -66,7 +70,8 @@ def bind(objects: Any, param: str | Iterable[str], grad: str | Iterable[str]) ->
     TypeError
         If `objects` is of a type without items or attributes that fit.
     ValueError
-        If `param` and `grad` have not as many names, or no object has one of the parameters.
+        If `param` and `grad` have not as many names, if no object has one of the parameters, or if an attribute is a
+        new array each time it is asked for.
 
     Examples
     --------
@@ -95,7 +100,9 @@ def bind(objects: Any, param: str | Iterable[str], grad: str | Iterable[str]) ->
     for name in params:
         if not any(_read(one, attrgetter(name)) is not None for one in named.values()):
             raise ValueError(f"no object has a parameter {name!r}, expected the name of an attribute of one of them")
-    return Bound(named, names)
+    bound = Bound(named, names)
+    check_kept(bound)
+    return bound
 
 
 def arrays_by_key(params: Any) -> dict[Hashable, Array | None]:
@@ -117,10 +124,16 @@ def check_kept(params: Any) -> None:
     arrays = present(params)
     for key, again in present(params).items():
         if span(again) != span(arrays[key]):
-            plain = "dict(params)" if isinstance(params, Mapping) else "list(params)"
-            raise ValueError(
-                f"params[{key!r}] is a new array each time it is asked for, expected the same one: {plain}, say"
+            plain = (
+                "" if isinstance(params, Bound) else f": {'dict' if isinstance(params, Mapping) else 'list'}(params)"
             )
+            raise ValueError(f"params[{key!r}] is a new array each time it is asked for, expected the same one{plain}")
+
+
+def tell_writes(params: Any) -> None:
+    """Tell the libraries of arrays that these have been written to: PyTorch refuses what needs the numbers before."""
+    if params is not None:
+        _cpu.tell_writes(params.params if isinstance(params, Bound) else params)
 
 
 def renamed(params: Any, grads: Any, grad_key: str | Callable[[Any], Any]) -> Any:
@@ -141,25 +154,54 @@ def renamed(params: Any, grads: Any, grad_key: str | Callable[[Any], Any]) -> An
     ValueError
         If a gradient belongs to no parameter.
     """
-    name_of = grad_key.format if isinstance(grad_key, str) else grad_key
-    if isinstance(params, Mapping):
-        if not isinstance(grads, Mapping):
+    name_of = _naming(grad_key)
+    if grads is None:
+        return None
+    named = _as_mapping(params)
+    if named is not None:
+        left = _as_mapping(grads)
+        if left is None:
             raise TypeError(f"grads is of type {type(grads).__name__}, expected a mapping, as grad_key is given")
-        left, found = dict(grads), {}
-        for key, param in params.items():
+        left, found = dict(left), {}
+        for key, param in named.items():
             if _is_container(param):
                 if key in left:
                     found[key] = renamed(param, left.pop(key), grad_key)
             elif (name := name_of(key)) in left:
                 found[key] = left.pop(name)
         if left:
-            names = ", ".join(repr(name_of(key)) for key, param in list(params.items())[:5] if not _is_container(param))
-            raise ValueError(f"grads[{next(iter(left))!r}] belongs to no parameter, expected names such as {names}")
+            names = ", ".join(repr(name_of(key)) for key, param in list(named.items())[:5] if not _is_container(param))
+            wanted = f"names such as {names}" if names else f"only {', '.join(map(repr, named))}"
+            raise ValueError(f"grads[{next(iter(left))!r}] belongs to no parameter, expected {wanted}")
         return found
-    if isinstance(params, Sequence) and isinstance(grads, Sequence) and len(params) == len(grads):
+    if isinstance(params, Collection) and isinstance(grads, Collection) and len(params) == len(grads):
         return [renamed(p, g, grad_key) if _is_container(p) else g for p, g in zip(params, grads, strict=True)]
     return grads
 
 
+def _naming(grad_key: str | Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return the function that makes names of gradients."""
+    if callable(grad_key):
+        return grad_key
+    try:
+        if grad_key.format("a") != grad_key.format("b"):
+            return grad_key.format
+    except (AttributeError, LookupError, ValueError):
+        pass
+    raise ValueError(f"grad_key is {grad_key!r}, expected a function, or a format with a place for the name: 'd{{}}'")
+
+
+def _as_mapping(value: Any) -> Mapping[Any, Any] | None:
+    """Return a mapping, named tuple or dataclass as a mapping, and of anything else None."""
+    if isinstance(value, Mapping):
+        return value
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        fields: Mapping[Any, Any] = value._asdict()
+        return fields
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    return None
+
+
 def _is_container(value: Any) -> bool:
-    return isinstance(value, (Mapping, list, tuple))
+    return _as_mapping(value) is not None or (isinstance(value, (list, tuple, ValuesView)))

@@ -79,6 +79,11 @@ class Counts(MutableMapping[Hashable, int]):
         if count >= 2**62:
             raise ValueError(f"t[{key!r}] is {t!r}, expected a number of updates below 2**62")
         with self._optimizer._alone():
+            states = self._optimizer._present_rule().states
+            if count and states and key in self and not self._optimizer._progress.state.get(key):
+                raise ValueError(
+                    f"t[{key!r}] is {t!r}, expected 0: the parameter has no states yet, which its first step makes"
+                )
             self._optimizer._progress.set_t(key, count)
 
     def __delitem__(self, key: Hashable) -> None:

@@ -283,6 +283,10 @@ class Optimizer(Stateful):
 
     def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
         """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
+        if isinstance(params, Bound):
+            raise TypeError(
+                "grads is given beside objects that are bound, expected None: their gradients are bound too"
+            )
         mark = mark_of(params)
         found = self._progress.plans.find(mark)
         if found is not None:

@@ -307,7 +307,7 @@ def concerning(
 
     def fits(o: Hashable, condition: Any, i: int, key: Hashable) -> bool:
         if _is_function(o):
-            return _asked(o, condition, key, arrays[i])
+            return arrays[i] is not None and _asked(o, condition, key, arrays[i])
         return condition != key and isinstance(key, str) and fnmatchcase(key, condition)
 
     return [

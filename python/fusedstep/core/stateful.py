@@ -12,7 +12,7 @@ import numpy as np
 from . import rows, snapshot
 from .arrays import Array, copied, device_of, fill, is_floating
 from .attributes import Attributes
-from .containers import check_kept, present
+from .containers import check_kept, present, tell_writes
 from .hyperparameters import evaluated, integer, on_host
 from .memory import Counts, States
 from .overrides import concerning
@@ -96,6 +96,7 @@ class Stateful(Attributes):
                 self._busy = EVALUATED
                 with np.errstate(over="ignore"):  # an average of float32 may be an infinity of float16
                     fill_all(pairs)
+                tell_writes(params)
                 yield
             finally:
                 try:
@@ -103,6 +104,7 @@ class Stateful(Attributes):
                 finally:
                     fill_all(kept)  # what an interrupt has left
                     vars(self).pop("_busy", None)
+                    tell_writes(params)
 
     def _average_of(self, key: Hashable, param: Array) -> Array:
         """Return the average of a parameter that may be written to."""
@@ -349,6 +351,8 @@ class Stateful(Attributes):
                 fill(made[len(array) :], begin)
             elif name == self.accumulator:
                 start(made[len(array) :], self._accumulator_of(key, array))
+            elif name in self.starts:
+                start(made[len(array) :], self.starts[name])
             return made
 
         return grown
@@ -361,7 +365,7 @@ class Stateful(Attributes):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return self._copy() | {"attributes": self._added()}
+        return self._copy() | {"attributes": self._added(), "is_unused": self._progress.is_unused}
 
     def _copy(self) -> dict[str, Any]:
         with self._alone():
@@ -375,7 +379,9 @@ class Stateful(Attributes):
         saved = dict(known)
         self._begin(saved.pop("hyperparameters"))
         vars(self).update(saved.pop("attributes", {}))
+        is_unused = saved.pop("is_unused", False)
         self._become(self._prepared(saved))
+        self._progress.is_unused = is_unused
 
     def _known(self) -> dict[str, Any]:
         """Return all that this optimizer is, as plain values and the arrays themselves."""
