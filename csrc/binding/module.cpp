@@ -10,6 +10,7 @@
 #include "element/float_mode.h"
 #include "element/norm.h"
 #include "engines/cpu/dispatch.h"
+#include "engines/cpu/routines.h"
 #include "programs/made.h"
 
 namespace {
@@ -137,6 +138,9 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         arg("name"), arg("states"), arg("hypers"), arg("memory"), arg("memory_start"), arg("constants"), arg("numbers"),
         arg("memory_after"), arg("scalars"), arg("elements"), arg("update"), arg("states_after"));
     m.def("leaves", &leaves, arg("params"));
+    m.def("use_code", &use_code, arg("wanted"));
+    m.def("uses_code", &uses_code);
+    m.def("why_no_code", [] { return why_no_code(current_kernels()); });
     m.def("tell_writes", &tell_writes, arg("params"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));

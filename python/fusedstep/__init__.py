@@ -30,7 +30,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import fusedstep.core.interpreter  # noqa: F401 (refuses an interpreter in which the next import would hang)
-from fusedstep.core.settings import info, set_num_threads, use_isa
+from fusedstep.core.settings import info, set_num_threads, use_isa, use_rules
 
 from . import _cpu, optimizers
 from .minibatches import minibatches
@@ -63,6 +63,7 @@ __all__ = [
     "set_num_threads",
     "sqrt",
     "use_isa",
+    "use_rules",
     "where",
 ]
 __all__ += optimizers.__all__

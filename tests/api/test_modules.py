@@ -62,7 +62,7 @@ def test_info_is_complete():
     code = "import json, fusedstep; print(json.dumps(fusedstep.info()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     info = json.loads(done.stdout)
-    expected = "version isa isa_from isas isas_built threads threads_from cuda compiler flags commit"
+    expected = "version isa isa_from isas isas_built threads threads_from rules rules_from cuda compiler flags commit"
     assert list(info) == expected.split()
     assert info["isa"] in info["isas"]
     assert set(info["isas"]) <= set(info["isas_built"])

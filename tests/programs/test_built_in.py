@@ -15,11 +15,13 @@ rules = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def settings():
+@pytest.fixture(autouse=True, params=["machine", "auto"])
+def settings(request):
     isa = _cpu.isa()
+    fs.use_rules(request.param)
     yield
     fs.use_isa(isa)
+    fs.use_rules("auto")
 
 
 def made_of(options_of, options):

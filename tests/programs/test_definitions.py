@@ -213,3 +213,25 @@ def test_choices():
         mine(overrides={"w": {"nesterov": True}})
     with pytest.raises(TypeError, match=r"^nesterov is no option of mine"):
         mine.functional(p, np.ones(2), np.ones(2), lr=0.1, nesterov=True)
+
+
+def test_how_rules_run():
+    assert fs.info()["rules"] in ("code", "machine")
+    fs.use_rules("machine")
+    try:
+        assert fs.info()["rules"] == "machine"
+        assert fs.info()["rules_from"] == "use_rules"
+    finally:
+        fs.use_rules("auto")
+    with pytest.raises(ValueError, match=r"^name is 'jit', expected 'auto', 'machine' or 'code'"):
+        fs.use_rules("jit")
+    with pytest.raises(TypeError, match=r"^name is None"):
+        fs.use_rules(None)
+    isa = _cpu.isa()
+    try:
+        fs.use_isa(_cpu.isas[0])
+        assert fs.info()["rules"] == "machine"
+        with pytest.raises(ValueError, match=r"^name is 'code', expected 'auto' or 'machine': code is made for"):
+            fs.use_rules("code")
+    finally:
+        fs.use_isa(isa)

@@ -109,11 +109,13 @@ def check(seeds):
     assert defined > 0.9 * len(seeds)
 
 
-@pytest.fixture(autouse=True)
-def settings():
+@pytest.fixture(autouse=True, params=["machine", "auto"])
+def settings(request):
     isa = _cpu.isa()
+    fs.use_rules(request.param)
     yield
     fs.use_isa(isa)
+    fs.use_rules("auto")
 
 
 @pytest.mark.parametrize("part", range(3))

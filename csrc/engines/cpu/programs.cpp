@@ -27,6 +27,10 @@ public:
         if (!generated_) return;
         for (int i = 0; i < task.routine->scalar_count; ++i)
             for (T& element : vectors_[i]) element = scalars_[i];
+        constexpr T kNumbers[] = {0, 1, -1, T(-0.0)};
+        for (int i = kZero; i < kAllBits; ++i)
+            for (T& element : vectors_[i]) element = kNumbers[i - kZero];
+        memset(vectors_[kAllBits], 0xff, sizeof(vectors_[kAllBits]));
     }
 
     void operator()(T* const* arrays, int64_t n) {
@@ -47,7 +51,7 @@ private:
     const Generated generated_;
     const T* const scalars_;
     bool is_prepared_ = false;
-    alignas(64) T vectors_[kMaxRuleScalars][kVector];
+    alignas(64) T vectors_[kConstantsEnd][kVector];
     machine::Jump<T> jumps_[kMaxInstructions];
 };
 
@@ -121,7 +125,7 @@ void update_in_place(const Task& task, int64_t begin, int64_t end) {
 void update_converted(const Task& task, int64_t begin, int64_t end) {
     const Types types = task.slot->types;
     const Derived& derived = *task.derived;
-    const int state_count = task.routine->state_count;
+    const int state_count = task.routine->state_count < kMaxStates ? task.routine->state_count : kMaxStates;
     const bool averages = derived.variant == kAveraged;
     const auto each = [&](auto f) INLINE_LAMBDA {
         f(kParam, kItemSize[types.param], true);

@@ -1,4 +1,5 @@
-// What the engine for host memory makes of rules that are made at run time.
+// What the engine for host memory makes of rules that are made at run time: routines for the machine, and machine code
+// where a processor, and the memory of a process, allow it.
 #pragma once
 
 #include "engines/cpu/kernels.h"
@@ -6,7 +7,13 @@
 
 namespace fusedstep {
 
-// The routine of a rule on an instruction set.
+// The routine of a rule on an instruction set. Code is generated when it is first asked for.
 Routine routine_of(const Made& made, const Kernels& kernels);
+
+// Whether rules run as generated code where that is possible, or by the machine.
+void use_code(bool wanted);
+bool uses_code();
+// Why no code is generated for an instruction set; empty if it is.
+const char* why_no_code(const Kernels& kernels);
 
 }  // namespace fusedstep

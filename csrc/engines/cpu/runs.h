@@ -41,7 +41,7 @@ INLINE_HOST_DEVICE void each_run(const Types types, const Task& task, bool stoch
             });
         }
         const bool whole = stop - i >= kWidth;
-        const int64_t n = whole ? (stop - i) / kWidth * kWidth : stop - i;
+        const int64_t rest = (stop - i) % kWidth, n = whole ? stop - i - rest : rest;
         alignas(64) char copies[kRoles][kWidth * sizeof(float)];
         Cursor here = {};
         each([&](int role, int64_t width, bool) {

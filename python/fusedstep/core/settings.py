@@ -6,7 +6,7 @@ from typing import Any
 
 from fusedstep import _cpu
 
-__all__ = ["info", "set_num_threads", "use_isa"]
+__all__ = ["info", "set_num_threads", "use_isa", "use_rules"]
 
 _MOST_THREADS = 1024
 _why: dict[str, str] = {}  # "isa" and "threads" -> where the choice comes from
@@ -40,6 +40,34 @@ def _use_isa(name: str, why: str, label: str) -> None:
         raise ValueError(f"{label} is {name!r}, expected one of {', '.join(choices)}")
     _cpu.use_isa(_cpu.isas[-1] if name == "auto" else name)
     _why["isa"] = "the widest that this processor runs" if name == "auto" else why
+
+
+def use_rules(name: str) -> None:
+    """
+    Choose how the CPU runs rules of one's own, for all threads. Both ways give the same bits.
+
+    Parameters
+    ----------
+    name : str
+        "machine" for precompiled operations, one after the other; "code" for machine code that is made of a rule, which
+        an x86-64 processor with AVX2 or AVX-512 runs where the system lets memory become executable; "auto", the choice
+        at import, for code where that is possible. A rule that needs more registers than there are, and one whose code
+        did not give the bits of the machine on a probe, is run by the machine in any case.
+
+    Raises
+    ------
+    TypeError
+        If `name` is no string.
+    ValueError
+        If it is another word, or "code" where no code can be made.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name is {name!r}, expected 'auto', 'machine' or 'code'")
+    if name not in ("auto", "machine", "code"):
+        raise ValueError(f"name is {name!r}, expected 'auto', 'machine' or 'code'")
+    if name == "code" and (why := _cpu.why_no_code()):
+        raise ValueError(f"name is 'code', expected 'auto' or 'machine': {why}")
+    _cpu.use_code(name != "machine")
 
 
 def set_num_threads(n: int) -> None:
@@ -76,9 +104,10 @@ def info() -> dict[str, Any]:
     -------
     dict
         version; isa: the instruction set in use, and isa_from: why; isas: those of this build that run here, and
-        isas_built: all of this build; threads: their number, and threads_from: where it comes from; cuda: whether
-        this build has an engine for GPUs, how that was built, the GPUs that it can use, and if none, why; compiler,
-        flags, commit: how it was built.
+        isas_built: all of this build; threads: their number, and threads_from: where it comes from; rules: whether
+        rules of one's own run as "code" or by the "machine", and rules_from: why; cuda: whether this build has an
+        engine for GPUs, how that was built, the GPUs that it can use, and if none, why; compiler, flags, commit: how it
+        was built.
     """
     return {
         "version": _cpu.version,
@@ -88,11 +117,19 @@ def info() -> dict[str, Any]:
         "isas_built": list(_cpu.built_isas),
         "threads": _cpu.num_threads(),
         "threads_from": _why["threads"],
+        **_rules_info(),
         "cuda": _cuda_info(),
         "compiler": _cpu.compiler,
         "flags": _cpu.flags,
         "commit": _cpu.commit or "unknown",
     }
+
+
+def _rules_info() -> dict[str, str]:
+    if not _cpu.uses_code():
+        return {"rules": "machine", "rules_from": "use_rules"}
+    why = _cpu.why_no_code()
+    return {"rules": "machine" if why else "code", "rules_from": why or "this processor runs what is made of them"}
 
 
 def _cuda_info() -> dict[str, Any]:
