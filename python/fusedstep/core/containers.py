@@ -124,10 +124,9 @@ def check_kept(params: Any) -> None:
     arrays = present(params)
     for key, again in present(params).items():
         if span(again) != span(arrays[key]):
-            plain = (
-                "" if isinstance(params, Bound) else f": {'dict' if isinstance(params, Mapping) else 'list'}(params)"
-            )
-            raise ValueError(f"params[{key!r}] is a new array each time it is asked for, expected the same one{plain}")
+            kind = "dict" if isinstance(params, Mapping) else "list"
+            way = "" if isinstance(params, Bound) else f": {kind}(params), say"
+            raise ValueError(f"params[{key!r}] is a new array each time it is asked for, expected the same one{way}")
 
 
 def tell_writes(params: Any) -> None:

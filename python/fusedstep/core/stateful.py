@@ -365,7 +365,7 @@ class Stateful(Attributes):
         return value
 
     def __getstate__(self) -> dict[str, Any]:
-        return self._copy() | {"attributes": self._added(), "is_unused": self._progress.is_unused}
+        return self._copy() | {"attributes": self._added()}
 
     def _copy(self) -> dict[str, Any]:
         with self._alone():
@@ -379,9 +379,7 @@ class Stateful(Attributes):
         saved = dict(known)
         self._begin(saved.pop("hyperparameters"))
         vars(self).update(saved.pop("attributes", {}))
-        is_unused = saved.pop("is_unused", False)
         self._become(self._prepared(saved))
-        self._progress.is_unused = is_unused
 
     def _known(self) -> dict[str, Any]:
         """Return all that this optimizer is, as plain values and the arrays themselves."""
