@@ -92,7 +92,7 @@ class Form:
 def _number(title: str, name: str, value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{title}: {name} starts at {value!r}, expected a number")
-    return float(value)
+    return float(value) + 0.0  # so that -0.0 is 0.0, as in a new array
 
 
 def _check_name(title: str, name: str) -> None:
