@@ -79,7 +79,7 @@ def test_threads_change_no_bit(cls, options, dtype, threads, isa):
 
 def test_the_grid_reaches_every_rule():
     reached = {cls(**dict(options))._settings_with().rule for cls, options in GRID}
-    assert reached == {name for name in _cpu.rules if not name.startswith("limit")}
+    assert reached == {name for name in _cpu.rules if name.isidentifier() and not name.startswith("limit")}
 
 
 def test_difference_sees_a_single_bit():

@@ -12,7 +12,7 @@ from fusedstep.tools.bench import machine, roofs
 from fusedstep.tools.bench.cases import Case
 from fusedstep.tools.bench.record import Measured, Record, Row, write
 
-RULES = [rule for rule in _cpu.rules if not rule.startswith("limit")]
+RULES = [rule for rule in _cpu.rules if rule.isidentifier() and not rule.startswith("limit")]
 
 
 @pytest.fixture

@@ -222,17 +222,17 @@ class Optimizer:
         self.params = params = items(params)  # which functions in overrides are asked of
         found, grad_scale = items(grads), float(grad_scale)
         given = {key: found[key] for key in params if found.get(key) is not None and not self.of(key).frozen}
-        grads = {key: self.computed(g, params[key]) for key, g in given.items()}
+        grads = {key: Optimizer.computed(g, params[key]) for key, g in given.items()}
         h = {key: self.at(key) for key in grads}
         sums, norm = dict.fromkeys(grads, SquareSum()), None
         if self.skip_nonfinite or any(self.of(key).clips_by_norm() for key in params):
             sums = {key: sum_of_squares(g) for key, g in grads.items()}
-            norm = self.norm(h, grad_scale, sums)
+            norm = Optimizer.norm(h, grad_scale, sums)
         nonfinite = [key for key, g in grads.items() if self.skip_nonfinite and not np.isfinite(g).all()]
         squares: list[float] = []  # of what is subtracted from each parameter, their sum
         if not nonfinite:
             for key, g in grads.items():
-                u = self.step_one(key, params[key], g, h[key], self.factor(h[key], grad_scale, sums[key], norm))
+                u = self.step_one(key, params[key], g, h[key], Optimizer.factor(h[key], grad_scale, sums[key], norm))
                 if self.measure == "update":
                     with float_mode(u.dtype):
                         x = u.reshape(-1).astype(np.float64)

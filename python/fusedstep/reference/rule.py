@@ -14,7 +14,11 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from .optimizer import Memory, Optimizer, Scalars, float_mode, larger, power, smaller, with_sign_of
 
-__all__ = ["made"]
+__all__ = ["RESERVED", "made"]
+
+# Names that hyperparameters cannot have: those that the base class looks up in an instance.
+RESERVED = {name for name in dir(Optimizer) if not isinstance(vars(Optimizer).get(name), staticmethod)}
+RESERVED |= {"elem", "ema_decay", "memory", "names", "param", "params"}
 
 # What NumPy computes otherwise than the engine: its maximum flushes subnormal numbers that it selects, for example.
 _COMPUTED: dict[Any, Callable[..., Any]] = {

@@ -7,7 +7,8 @@ from inspect import Parameter
 from typing import Any, ClassVar
 
 from fusedstep import _cpu
-from fusedstep.core.hyperparameters import RANGES, Scheduled, declared
+from fusedstep.core.arrays import is_on_gpu
+from fusedstep.core.hyperparameters import INF, RANGES, Range, Scheduled, check_clips, declared, shown
 from fusedstep.core.optimizer import Optimizer
 
 from .form import Form
@@ -31,6 +32,15 @@ class _Lazy:
         return made
 
 
+def _checked_option(name: str, value: Any) -> Any:
+    """Return the default of an option as a checked value; a schedule belongs to an optimizer, not to its class."""
+    if name not in declared(Optimizer):
+        raise TypeError(f"{name} is no option of an optimizer, expected one of {', '.join(declared(Optimizer))}")
+    if callable(value) or is_on_gpu(value):
+        raise TypeError(f"{name} is {shown(value)}, expected a value, since the class has it, not one optimizer")
+    return Optimizer._checked(name, value)
+
+
 def _default(form: Form, name: str) -> Any:
     default = form.choices[name][1] if name in form.choices else form.numbers[name]
     return MISSING if default is Parameter.empty else default
@@ -41,12 +51,16 @@ def _hint(form: Form, name: str) -> Any:
 
 
 def _functional(cls: "type[Made]") -> Callable[..., Any]:
-    from fusedstep.core.functions import Outline, function
+    from fusedstep.core.functions import Options, Outline, function
 
     values = {each: _default(cls._form, each) for each in cls._form.order}
-    values |= {name: each.default for name, each in cls.__dataclass_fields__.items() if name in declared(Optimizer)}
+    taken = declared(Options)  # what else the class has, such as averages, is off
+    values |= {
+        name: (cls if name in taken else Optimizer).__dataclass_fields__[name].default for name in declared(Optimizer)
+    }
     numbers = tuple(name for name in cls._form.order if name in cls._form.numbers)
-    outline = Outline(cls.__name__, _cpu.rules[cls.rule], cls, {}, values, numbers)
+    title = cls.__name__ if cls.__name__.isidentifier() else "rule"  # that of a lambda is none
+    outline = Outline(title, _cpu.rules[cls.rule], cls, {}, values, numbers)
     return function(outline, cls.__module__)
 
 
@@ -138,10 +152,11 @@ def rule(
     >>> p.tolist()
     [0.5, 1.5, 1.0]
     """
+    if callable(states):
+        raise TypeError("fs.rule is given a function, expected parentheses behind it: @fs.rule()")
     hints = declared(Optimizer)
-    for name in options:
-        if name not in hints:
-            raise TypeError(f"{name} is no option of an optimizer, expected one of {', '.join(hints)}")
+    options = {name: _checked_option(name, value) for name, value in options.items()}
+    check_clips(options)
 
     def make(function: Callable[..., Any]) -> type[Optimizer]:
         form = Form.of(function, states, memory or {})
@@ -161,11 +176,13 @@ def rule(
             "_changed": tuple(options),
             "rule": name,
             "starts": dict(form.states),
-            "ranges": RANGES,
+            "ranges": RANGES | dict.fromkeys(form.memory, Range(-INF, INF, with_high=True)),
             "_names": {tuple(choices.values()): name},
         }
         cls = make_dataclass(function.__name__, made, bases=(Made,), namespace=namespace, eq=False)
         cls.__module__, cls.__qualname__ = function.__module__, function.__qualname__
+        if "ema" in options:
+            delattr(cls, "ema")  # a default, which `__init__` knows, in place of the descriptor of the base
         return cls
 
     return make

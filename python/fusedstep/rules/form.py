@@ -1,19 +1,21 @@
 """The form of a rule: what its function takes and returns, as the signature and the decorator say."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
 from fusedstep import _cpu
-from fusedstep.core.hyperparameters import declared
+from fusedstep.core.arrays import MASTER_DTYPES
+from fusedstep.core.hyperparameters import check, declared
 from fusedstep.core.optimizer import Optimizer
 
 __all__ = ["Form"]
 
-_MOST_STATES = 4
-_MEMBERS = ("functional", "program", "reference")  # of the class that is made
+_MOST_STATES, _MOST_NUMBERS = 4, 12
+_MEMBERS = ("functional", "program", "reference", "rule")  # of the class that is made
+_WORDS = ("cls", "float", "options", "self", "type")  # of the functions that are called with the names
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,13 @@ class Form:
     @classmethod
     def of(cls, function: Callable[..., Any], states: str | Mapping[str, float], memory: Mapping[str, float]) -> "Form":
         """Return the form of a function, or refuse it."""
-        title = getattr(function, "__name__", type(function).__name__)
+        if not inspect.isfunction(function):
+            raise TypeError(f"a rule is of type {type(function).__name__}, expected a function, def or lambda")
+        title = function.__name__
+        for label, some in (("states", states), ("memory", memory)):
+            if not isinstance(some, Mapping) and not (label == "states" and isinstance(some, str)):
+                names = "names in one string, or " * (label == "states")
+                raise TypeError(f"{title}: {label} is {some!r}, expected {names}a mapping: name -> number at the start")
         starts = dict.fromkeys(states.split(), 0.0) if isinstance(states, str) else dict(states)
         if isinstance(states, str) and len(starts) != len(states.split()):
             raise ValueError(f"{title}: states is {states!r}, expected different names")
@@ -40,7 +48,7 @@ class Form:
             raise ValueError(f"{title}: states has {len(starts)} names, expected at most {_MOST_STATES}")
         if len(memory) > _cpu.max_memory:
             raise ValueError(f"{title}: memory has {len(memory)} names, expected at most {_cpu.max_memory}")
-        parameters = inspect.signature(function).parameters
+        parameters = _parameters(function)
         arrays: list[str] = []
         numbers: dict[str, Any] = {}
         choices: dict[str, tuple[Any, Any]] = {}
@@ -49,7 +57,10 @@ class Form:
         for name, parameter in parameters.items():
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
                 raise TypeError(f"{title}: {parameter} among the arguments, expected each by its name")
-            if parameter.kind is not parameter.KEYWORD_ONLY:
+            is_array = parameter.kind is not parameter.KEYWORD_ONLY
+            if (is_array or name == "t") and parameter.default is not parameter.empty:
+                raise TypeError(f"{title}: {name} has a default, expected none: every call has it")
+            if is_array:
                 arrays.append(name)
             elif name in memory:
                 left.discard(name)
@@ -75,6 +86,10 @@ class Form:
             raise TypeError(f"{title}: the memory {min(left)} is no argument, expected it behind the *")
         for name in (*starts, *memory):
             _check_name(title, name)
+        if masters := [name for name in starts if name in MASTER_DTYPES]:
+            raise ValueError(f"{title}: {masters[0]} is the name of a master of parameters, expected another")
+        if len(numbers) > _MOST_NUMBERS:
+            raise ValueError(f"{title}: has {len(numbers)} hyperparameters, expected at most {_MOST_NUMBERS}")
         rate = {"lr": numbers.pop("lr")} if "lr" in numbers else {}
         values = {key: _number(title, key, value) for key, value in (starts | dict(memory)).items()}
         return cls(
@@ -89,22 +104,32 @@ class Form:
         )
 
 
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments of a function, with annotations that are no text where this is possible."""
+    try:
+        return inspect.signature(function, eval_str=True).parameters
+    except Exception:  # whatever evaluating them raises, such as the NameError of what only type checkers import
+        return inspect.signature(function).parameters
+
+
 def _number(title: str, name: str, value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{title}: {name} starts at {value!r}, expected a number")
-    return float(value)
+    return float(value) + 0.0  # so that -0.0 is 0.0, as in a new array
 
 
 def _check_name(title: str, name: str) -> None:
     if not name.isidentifier() or name in ("p", "g", "t") or name.startswith("_"):
         raise ValueError(f"{title}: {name!r} is the name of something, expected an identifier other than p, g and t")
-    if name in declared(Optimizer) or hasattr(Optimizer, name) or name in _MEMBERS:
+    if name in declared(Optimizer) or hasattr(Optimizer, name) or name in _MEMBERS + _WORDS:
         raise ValueError(f"{title}: {name} is the name of an option or a method of every optimizer, expected another")
 
 
 def _check_hyperparameter(title: str, name: str, parameter: inspect.Parameter) -> Any:
     """Return the type of a hyperparameter: float, bool or a Literal."""
     _check_name(title, name)
+    if name in import_module("fusedstep.reference.rule").RESERVED:
+        raise ValueError(f"{title}: {name} is the name of a member of the reference, expected another")
     if isinstance(parameter.default, bool):
         return bool
     if get_origin(parameter.annotation) is Literal:
@@ -114,8 +139,10 @@ def _check_hyperparameter(title: str, name: str, parameter: inspect.Parameter) -
     if isinstance(parameter.default, str):
         raise TypeError(f'{title}: {name} is text, expected its choices: {name}: Literal["{parameter.default}", ...]')
     number = parameter.default
-    if number is not parameter.empty and (type(number) not in (int, float) or not math.isfinite(number)):
-        if callable(number):
-            return float
-        raise TypeError(f"{title}: {name} has the default {number!r}, expected a finite number, a bool or a Literal")
+    if number is not parameter.empty:
+        if type(number) not in (int, float):
+            raise TypeError(
+                f"{title}: {name} has the default {number!r}, expected a finite number, a bool or a Literal"
+            )
+        check(name, number, float, f"{title}: {name}")
     return float

@@ -17,7 +17,7 @@ _MOVING = {"negative", "absolute", "maximum", "minimum", "where"}  # results are
 class Node:
     """A value of a rule: an input, a constant, or the result of an operation. Nodes are equal if they are the same."""
 
-    __slots__ = ("kind", "name", "number", "op", "operands", "value")
+    __slots__ = ("is_moved", "kind", "name", "number", "op", "operands", "value")
 
     def __init__(
         self, number: int, kind: Kind, op: str, operands: tuple["Node", ...] = (), name: str = "", value: float = 0.0
@@ -28,18 +28,15 @@ class Node:
         self.operands = operands
         self.name = name  # of an input
         self.value = value  # of a constant
+        # Whether the value may be an input that nothing was computed of: its subnormal numbers are still there.
+        self.is_moved = kind == "element" and op == "input"
+        if op in _MOVING:
+            self.is_moved = any(some.is_moved for some in operands[op == "where" :])
 
     @property
     def is_condition(self) -> bool:
         """Whether the value is a condition: true or false."""
         return self.op in _CONDITIONS
-
-    @property
-    def is_moved(self) -> bool:
-        """Whether the value may be an input that nothing was computed of: its subnormal numbers are still there."""
-        if self.op in _MOVING:
-            return any(some.is_moved for some in self.operands[self.op == "where" :])
-        return self.kind == "element" and self.op == "input"
 
 
 class Graph:

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
-from .graph import Graph, Node
+from .graph import Graph, Node, reachable
 
 __all__ = ["Symbol", "sqrt"]
 
@@ -67,7 +67,6 @@ class Symbol(NDArrayOperatorsMixin):
     """A value in the function of a rule, which notes down what is done with it."""
 
     __slots__ = ("_graph", "_node")
-    __hash__ = None  # type: ignore[assignment]
 
     def __init__(self, graph: Graph, node: Node) -> None:
         self._graph = graph
@@ -125,9 +124,14 @@ class Symbol(NDArrayOperatorsMixin):
     def _lifted(self, value: Any) -> Node:
         """Return the node of an operand, or refuse it."""
         if isinstance(value, Symbol):
+            if value._graph is not self._graph:
+                self._refuse("a value that another call has computed, expected one of this call")
             return value._node
         if type(value) in (int, float):
-            return self._graph.constant(value)
+            try:
+                return self._graph.constant(value)
+            except OverflowError:
+                self._refuse("an integer that is too large for a float, expected a number that it can be")
         if isinstance(value, np.generic):
             self._refuse(f"{value!r} is a number of NumPy, expected a Python number: float({value})")
         if isinstance(value, np.ndarray):
@@ -150,8 +154,12 @@ class Symbol(NDArrayOperatorsMixin):
             self._refuse("elements to a power other than 2, 0.5 or -1, expected products: x * x * x")
         if n.kind == "element":
             self._refuse("a power whose exponent differs from element to element")
-        if n.op == "constant" and (n.value < 0 or n.value != int(n.value)):
+        if n.op == "constant" and (n.value < 0 or not n.value.is_integer()):
             self._refuse(f"a power of {n.value:g}, expected 0.5, -1, or a whole number of at least 0")
+        if not all(_is_whole(node) for node in reachable([n])):
+            self._refuse(
+                "a power whose exponent may be no whole number, expected a whole number, or what is made of t by + - *"
+            )
         return self._do("power", base, exponent)
 
     # What a symbol is not.
@@ -167,6 +175,9 @@ class Symbol(NDArrayOperatorsMixin):
             )
         self._refuse("a branch, but a rule is the same for all elements: expected np.where(condition, x, y)")
 
+    def __hash__(self) -> int:
+        self._refuse("a symbol is no key of a dict and no member of a set")
+
     def __float__(self) -> float:
         self._refuse("a symbol is no float, expected fs.sqrt or functions of NumPy in place of those of math")
 
@@ -179,6 +190,13 @@ class Symbol(NDArrayOperatorsMixin):
         if name.startswith("__"):
             raise AttributeError(name)
         self._refuse(f".{name}: {_NO_REDUCTION}" if name in _REDUCTIONS else f".{name} is no part of a symbol")
+
+
+def _is_whole(node: Node) -> bool:
+    """Return whether a number is whole if its operands are."""
+    if node.op == "constant":
+        return node.value.is_integer()
+    return node.name == "t" if node.op == "input" else node.op in ("add", "subtract", "multiply")
 
 
 def _refused(message: str) -> Callable[..., Any]:
@@ -194,3 +212,5 @@ for _name in ("matmul", "rmatmul", "imatmul"):
     setattr(Symbol, f"__{_name}__", _refused(f"a matrix product: {_NO_REDUCTION}"))
 for _name in ("getitem", "iter", "len", "contains"):
     setattr(Symbol, f"__{_name}__", _refused("a symbol has no elements to look at one by one"))
+for _name in ("round", "floor", "ceil", "trunc"):
+    setattr(Symbol, f"__{_name}__", _refused("rounding to whole numbers is no operation of a rule"))
