@@ -62,8 +62,8 @@ INLINE_HOST_DEVICE constexpr double least(double) {
     return 0x1p-1074;
 }
 
-// The larger or smaller of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN in
-// their own way. The comparison is of a + 0, lest a compiler use an instruction for maxima, which would flush a
+// The larger or smaller of two numbers. NaN passes through, as in np.maximum; maxps, fmaxf and std::max each lose NaN
+// in their own way. The comparison is of a + 0, lest a compiler use an instruction for maxima, which would flush a
 // subnormal result.
 template <class T>
 INLINE_HOST_DEVICE T larger(T a, T b) {
