@@ -138,12 +138,14 @@ def test_states_begin_where_they_are_told():
 def test_a_function_for_callers_who_own_all_state():
     p, q = np.ones(5, np.float32), np.ones(5, np.float32)
     m, s = np.zeros_like(p), np.zeros_like(p)
-    opt = adabelief(weight_decay=0.0)
+    opt = adabelief()
     for t in range(1, 4):
         g = np.cos(p)
-        assert adabelief.functional(p, g, m, s, t=t, lr=1e-3) is None
+        assert adabelief.functional(p, g, m, s, t=t, lr=1e-3) is None  # decays by 0.01 too, like the class
         opt.step(q, g)
     assert (p == q).all()
+    assert (m == opt.state[0]["m"]).all()
+    assert (s == opt.state[0]["s"]).all()
     a = np.full(5, 0.5, np.float32)
     assert counted.functional(p, np.cos(p), a, t=1, k=7.0, rate=0.1) == 1.5
     with pytest.raises(TypeError, match=r"missing 1 required keyword-only argument: 'lr'"):

@@ -12,7 +12,7 @@ import math
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
@@ -96,7 +96,8 @@ def signature(outline: Outline) -> str:
     lines += ["t: int"] if outline.rule.counts else []
     lines += [f"{name}: float" for name in outline.rule.memory]
     for name in outline.own:
-        optional = "" if name == "lr" else f" = {_literal(outline.defaults[name])}"
+        default = outline.defaults[name]
+        optional = "" if name == "lr" or default is MISSING else f" = {_literal(default)}"
         lines.append(f"{name}: {_type(hints[name])}{optional}")
     lines.append(f"**options: Unpack[{_options(cls).__name__}]")
     returned = {0: "None", 1: "float"}.get(len(outline.rule.memory), "tuple[float, ...]")
@@ -124,7 +125,7 @@ def function(outline: Outline, module: str) -> Callable[..., Any]:
     arrays = ", ".join(["p", "g", *rule.states])
     count = "t" if rule.counts else "1"
     memory = "".join(f"{_checked(word, outline.cls)}, " for word in rule.memory)
-    call = f"_update({rule.id}, ({arrays}), _packed({', '.join(outline.own)}, **options), {count}, "
+    call = f"_update({rule.id}, ({arrays}), _packed({', '.join([*outline.own, '**options'])}), {count}, "
     call += f"({memory.rstrip()}))" if memory else "())"
     call = {0: call, 1: f"return {call}[0]"}.get(len(rule.memory), f"return {call}")
     source = f"{signature(outline)}\n    {call}\n"

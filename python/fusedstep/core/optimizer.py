@@ -345,7 +345,7 @@ class Optimizer(Stateful):
         counts = progress.t if lacking and self.accumulator else {}
         for key, look, values in lacking:
             names, *options = wanted[key]
-            start = dict.fromkeys(names, 0.0) | dict(self.starts)
+            start = {name: self.starts.get(name, 0.0) for name in names}
             if self.accumulator in names:
                 name = "initial_accumulator"
                 start[self.accumulator] = evaluated({name: values[name]}, counts[key], self.ranges)[name]

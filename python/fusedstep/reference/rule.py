@@ -57,6 +57,8 @@ class Value(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if ufunc is np.power:
             return self._power(*inputs)
+        if ufunc is np.positive:
+            return inputs[0]  # also what is moved
         values = [self._value(some) for some in inputs]
         T = np.float64 if all(some.is_number for some in values) else self.T
         with float_mode(T):
@@ -136,17 +138,18 @@ def made(
         self.now = t, memory
         return {}
 
-    def elem(self: Any, _: Any, g: Any, **wide: Any) -> Any:
+    def elem(self: Any, _: Any, g: Any, /, **wide: Any) -> Any:
         T, (t, memory) = g.dtype.type, self.now
         elements = {"g": g, "p": self.param} | wide
         numbers = ({"t": t} if counts else {}) | memory
         chosen = {each: getattr(self, each) for each in hyperparameters}
         numbers |= {each: value for each, value in chosen.items() if isinstance(value, float)}
-        returned = function(
-            *(Value(elements[each].reshape(-1), T, moved=True) for each in arrays),
-            **{each: Value(np.float64(value), T) for each, value in numbers.items()},
-            **{each: value for each, value in chosen.items() if each not in numbers},
-        )
+        with float_mode(np.float64):  # for what the function computes of Python's own numbers
+            returned = function(
+                *(Value(elements[each].reshape(-1), T, moved=True) for each in arrays),
+                **{each: Value(np.float64(value), T) for each, value in numbers.items()},
+                **{each: value for each, value in chosen.items() if each not in numbers},
+            )
         results = list(returned) if isinstance(returned, (tuple, list)) else [returned]
         for each, number in zip(memory_starts, results[1 + len(starts) :], strict=True):
             memory[each] = float(number.x if isinstance(number, Value) else number)

@@ -72,6 +72,7 @@ def _reference(cls: "type[Made]") -> type[Any]:
     reference: type[Any] = made(
         cls.__name__, form.function, form.arrays, form.states, form.memory, form.counts, hyperparameters, options
     )
+    reference.__module__, reference.__qualname__ = cls.__module__, f"{cls.__qualname__}.reference"
     return reference
 
 
@@ -85,6 +86,11 @@ class Made(Optimizer):
     _title: ClassVar[str]  # module and name of the function
     _changed: ClassVar[tuple[str, ...]]  # options with another default than usual
     _names: ClassVar[dict[tuple[Any, ...], str]]  # choices -> the name of the rule
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._ready and name in self._form.choices:  # what cannot be traced is refused here, and not by a step
+            self._rule(self._values() | {name: self._checked(name, value)})
+        super().__setattr__(name, value)
 
     def _rule(self, values: Mapping[str, Any]) -> str:
         chosen = {name: values[name] for name in self._form.choices}

@@ -75,6 +75,7 @@ class Form:
                     numbers[name] = parameter.default
                 else:
                     choices[name] = hint, parameter.default
+        _check_engine(title, order, choices)
         first = arrays[: len(arrays) - len(starts)]
         if sorted(first) not in (["g"], ["g", "p"]) or arrays[len(first) :] != list(starts):
             expected = ", ".join(["g", *starts])
@@ -116,6 +117,16 @@ def _number(title: str, name: str, value: Any) -> float:
     if type(value) not in (int, float):
         raise TypeError(f"{title}: {name} starts at {value!r}, expected a number")
     return float(value) + 0.0  # so that -0.0 is 0.0, as in a new array
+
+
+def _check_engine(title: str, order: list[str], choices: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuse what the engine would take for something else: names that it gives to options, and choices of numbers."""
+    for name in order:
+        if name in ("low", "high", "master", "rounding_stochastic"):
+            raise ValueError(f"{title}: {name} is what the engine makes of an option, expected another name")
+    for name, (hint, _) in choices.items():
+        if not all(isinstance(choice, (str, bool)) for choice in get_args(hint)):
+            raise TypeError(f"{title}: {name} has the choices {get_args(hint)}, expected text, True or False")
 
 
 def _check_name(title: str, name: str) -> None:

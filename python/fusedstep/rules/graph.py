@@ -84,7 +84,7 @@ class Graph:
         if frame is not None:
             file, line = self._code.co_filename, frame.f_lineno
             text = linecache.getline(file, line).strip()
-            where += f", line {line} of {file}" + (f", {text}" if text else "")
+            where += f", line {line} of {file}" + (f": `{text}`" if text else "")
         raise error(f"{where}: {message}")
 
 

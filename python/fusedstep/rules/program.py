@@ -71,7 +71,8 @@ class Program:
         values = {-1 - k: known[n] for k, n in enumerate(self.scalars)} | {0: "p", 1: "g"}
         values |= {2 + j: name for j, name in enumerate(self.states)}
         values |= {_FIRST_RESULT + i: f"x{i}" for i in range(len(self.elements))}
-        lines += ["", *(f"x{i} = {_text(op, values)}" for i, op in enumerate(self.elements))]
+        lines += [""] if lines else []
+        lines += [*(f"x{i} = {_text(op, values)}" for i, op in enumerate(self.elements))]
         lines += [f"{name} = {values[n]}" for name, n in zip(self.states, self.states_after, strict=True)]
         lines += [f"p = p - {values[self.update]}", ""]
         slow = sum(op[0] in (_OPS["divide"], _OPS["sqrt"]) for op in self.elements)
@@ -113,6 +114,8 @@ def _result(graph: Graph, title: str, value: Any, label: str) -> Node:
         return graph.constant(value)
     if not isinstance(value, Symbol) or value._graph is not graph:
         raise TypeError(f"{title}: {label} is {value!r}, expected {'a number' if is_memory else 'elements'}")
+    if value._graph is not graph:
+        raise TypeError(f"{title}: {label} is a value of an earlier call of the function, expected one of this call")
     node = value._node
     if node.is_condition or (node.kind == "number") != is_memory:
         found = "a condition" if node.is_condition else "a number" if node.kind == "number" else "an element"

@@ -37,7 +37,9 @@ _UFUNCS: dict[Any, tuple[str, bool]] = {
     np.invert: ("logical_not", False),
 }
 _NAMES = sorted({each.__name__ for each in _UFUNCS} | {"where", "clip", "square", "reciprocal", "not_equal", "power"})
-_REDUCTIONS = {"sum", "mean", "max", "min", "prod", "std", "var", "dot", "norm", "any", "all", "ptp", "average"}
+_REDUCTIONS = {"sum", "mean", "max", "min", "prod", "std", "var", "norm", "any", "all", "ptp", "average", "median"}
+_REDUCTIONS |= {"argmax", "argmin", "sort", "cumsum", "cumprod", "nansum", "nanmean", "quantile", "percentile"}
+_REDUCTIONS |= {"dot", "vdot", "inner", "outer", "matmul", "vecdot", "tensordot", "einsum"}
 _NO_REDUCTION = (
     "a rule computes each element by itself, so it has no reductions over a tensor: measure outside, and give the "
     "number as a hyperparameter"
@@ -89,10 +91,7 @@ class Symbol(NDArrayOperatorsMixin):
         if ufunc is np.positive:
             return inputs[0]
         if ufunc not in _UFUNCS:
-            self._refuse(
-                f"{name} is not the same on all machines, expected one of {', '.join(_NAMES)}; a number that needs "
-                "more can be a hyperparameter, which may be a function of the step"
-            )
+            self._refuse_function(ufunc.__name__)
         op, swapped = _UFUNCS[ufunc]
         return self._do(op, *(reversed(inputs) if swapped else inputs))
 
@@ -102,8 +101,18 @@ class Symbol(NDArrayOperatorsMixin):
             return self._where(*args)
         if function is np.clip and len(args) == 3 and not options:
             return self._do("minimum", self._do("maximum", args[0], args[1]), args[2])
-        reduces = name in _REDUCTIONS or "linalg" in function.__module__
-        return self._refuse(f"np.{name}: {_NO_REDUCTION}" if reduces else f"np.{name} is no operation on elements")
+        if function in (np.where, np.clip):
+            expected = "np.where(condition, x, y)" if function is np.where else "np.clip(x, low, high)"
+            self._refuse(f"np.{name} has other arguments, expected {expected}")
+        return self._refuse_function(name, "linalg" in function.__module__)
+
+    def _refuse_function(self, name: str, reduces: bool = False) -> NoReturn:
+        if reduces or name in _REDUCTIONS:
+            self._refuse(f"np.{name}: {_NO_REDUCTION}")
+        self._refuse(
+            f"np.{name} is no operation of a rule, expected one of {', '.join(_NAMES)}; exp, log and the like differ "
+            "between machines: a number that needs them can be a hyperparameter, which may be a function of the step"
+        )
 
     def _where(self, condition: Any, x: Any, y: Any) -> "Symbol":
         node = self._lifted(condition)
@@ -185,6 +194,12 @@ class Symbol(NDArrayOperatorsMixin):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self._refuse("an assignment to elements, expected a new value, which the rule returns")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        self._refuse("a symbol is no array, expected it as it is")
+
+    def __format__(self, _: str) -> str:
+        self._refuse("a symbol has no value to show")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
