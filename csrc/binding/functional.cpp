@@ -61,6 +61,8 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     std::array<double, kMaxHypers + 1> values;
     std::copy(packed.begin(), packed.end(), reinterpret_cast<char*>(values.data()));
     const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule.own_hyper_count);
+    if (around.averages() || around.master != 0)
+        throw py::value_error("update: an average or a master is asked for, which has no array here");
     Clock clock{checked_t(t) - 1, 0, {}};
     for (size_t i = 0; i < memory_count; ++i) clock.memory[i] = py::cast<double>(memory[i]);
 

@@ -1,6 +1,6 @@
-// The assembler: from a program to the steps of the accumulator machine. A result that is needed once is computed where
-// it is needed, as a tree; a result that is needed more often goes to a register. Trees are covered by steps so that
-// the number of steps, and then of registers read, is least.
+// The assembler: from a program to the instructions of the accumulator machine. A result that several operations need
+// goes to a register. All other operations form trees, whose values stay in the accumulator as far as possible. A tree
+// is covered by as few instructions as possible, and then by those that read the fewest registers.
 #include <algorithm>
 #include <array>
 #include <functional>

@@ -8,20 +8,13 @@ from fusedstep import _cpu
 from fusedstep.tools.verify import HALVES, dialects, difference, halves, outcome
 from tests.programs.built_in import RULES
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 SIZES = (1, 5, 16, 33, 129, 515)
 
 rules = pytest.mark.parametrize(
     ("cls", "made", "options_of"), RULES, ids=[f"{cls.__name__}-{made.__name__}" for cls, made, _ in RULES]
 )
-
-
-@pytest.fixture(autouse=True, params=["machine", "auto"])
-def settings(request):
-    isa = _cpu.isa()
-    fs.use_rules(request.param)
-    yield
-    fs.use_isa(isa)
-    fs.use_rules("auto")
 
 
 def made_of(options_of, options):

@@ -9,6 +9,8 @@ import fusedstep as fs
 from fusedstep import _cpu
 from fusedstep.tools.verify import difference, values
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 SEEDS = 150  # further ones with -m exhaustive
 CONSTANTS = (0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-40, 1e38, 3.0, -0.3)
 
@@ -107,15 +109,6 @@ def check(seeds):
                 found = outcome(cls(), dtype, seed)
                 assert difference(found, expected) == 0, (seed, dtype, isa, cls.program.show())
     assert defined > 0.9 * len(seeds)
-
-
-@pytest.fixture(autouse=True, params=["machine", "auto"])
-def settings(request):
-    isa = _cpu.isa()
-    fs.use_rules(request.param)
-    yield
-    fs.use_isa(isa)
-    fs.use_rules("auto")
 
 
 @pytest.mark.parametrize("part", range(3))

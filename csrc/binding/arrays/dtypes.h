@@ -12,8 +12,8 @@ namespace fusedstep {
 
 namespace py = pybind11;
 
-// What the elements of an array are: numbers of a type, or complex numbers, which are pairs of numbers of
-// that type.
+// What the elements of an array are: numbers of a type, or complex numbers, which are pairs of such
+// numbers.
 struct Format {
     Type type = kTypes;
     bool pairs = false;

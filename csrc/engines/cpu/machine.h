@@ -158,7 +158,7 @@ struct Registers {
     char* at[kRegisters];
 };
 
-// A step as the machine jumps to it.
+// An instruction in the form that runs: its function, its registers and its scalars.
 #define ACCUMULATOR V a0, V a1, V a2, V a3, V a4, V a5, V a6, V a7
 template <class T, class V = typename In<T>::V>
 struct Jump {

@@ -114,8 +114,8 @@ def rule(
     """
     Make a class of optimizers of a function, the rule.
 
-    The function is called once, with symbols, to find out what it computes. Steps then run at the speed of built-in
-    rules, with all options of `Optimizer`, and with the bits of the function itself in NumPy.
+    The function is called once, with symbols, to find out what it computes. Steps then run fused, in one pass over
+    memory, with all options of `Optimizer`, and with the bits of the function itself in NumPy.
 
     Parameters
     ----------
