@@ -176,6 +176,8 @@ void Plan::see_grad(size_t i, int flags) {
     Slot& slot = slots_[i];
     View& grad = tensor.views[kGrad];
     const bool zeroed = flags & kWriteable;
+    const bool is_for_one_number = slot.device == kHost && tensor.views[kParam].shape().empty();
+    if (is_for_one_number && PyLong_CheckExact(grads_[i].ptr())) grads_[i] = py::float_(grads_[i]);
     if (Py_TYPE(grads_[i].ptr()) != ndarray_type) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
     char* moved = nullptr;
     if (tensor.has(kGrad) && (tensor.zeroable || !zeroed) && grad.has_moved(grads_[i], flags, &moved) &&

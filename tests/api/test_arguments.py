@@ -82,7 +82,7 @@ BAD_GRAD = [
     (ones(8).reshape(2, 4), ValueError, "has shape (2, 4), expected (8,) like "),
     (np.ones((), F32), ValueError, "has shape (), expected (8,) like "),
     (np.ma.ones(8, F32), TypeError, "is a masked array"),
-    (7, ValueError, "has shape (), expected (8,) like "),
+    (7, TypeError, "is of type int, expected an array"),
     (True, TypeError, "is of type bool, expected an array"),
     ([1.0] * 8, TypeError, "is of type list, expected an array"),
     (Device(), RuntimeError, "is on a GPU, "),

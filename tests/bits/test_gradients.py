@@ -161,6 +161,8 @@ def test_a_number_is_the_gradient_of_an_array_without_dimensions(number):
     assert p == 0
     functional.sgd(p, number, lr=1.0)
     assert p == -0.5
+    opt.step({"p": p}, {"p": 2})  # an integer is a number too
+    assert p == -2.5
 
 
 def test_an_unaligned_gradient_is_read():

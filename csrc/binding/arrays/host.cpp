@@ -149,7 +149,6 @@ py::object as_array(py::object source, const Name& name, bool numbers) {
         if (!is_exchanged_on_gpu(source) || offers(source, "__cuda_array_interface__")) return source;
         return view_with_cupy(source, name);
     }
-    if (numbers && PyLong_Check(source.ptr()) && !PyBool_Check(source.ptr())) source = py::float_(source);
     if (numbers && is_number(source)) return py::module_::import("numpy").attr("asarray")(source);
     if (offers(source, "__array_interface__") && !is_number(source)) return view_with_numpy(source, name);
     if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) return view_with_dlpack(source, name);

@@ -112,7 +112,7 @@ def _result(graph: Graph, title: str, value: Any, label: str) -> Node:
     is_memory = label.startswith("memory")
     if is_memory and type(value) in (int, float):
         return graph.constant(value)
-    if not isinstance(value, Symbol) or value._graph is not graph:
+    if not isinstance(value, Symbol):
         raise TypeError(f"{title}: {label} is {value!r}, expected {'a number' if is_memory else 'elements'}")
     if value._graph is not graph:
         raise TypeError(f"{title}: {label} is a value of an earlier call of the function, expected one of this call")
