@@ -30,54 +30,32 @@ struct Tree {
 Tree tree_of(Op op, std::vector<Tree> parts) {
     return {0, static_cast<int>(op), std::move(parts)};
 }
-Tree operator+(Tree a, Tree b) {
-    return tree_of(Op::kAdd, {a, b});
-}
-Tree operator-(Tree a, Tree b) {
-    return tree_of(Op::kSubtract, {a, b});
-}
-Tree operator*(Tree a, Tree b) {
-    return tree_of(Op::kMultiply, {a, b});
-}
-Tree operator/(Tree a, Tree b) {
-    return tree_of(Op::kDivide, {a, b});
-}
-Tree root(Tree a) {
-    return tree_of(Op::kRoot, {a});
-}
-Tree negative(Tree a) {
-    return tree_of(Op::kNegative, {a});
-}
-Tree magnitude(Tree a) {
-    return tree_of(Op::kMagnitude, {a});
-}
-Tree sign_of(Tree a) {
-    return tree_of(Op::kSign, {a});
-}
-Tree larger(Tree a, Tree b) {
-    return tree_of(Op::kLarger, {a, b});
-}
-Tree smaller(Tree a, Tree b) {
-    return tree_of(Op::kSmaller, {a, b});
-}
-Tree less(Tree a, Tree b) {
-    return tree_of(Op::kLess, {a, b});
-}
-Tree at_most(Tree a, Tree b) {
-    return tree_of(Op::kAtMost, {a, b});
-}
-Tree equal(Tree a, Tree b) {
-    return tree_of(Op::kEqual, {a, b});
-}
-Tree both(Tree a, Tree b) {
-    return tree_of(Op::kBoth, {a, b});
-}
-Tree either(Tree a, Tree b) {
-    return tree_of(Op::kEither, {a, b});
-}
-Tree inverse(Tree a) {
-    return tree_of(Op::kNot, {a});
-}
+#define UNARY(name, op)              \
+    Tree name(Tree a) {              \
+        return tree_of(Op::op, {a}); \
+    }
+#define BINARY(name, op)                \
+    Tree name(Tree a, Tree b) {         \
+        return tree_of(Op::op, {a, b}); \
+    }
+BINARY(operator+, kAdd)
+BINARY(operator-, kSubtract)
+BINARY(operator*, kMultiply)
+BINARY(operator/, kDivide)
+UNARY(root, kRoot)
+UNARY(negative, kNegative)
+UNARY(magnitude, kMagnitude)
+UNARY(sign_of, kSign)
+BINARY(larger, kLarger)
+BINARY(smaller, kSmaller)
+BINARY(less, kLess)
+BINARY(at_most, kAtMost)
+BINARY(equal, kEqual)
+BINARY(both, kBoth)
+BINARY(either, kEither)
+UNARY(inverse, kNot)
+#undef UNARY
+#undef BINARY
 Tree select(Tree c, Tree a, Tree b) {
     return tree_of(Op::kSelect, {c, a, b});
 }

@@ -13,11 +13,7 @@ TINY = 1e-40  # subnormal in float32
 SMALL = 1e-300
 
 
-@pytest.fixture(autouse=True)
-def settings():
-    isa = _cpu.isa()
-    yield
-    fs.use_isa(isa)
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def same_bits(cls, **options):
