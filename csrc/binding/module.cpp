@@ -124,6 +124,11 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.attr("narrow") = list_narrow();
     m.attr("tickets") = kTickets;
     m.attr("max_memory") = kMaxMemory;
+    m.attr("max_states") = kMaxStates;
+    m.attr("max_hypers") = kMaxOwnHypers;
+    m.attr("max_operations") = kMaxOperations;
+    m.attr("max_constants") = kMaxConstants;
+    m.attr("max_scalars") = kMaxRuleScalars;
     m.attr("operations") = operation_names();
     m.def(
         "define",

@@ -20,6 +20,11 @@ commit: str
 narrow: tuple[str, ...]
 tickets: int
 max_memory: int
+max_states: int
+max_hypers: int
+max_operations: int
+max_constants: int
+max_scalars: int
 operations: tuple[str, ...]
 
 def leaves(params: object) -> tuple[list[Any], list[Any]]: ...

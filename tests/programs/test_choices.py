@@ -25,7 +25,7 @@ def test_no_hyperparameter_is_taken_for_an_option():
     around = set.intersection(*(set(rule.hypers) for rule in _cpu.rules.values())) - {"lr"}
     assert {"low", "high", "master", "rounding_stochastic"} < around  # low and high are the bounds of parameters
     for name in sorted(around):
-        with pytest.raises(ValueError, match=rf"^mine: {name} is "):
+        with pytest.raises(ValueError, match=rf"^mine, line \d+ of .*: {name} is "):
             with_hyper(name)
 
 
@@ -39,7 +39,9 @@ def test_hyperparameters_that_are_their_own(name):
 
 def test_choices_are_text_or_bools():
     """A number would be one of the numbers of the reference, where a branch on it is always taken."""
-    with pytest.raises(TypeError, match=r"^mine: form has the choices \(1, 2\), expected text, True or False"):
+    with pytest.raises(
+        TypeError, match=r"^mine, line \d+ of .*: form has the choices \(1, 2\), expected text, True or False"
+    ):
         defined("from typing import Literal\ndef mine(g, *, form: Literal[1, 2] = 1): return g")
 
 

@@ -82,19 +82,19 @@ def test_the_line_is_the_users_own():
 
 
 def test_results():
-    with pytest.raises(TypeError, match=r"^mine: the update is a number, expected elements"):
+    with pytest.raises(TypeError, match=r"^mine, line \d+ of .*: the update is a number, expected elements"):
         body(lambda g, m, lr, t: lr * t)()
-    with pytest.raises(TypeError, match=r"^mine: the update is a condition, expected elements"):
+    with pytest.raises(TypeError, match=r"^mine, line \d+ of .*: the update is a condition, expected elements"):
         body(lambda g, m, lr, t: g > 0)()
-    with pytest.raises(TypeError, match=r"^mine: the update is None, expected elements"):
+    with pytest.raises(TypeError, match=r"^mine, line \d+ of .*: the update is None, expected elements"):
         body(lambda g, m, lr, t: None)()
-    with pytest.raises(ValueError, match=r"^mine: returns 1 results, expected 2: the update, state m$"):
+    with pytest.raises(ValueError, match=r"^mine, line \d+ of .*: returns 1 results, expected 2: the update, state m$"):
 
         @fs.rule(states="m")
         def mine(g, m):
             return g + m
 
-    with pytest.raises(TypeError, match=r"^mine: memory k is an element, expected a number"):
+    with pytest.raises(TypeError, match=r"^mine, line \d+ of .*: memory k is an element, expected a number"):
 
         @fs.rule(memory={"k": 1.0})
         def mine(g, *, k):
@@ -112,15 +112,17 @@ def test_limits():
         return mine
 
     assert len(chained(32).program.elements) == 64
-    with pytest.raises(ValueError, match=r"^mine: has 66 operations on elements, expected at most 64$"):
+    with pytest.raises(ValueError, match=r"^mine, line \d+ of .*: has 66 operations on elements, expected at most 64$"):
         chained(33)
-    with pytest.raises(ValueError, match=r"^mine: has 26 numbers that elements are computed from, expected at most 24"):
+    with pytest.raises(
+        ValueError, match=r"^mine, line \d+ of .*: has 26 numbers that elements are computed from, expected at most 24"
+    ):
 
         @fs.rule()
         def mine(g, *, lr=0.1):
             return sum((lr + k) * g for k in range(1, 26))
 
-    with pytest.raises(ValueError, match=r"^mine: states has 5 names, expected at most 4"):
+    with pytest.raises(ValueError, match=r"^mine, line \d+ of .*: states has 5 names, expected at most 4"):
         body(lambda g, m, lr, t: g, states="m a b c d")()
 
 

@@ -36,13 +36,13 @@ def test_hyperparameters_of_many_names(name):
     ["initial", "average", "follow", "elem", "memory", "names", "param", "rule", "self", "cls", "options"],
 )
 def test_hyperparameters_whose_name_is_taken(name):
-    with pytest.raises(ValueError, match=f"^mine: {name} is the name of"):
+    with pytest.raises(ValueError, match=rf"^mine, line \d+ of .*: {name} is the name of"):
         defined(numbers=f"lr=0.1, {name}=0.5")
 
 
 @pytest.mark.parametrize("name", ["self", "options", "master", "remainder"])
 def test_states_whose_name_is_taken(name):
-    with pytest.raises(ValueError, match=f"^mine: {name} is the name of"):
+    with pytest.raises(ValueError, match=rf"^mine, line \d+ of .*: {name} is the name of"):
         defined(arrays=f"g, {name}", after=f", {name}", states=name)
 
 
@@ -125,14 +125,23 @@ def test_functions_have_the_defaults_that_they_know(options):
         ({"weight_decay": "much"}, r"^weight_decay is 'much', expected a number"),
         ({"grad_scale": lambda t: 1.0}, r"^grad_scale is .*, expected a value, since the class has it, not one opt"),
         ({"clip_norm": 1.0, "clip_value": 1.0}, r"^clip_norm stands beside clip_value|^clip_value stands beside"),
-        ({"states": ["m"]}, r"^mine: states is \['m'\], expected names in one string, or a mapping: name -> number"),
-        ({"memory": "k"}, r"^mine: memory is 'k', expected a mapping: name -> number at the start"),
-        ({"numbers": "lr=-0.1"}, r"^mine: lr is -0.1, expected 0 <= lr < inf"),
-        ({"numbers": "k=float('inf')"}, r"^mine: k is inf, expected -inf < k < inf"),
-        ({"numbers": "lr=lambda t: 0.1"}, r"^mine: lr has the default <function .*, expected a finite number, a b"),
-        ({"numbers": "t=1, lr=0.1"}, r"^mine: t has a default, expected none"),
-        ({"arrays": "g, m=None"}, r"^mine: m has a default, expected none"),
-        ({"numbers": ", ".join(f"k{i}=0.1" for i in range(13))}, r"^mine: has 13 hyperparameters, expected at most 12"),
+        (
+            {"states": ["m"]},
+            r"^mine, line \d+ of .*: states is \['m'\], expected names in one string, or a mapping: name -> number",
+        ),
+        ({"memory": "k"}, r"^mine, line \d+ of .*: memory is 'k', expected a mapping: name -> number at the start"),
+        ({"numbers": "lr=-0.1"}, r"^mine, line \d+ of .*: lr is -0.1, expected 0 <= lr < inf"),
+        ({"numbers": "k=float('inf')"}, r"^mine, line \d+ of .*: k is inf, expected -inf < k < inf"),
+        (
+            {"numbers": "lr=lambda t: 0.1"},
+            r"^mine, line \d+ of .*: lr has the default <function .*, expected a finite number, a b",
+        ),
+        ({"numbers": "t=1, lr=0.1"}, r"^mine, line \d+ of .*: t has a default, expected none"),
+        ({"arrays": "g, m=None"}, r"^mine, line \d+ of .*: m has a default, expected none"),
+        (
+            {"numbers": ", ".join(f"k{i}=0.1" for i in range(13))},
+            r"^mine, line \d+ of .*: has 13 hyperparameters, expected at most 12",
+        ),
     ],
 )
 def test_what_is_refused(options, message):
@@ -203,7 +212,7 @@ def test_symbols_of_another_call():
         def second(g):
             return g + kept[0]
 
-    with pytest.raises(TypeError, match=r"^third: the update is "):
+    with pytest.raises(TypeError, match=r"^third, line \d+ of .*: the update is "):
 
         @fs.rule()
         def third(g):
@@ -212,7 +221,9 @@ def test_symbols_of_another_call():
 
 def test_long_functions_are_traced_in_no_time():
     """Selections that share operands are looked at once, and not in all combinations."""
-    with pytest.raises(ValueError, match=r"^mine: has 9002 operations on elements, expected at most 64"):
+    with pytest.raises(
+        ValueError, match=r"^mine, line \d+ of .*: has 9002 operations on elements, expected at most 64"
+    ):
 
         @fs.rule()
         def mine(g, *, lr=0.1):

@@ -92,15 +92,15 @@ def test_refused_in_its_line(case):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ("None", r"^mine: returns 1 results, expected 2: the update, state m$"),
-        ("(g,)", r"^mine: returns 1 results, expected 2"),
-        ("(g, m, m)", r"^mine: returns 3 results, expected 2"),
-        ("{'u': g}", r"^mine: returns 1 results, expected 2"),
-        ("(1.0, m)", r"^mine: the update is 1.0, expected elements"),
-        ("(lr, m)", r"^mine: the update is a number, expected elements"),
-        ("(g, lr)", r"^mine: state m is a number, expected elements"),
-        ("(g, g > 0)", r"^mine: state m is a condition, expected elements"),
-        ("(np.zeros(3), m)", r"^mine: the update is array\(.*\), expected elements"),
+        ("None", r"^mine, line \d+ of .*: returns 1 results, expected 2: the update, state m$"),
+        ("(g,)", r"^mine, line \d+ of .*: returns 1 results, expected 2"),
+        ("(g, m, m)", r"^mine, line \d+ of .*: returns 3 results, expected 2"),
+        ("{'u': g}", r"^mine, line \d+ of .*: returns 1 results, expected 2"),
+        ("(1.0, m)", r"^mine, line \d+ of .*: the update is 1.0, expected elements"),
+        ("(lr, m)", r"^mine, line \d+ of .*: the update is a number, expected elements"),
+        ("(g, lr)", r"^mine, line \d+ of .*: state m is a number, expected elements"),
+        ("(g, g > 0)", r"^mine, line \d+ of .*: state m is a condition, expected elements"),
+        ("(np.zeros(3), m)", r"^mine, line \d+ of .*: the update is array\(.*\), expected elements"),
     ],
 )
 def test_results_that_are_none(result, message):

@@ -230,5 +230,5 @@ def test_limits(what):
 
     p = np.ones(3)
     define(most)().step(p, np.ones(3))
-    with pytest.raises(ValueError, match=rf"^mine: has {most + 1} {what}, expected at most {most}$"):
+    with pytest.raises(ValueError, match=rf"^mine, line \d+ of .*: has {most + 1} {what}, expected at most {most}$"):
         define(most + 1)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from types import FunctionType
 from typing import Any, Literal, get_args, get_origin
 
 from fusedstep import _cpu
@@ -11,9 +12,10 @@ from fusedstep.core.arrays import MASTER_DTYPES
 from fusedstep.core.hyperparameters import check, declared
 from fusedstep.core.optimizer import Optimizer
 
+from .graph import definition
+
 __all__ = ["Form"]
 
-_MOST_STATES, _MOST_NUMBERS = 4, 12
 _MEMBERS = ("functional", "program", "reference", "rule")  # of the class that is made
 _WORDS = ("cls", "float", "options", "self", "type")  # of the functions that are called with the names
 
@@ -22,7 +24,7 @@ _WORDS = ("cls", "float", "options", "self", "type")  # of the functions that ar
 class Form:
     """What a function takes: arrays in order, numbers by name, and hyperparameters; and what states start at."""
 
-    function: Callable[..., Any]
+    function: FunctionType
     arrays: tuple[str, ...]  # g, p where it is wanted, and the states, in the order of the arguments
     states: Mapping[str, float]  # name -> where the state starts
     memory: Mapping[str, float]  # name -> the number before the first update
@@ -36,7 +38,7 @@ class Form:
         """Return the form of a function, or refuse it."""
         if not inspect.isfunction(function):
             raise TypeError(f"a rule is of type {type(function).__name__}, expected a function, def or lambda")
-        title = function.__name__
+        title = definition(function.__code__, function.__name__)
         for label, some in (("states", states), ("memory", memory)):
             if not isinstance(some, Mapping) and not (label == "states" and isinstance(some, str)):
                 names = "names in one string, or " * (label == "states")
@@ -44,8 +46,8 @@ class Form:
         starts = dict.fromkeys(states.split(), 0.0) if isinstance(states, str) else dict(states)
         if isinstance(states, str) and len(starts) != len(states.split()):
             raise ValueError(f"{title}: states is {states!r}, expected different names")
-        if len(starts) > _MOST_STATES:
-            raise ValueError(f"{title}: states has {len(starts)} names, expected at most {_MOST_STATES}")
+        if len(starts) > _cpu.max_states:
+            raise ValueError(f"{title}: states has {len(starts)} names, expected at most {_cpu.max_states}")
         if len(memory) > _cpu.max_memory:
             raise ValueError(f"{title}: memory has {len(memory)} names, expected at most {_cpu.max_memory}")
         parameters = _parameters(function)
@@ -89,8 +91,8 @@ class Form:
             _check_name(title, name)
         if masters := [name for name in starts if name in MASTER_DTYPES]:
             raise ValueError(f"{title}: {masters[0]} is the name of a master of parameters, expected another")
-        if len(numbers) > _MOST_NUMBERS:
-            raise ValueError(f"{title}: has {len(numbers)} hyperparameters, expected at most {_MOST_NUMBERS}")
+        if len(numbers) > _cpu.max_hypers:
+            raise ValueError(f"{title}: has {len(numbers)} hyperparameters, expected at most {_cpu.max_hypers}")
         rate = {"lr": numbers.pop("lr")} if "lr" in numbers else {}
         values = {key: _number(title, key, value) for key, value in (starts | dict(memory)).items()}
         return cls(

@@ -1,12 +1,13 @@
 """What the function of a rule computes, as a graph of operations, and errors that show the user's own line."""
 
+import dis
 import linecache
 import sys
 from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any, Literal, NoReturn
 
-__all__ = ["Graph", "Kind", "Node", "reachable"]
+__all__ = ["Graph", "Kind", "Node", "definition", "reachable"]
 
 Kind = Literal["number", "element"]
 _CONDITIONS = {"less", "less_equal", "equal", "logical_and", "logical_or", "logical_not"}
@@ -80,12 +81,31 @@ class Graph:
         frame: Any = sys._getframe(1)
         while frame is not None and frame.f_code.co_filename != self._code.co_filename:
             frame = frame.f_back
-        where = self._title
-        if frame is not None:
-            file, line = self._code.co_filename, frame.f_lineno
-            text = linecache.getline(file, line).strip()
-            where += f", line {line} of {file}" + (f": `{text}`" if text else "")
+        where = _place(self._code, self._title, frame.f_lineno) if frame is not None else self._title
         raise error(f"{where}: {message}")
+
+    def refuse_results(self, message: str, error: type[Exception] = TypeError) -> NoReturn:
+        """Raise an error that shows where the user's function returns, or where it begins, if it returns in several."""
+        steps = dis.get_instructions(self._code)
+        lines = {step.positions.lineno for step in steps if step.positions and "RETURN" in step.opname}
+        only = lines.pop() if len(lines) == 1 else None
+        raise error(
+            f"{_place(self._code, self._title, only) if only else definition(self._code, self._title)}: {message}"
+        )
+
+
+def _place(code: CodeType, title: str, line: int) -> str:
+    """Return a text that shows a line of a function."""
+    text = linecache.getline(code.co_filename, line).strip()
+    return f"{title}, line {line} of {code.co_filename}" + (f": `{text}`" if text else "")
+
+
+def definition(code: CodeType, title: str) -> str:
+    """Return a text that shows the first line of a function, behind its decorators."""
+    line = first = code.co_firstlineno
+    while (text := linecache.getline(code.co_filename, line)) and not text.lstrip().startswith(f"def {code.co_name}("):
+        line += 1
+    return _place(code, title, line if text else first)
 
 
 def reachable(results: Iterable[Node]) -> list[Node]:

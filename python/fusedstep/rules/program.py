@@ -15,8 +15,7 @@ from .symbols import Symbol
 __all__ = ["Program", "traced"]
 
 _OPS = {name: i for i, name in enumerate(_cpu.operations)}
-_FIRST_RESULT = 6  # of operands of elements, behind p, g and four states
-_MOST_OPERATIONS, _MOST_CONSTANTS, _MOST_SCALARS = 64, 32, 24
+_FIRST_RESULT = 2 + _cpu.max_states  # of operands of elements, behind p, g and the states
 _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "less": "<", "less_equal": "<=", "equal": "=="}
 
 Operation = tuple[int, int, int, int]
@@ -91,9 +90,7 @@ def _text(operation: Operation, values: Any) -> str:
 
 def traced(form: Form, chosen: Mapping[str, Any]) -> Program:
     """Call the function of a rule with symbols and its chosen options, and return what it does as a program."""
-    title = getattr(form.function, "__name__", "rule")
-    code = getattr(form.function, "__code__", traced.__code__)
-    graph = Graph(code, title)
+    graph = Graph(form.function.__code__, form.function.__name__)
     arrays = {name: graph.input("element", name) for name in ("p", "g", *form.states)}
     names = [*form.numbers, "t", *form.memory]
     numbers = {name: graph.input("number", name) for name in names}
@@ -102,28 +99,28 @@ def traced(form: Form, chosen: Mapping[str, Any]) -> Program:
     results = list(returned) if isinstance(returned, (tuple, list)) else [returned]
     wanted = ["the update", *(f"state {name}" for name in form.states), *(f"memory {name}" for name in form.memory)]
     if len(results) != len(wanted):
-        raise ValueError(f"{title}: returns {len(results)} results, expected {len(wanted)}: {', '.join(wanted)}")
-    nodes = [_result(graph, title, value, label) for value, label in zip(results, wanted, strict=True)]
-    return _numbered(form, title, names, nodes)
+        graph.refuse_results(f"returns {len(results)} results, expected {len(wanted)}: {', '.join(wanted)}", ValueError)
+    nodes = [_result(graph, value, label) for value, label in zip(results, wanted, strict=True)]
+    return _numbered(form, graph, names, nodes)
 
 
-def _result(graph: Graph, title: str, value: Any, label: str) -> Node:
+def _result(graph: Graph, value: Any, label: str) -> Node:
     """Return the node of a result; subnormal numbers of inputs that are only moved count as zero."""
     is_memory = label.startswith("memory")
     if is_memory and type(value) in (int, float):
         return graph.constant(value)
     if not isinstance(value, Symbol):
-        raise TypeError(f"{title}: {label} is {value!r}, expected {'a number' if is_memory else 'elements'}")
+        graph.refuse_results(f"{label} is {value!r}, expected {'a number' if is_memory else 'elements'}")
     if value._graph is not graph:
-        raise TypeError(f"{title}: {label} is a value of an earlier call of the function, expected one of this call")
+        graph.refuse_results(f"{label} is a value of an earlier call of the function, expected one of this call")
     node = value._node
     if node.is_condition or (node.kind == "number") != is_memory:
         found = "a condition" if node.is_condition else "a number" if node.kind == "number" else "an element"
-        raise TypeError(f"{title}: {label} is {found}, expected {'a number' if is_memory else 'elements'}")
+        graph.refuse_results(f"{label} is {found}, expected {'a number' if is_memory else 'elements'}")
     return graph.result("multiply", node, graph.constant(1.0)) if node.is_moved else node
 
 
-def _numbered(form: Form, title: str, names: list[str], results: list[Node]) -> Program:
+def _numbered(form: Form, graph: Graph, names: list[str], results: list[Node]) -> Program:
     count = 1 + len(form.states)
     live = reachable(results)
     inputs = {node.name: node for node in live if node.op == "input"}
@@ -132,13 +129,13 @@ def _numbered(form: Form, title: str, names: list[str], results: list[Node]) -> 
     constants = [node for node in live if node.op == "constant"]
     derived = [node for node in live if node.kind == "number" and node.operands]
     for what, found, most in (
-        ("operations on elements", used, _MOST_OPERATIONS),
-        ("operations on numbers", derived, _MOST_OPERATIONS),
-        ("constants", constants, _MOST_CONSTANTS),
-        ("numbers that elements are computed from", scalars, _MOST_SCALARS),
+        ("operations on elements", used, _cpu.max_operations),
+        ("operations on numbers", derived, _cpu.max_operations),
+        ("constants", constants, _cpu.max_constants),
+        ("numbers that elements are computed from", scalars, _cpu.max_scalars),
     ):
         if len(found) > most:
-            raise ValueError(f"{title}: has {len(found)} {what}, expected at most {most}")
+            graph.refuse_results(f"has {len(found)} {what}, expected at most {most}", ValueError)
     number_of = {inputs[name]: i for i, name in enumerate(names) if name in inputs}
     number_of |= {node: len(names) + i for i, node in enumerate((*constants, *derived))}
     operand_of = {node: -1 - k for k, node in enumerate(scalars)}
