@@ -92,12 +92,13 @@ struct Engine {
 };
 
 // A number that differs between builds whose structs, rules or hyperparameters differ: plans refuse an engine of such a
-// build. The names are those of a build's rules and hyperparameters, in the order of their tables.
-constexpr uint64_t layout_of(std::initializer_list<std::string_view> names) {
+// build. The names are those of a build's rules, hyperparameters and steps of the machine, in the order of their
+// tables; `program` is the size of a rule that is made at run time.
+constexpr uint64_t layout_of(std::initializer_list<std::string_view> names, size_t program = 0) {
     uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
     const auto mix = [&](uint64_t word) { hash = (hash ^ word) * 0x100000001b3; };
     for (size_t size : {sizeof(Slot), sizeof(Axis), sizeof(Clock), sizeof(Derived), sizeof(RuleInfo), sizeof(Request),
-                        sizeof(Finding), sizeof(Engine)})
+                        sizeof(Finding), sizeof(Engine), program})
         mix(size);
     for (std::string_view name : names) {
         for (char letter : name) mix(static_cast<unsigned char>(letter));

@@ -113,7 +113,7 @@ constexpr int kFirstTemporary = kUpdateRegister + 1;
 constexpr int kRegisters = 20;
 constexpr int kMaxInstructions = 4 * kMaxOperations;
 
-struct Instruction {
+struct alignas(8) Instruction {  // so that a GPU reads it at once
     Do what;
     uint8_t x, y, k, q;
 };

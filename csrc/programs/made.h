@@ -18,6 +18,10 @@ struct Made {
     const Code& code(Ending ending) const { return codes[static_cast<int>(ending)]; }
 };
 
+// The names of the steps of the machine, for a list in layout_of.
+#define FUSEDSTEP_STEP_NAME(Name, ...) #Name,
+#define FUSEDSTEP_STEP_NAMES FUSEDSTEP_INSTRUCTIONS(FUSEDSTEP_STEP_NAME)
+
 // Check a program and number it as a further rule, which is there from then on. Raises std::invalid_argument or
 // std::length_error.
 const RuleInfo& define(std::string name, std::string states, std::string hypers, std::string memory,

@@ -31,7 +31,7 @@ ARITHMETIC = re.compile(r"(add|sub|mul|div|sqrt)\.rn(\.ftz\.f32|\.f64)")
 EXACT = re.compile(
     r"(setp|set)\.\w+(\.\w+)?(\.ftz\.f32|\.f64)|selp\.f(32|64)|(neg|abs)(\.ftz\.f32|\.f64)|mov\.f(32|64)"
     r"|(ld|st)\.\w+(\.v[24])?\.f(32|64)|(ld|st)(\.v[24])?\.f(32|64)"
-    r"|cvt\.rn\.f32\.s32|cvt\.rn\.f64\.s64|cvt\.rzi\.ftz\.s32\.f32|cvt\.rzi\.u64\.f64|cvt\.ftz\.f64\.f32|cvt\.rn\.ftz\.f32\.f64"
+    r"|cvt\.rn\.f32\.s32|cvt\.rn\.f64\.(s64|u32)|cvt\.rzi\.ftz\.s32\.f32|cvt\.rzi\.[us]64\.f64|cvt\.ftz\.f64\.f32|cvt\.rn\.ftz\.f32\.f64"
 )
 KEEPING = re.compile(r"cvt\.rn\.f32\.f64|cvt\.f64\.f32")
 
@@ -125,11 +125,12 @@ def reports(arch, cubins):
         return dict(zip(SOURCES, pool.map(report, SOURCES), strict=True))
 
 
-def test_kernels_fit_into_64_registers_on_every_architecture(reports):
+def test_kernels_fit_into_their_registers_on_every_architecture(reports):
+    """A kernel for all rules that are made at run time has fewer threads, and more registers for each."""
     for name, kernels in reports.items():
         for kernel, (stored, loaded, registers) in kernels.items():
             assert (stored, loaded) == (0, 0), f"{kernel} of {name} spills"
-            assert registers <= 64, f"{kernel} of {name}"
+            assert registers <= (96 if "update_made" in kernel else 64), f"{kernel} of {name}"
 
 
 def test_every_rule_has_its_kernels(reports):
@@ -140,7 +141,8 @@ def test_every_rule_has_its_kernels(reports):
             own = [kernel for kernel in kernels if re.search(rf"\d{rule}[EN]", kernel)]
             assert len(own) == count, (name, rule)
         common = 7 if name == "prepare" else 1  # the kernel that averages
-        assert len(kernels) == sum(expected.values()) + common
+        made = 2 if "float" in name else 1  # for rules that are made at run time
+        assert len(kernels) == sum(expected.values()) + common + made
 
 
 def keeping_subnormals(text):

@@ -9,6 +9,7 @@
 #include "element/philox.h"
 #include "engine.h"
 #include "engines/cpu/dispatch.h"
+#include "programs/made.h"
 #include "rules/all.h"
 #include "rules/rows.h"
 
@@ -202,7 +203,11 @@ void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const
 }  // namespace
 
 const Engine& host_engine() {
-    static constexpr Engine engine = {layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) Around::hypers}), open, run_once, {}};
+    static constexpr Engine engine = {
+        layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) FUSEDSTEP_STEP_NAMES Around::hypers}, sizeof(Made)),
+        open,
+        run_once,
+        {}};
     return engine;
 }
 

@@ -10,6 +10,16 @@ INLINE_HOST_DEVICE void read_anew() {
     asm volatile("" ::: "memory");
 }
 
+// The memory of a block that its launch asks for.
+INLINE_HOST_DEVICE void* launched_memory() {
+#ifdef __CUDA_ARCH__
+    extern __shared__ __align__(16) char memory[];
+#else
+    alignas(16) static char memory[48 << 10];
+#endif
+    return memory;
+}
+
 // Conversions in which subnormal floats are numbers like others; those of the compiler flush them (-ftz=true).
 INLINE_HOST_DEVICE double as_double(float x) {
 #ifdef __CUDA_ARCH__

@@ -11,6 +11,25 @@ namespace {
 
 constexpr int kWarps = kThreads / kWarp;
 
+// The code of a rule for a GPU, its registers numbered without gaps. Those of arrays and of the update come first.
+Interpreted interpreted(const Made& rule) {
+    const Code& code = rule.code(Ending::kUpdate);
+    const auto steps = std::span(code.instructions, code.count);
+    Interpreted made{rule.program.elements.state_count, 0, code.count, {}};
+    uint8_t number_of[kRegisters] = {};
+    for (int i = 0; i < kRegisters; ++i) {
+        const bool is_array = i < kFirstStateOperand + made.state_count || i == kUpdateRegister;
+        const auto names = [=](const Instruction& step) { return step.x == i || step.y == i; };
+        if (is_array || std::ranges::any_of(steps, names)) number_of[i] = static_cast<uint8_t>(made.register_count++);
+    }
+    std::ranges::transform(steps, made.instructions, [&](Instruction step) {
+        step.x = number_of[step.x];
+        step.y = number_of[step.y];
+        return step;
+    });
+    return made;
+}
+
 int64_t tiles_of(int64_t size) {
     return blocks_of(size);
 }
@@ -35,11 +54,12 @@ private:
 }  // namespace
 
 Device::Device(const RuleInfo& rule, int number, int index, int devices, const Stream* ordered)
-    : number(number), rule_(rule.id), has_order_(ordered), order_(ordered ? *ordered : 0) {
+    : number(number), rule_(rule.id), made_(rule.made), has_order_(ordered), order_(ordered ? *ordered : 0) {
     table_.device = index;
     table_.devices = devices;
     table_.hyper_count = rule.hyper_count;
     table_.own_hyper_count = rule.own_hyper_count;
+    if (made_) interpreted_ = interpreted(*made_);
     load_kernels();
     check(cudaDeviceGetAttribute(&multiprocessors_, cudaDevAttrMultiProcessorCount, number), "asking about a GPU");
 }
@@ -203,16 +223,18 @@ void Device::measure_updates(const Step& step, Stream stream) {
 
 // Query the occupancy of all kernels of the rule. The query also loads them, which CUDA forbids during a capture.
 void Device::load_kernels() {
-    auto occupancy = [](auto kernel, int threads) {
+    auto occupancy = [](auto kernel, Threads threads) {
         int blocks = 0;
-        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, 0), "loading a kernel");
+        check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads.count, threads.shared_bytes),
+              "loading a kernel");
         return std::max(blocks, 1);
     };
     for (Loop loop : {float32, float64, generic})
         for (Body body : {kShortBody, kFullBody})
-            occupancies_[loop][body] = occupancy(update_of(loop, rule_, body), kThreads);
+            occupancies_[loop][body] = made_ ? occupancy(made_update_of(loop, body), made_threads())
+                                             : occupancy(update_of(loop, rule_, body), kThreads);
     for (Loop loop : {float32, float64, generic}) occupancy(average_of(loop), kThreads);
-    occupancy(preparations[rule_], kFewThreads);
+    made_ ? occupancy(prepare_made, kFewThreads) : occupancy(preparations[rule_], kFewThreads);
     occupancy(common.square, kThreads);
     occupancy(common.add_tiles, kManyThreads);
     occupancy(common.measure, kManyThreads);
@@ -222,16 +244,24 @@ void Device::load_kernels() {
 
 void Device::update(const Step& step, Stream stream) {
     table_.measures_updates = step.mode.measures_updates;
-    launch(preparations[rule_], std::max(1, (table_.count + kFewThreads - 1) / kFewThreads), kFewThreads, stream,
-           table_, step.mode, findings_ + step.ticket);
-    auto run = [&](Update kernel, int64_t occupancy) {
-        const int64_t blocks = std::min<int64_t>((table_.tiles + kWarps - 1) / kWarps, occupancy * multiprocessors_);
-        launch(kernel, blocks, kThreads, stream, table_);
+    const int64_t prepares = std::max(1, (table_.count + kFewThreads - 1) / kFewThreads);
+    const Finding* const found = findings_ + step.ticket;
+    if (made_)
+        launch(prepare_made, prepares, kFewThreads, stream, table_, step.mode, found, made_->program.numbers,
+               made_->has_lr);
+    else
+        launch(preparations[rule_], prepares, kFewThreads, stream, table_, step.mode, found);
+    auto run = [&](auto kernel, Threads threads, int64_t occupancy, const auto&... rule) {
+        const int64_t warps = threads.count / kWarp, wanted = (table_.tiles + warps - 1) / warps;
+        launch(kernel, std::min<int64_t>(wanted, occupancy * multiprocessors_), threads, stream, table_, rule...);
     };
     for (Loop loop : {float32, float64, generic}) {
         const Body body = loop == float64 && gathers_doubles_ ? kFullBody : step.body;
-        if (gradients_of_[loop]) run(update_of(loop, rule_, body), occupancies_[loop][body]);
-        if (step.averages && others_of_[loop]) run(average_of(loop), kLeastBlocks);
+        if (gradients_of_[loop] && made_)
+            run(made_update_of(loop, body), made_threads(), occupancies_[loop][body], interpreted_);
+        else if (gradients_of_[loop])
+            run(update_of(loop, rule_, body), kThreads, occupancies_[loop][body]);
+        if (step.averages && others_of_[loop]) run(average_of(loop), kThreads, kLeastBlocks);
     }
     if (step.mode.measures_updates && !large_.empty())
         launch(common.add_updates, large_.size(), kManyThreads, stream, table_);

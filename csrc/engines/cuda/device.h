@@ -8,6 +8,7 @@
 
 #include "engines/cuda/runtime.h"
 #include "engines/cuda/table.h"
+#include "programs/made.h"
 #include "rules/info.h"
 
 namespace fusedstep::cuda {
@@ -61,8 +62,11 @@ private:
     void set_axes(std::span<const Axis> axes);
     void fetch(void* to, const void* from, size_t bytes);
     void load_kernels();
+    Threads made_threads() const { return {kMadeThreads, room_of(interpreted_)}; }
 
     const int rule_;
+    const Made* const made_;
+    Interpreted interpreted_{};  // a rule that was made at run time
     const bool has_order_;
     const Stream order_;
     Table table_{};

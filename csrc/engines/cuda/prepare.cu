@@ -9,6 +9,7 @@
 #include "engines/cuda/compiler.h"
 #include "engines/cuda/gather.h"
 #include "engines/cuda/sums.h"
+#include "programs/numbers.h"
 #include "rules/all.h"
 #include "storage/all.h"
 
@@ -270,20 +271,22 @@ INLINE_HOST_DEVICE bool is_averaged(const Tensor& tensor, const Around::Hyper& a
     return tensor.arrays[kParam] && tensor.arrays[kAverage] && around.averages();
 }
 
-template <class Rule>
-__global__ void __launch_bounds__(kFewThreads, 8)
-    prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Finding* found) {
+// Prepare the update of a tensor by each thread. derive(hyperparameters, clock, derived) is that of the rule, which has
+// kOwn hyperparameters at most, and `own` in fact.
+template <int kOwn, class Derive>
+__device__ inline void prepare_tensors(const Table& table, const Mode& how, const Finding* found, int own,
+                                       Derive derive) {
     const int32_t i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i == 0) table.offenders[table.device] = kNobody;  // for the next step
     if (i >= table.count) return;
     const Flush<double> mode;
-    constexpr int kCount = words(Rule::hypers) + words(Around::hypers);
+    constexpr int kCount = kOwn + words(Around::hypers);
     __shared__ double rooms[kFewThreads][kCount];  // the hyperparameters, too many for registers
     double* const hypers = rooms[threadIdx.x];
     const Number* numbers = hypers_of(table, i);
-    for (int j = 0; j < kCount; ++j) hypers[j] = value_of(numbers[j]);
+    for (int j = 0; j < own + words(Around::hypers); ++j) hypers[j] = value_of(numbers[j]);
     read_anew();
-    const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + words(Rule::hypers));
+    const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + own);
 
     Prepared& prepared = table.prepared[i];
     prepared.skipped = how.skips_nonfinite && found->offender != kNobody;
@@ -293,7 +296,7 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     if (prepared.averaged)
         Around::derive(around, 0, table.clocks[i], prepared.derived);
     else
-        derive<Rule>(hypers, table.clocks[i], prepared.derived);
+        derive(hypers, table.clocks[i], prepared.derived);
     read_anew();
     prepared.noise = prepared.derived.stochastic
                          ? noise_key(prepared.derived.seed, table.clocks[i].t, table.tensors[i].noise_id)
@@ -306,6 +309,23 @@ __global__ void __launch_bounds__(kFewThreads, 8)
     prepared.scale32 = static_cast<float>(scale);
 }
 
+template <class Rule>
+__global__ void __launch_bounds__(kFewThreads, 8)
+    prepare(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Finding* found) {
+    constexpr int kOwn = words(Rule::hypers);
+    prepare_tensors<kOwn>(table, how, found, kOwn,
+                          [](const double* hypers, Clock& clock, Derived& derived)
+                              INLINE_LAMBDA { derive<Rule>(hypers, clock, derived); });
+}
+
+__global__ void __launch_bounds__(kFewThreads, 8)
+    prepare_program(const __grid_constant__ Table table, const __grid_constant__ Mode how, const Finding* found,
+                    const __grid_constant__ Numbers numbers, bool has_lr) {
+    prepare_tensors<kMaxOwnHypers>(table, how, found, numbers.hyper_count,
+                                   [&](const double* hypers, Clock& clock, Derived& derived)
+                                       INLINE_LAMBDA { derive(numbers, has_lr, hypers, clock, derived); });
+}
+
 #define PREPARE(Rule) prepare<Rule>,
 
 }  // namespace
@@ -313,6 +333,7 @@ __global__ void __launch_bounds__(kFewThreads, 8)
 namespace fusedstep::cuda {
 
 const Prepare preparations[] = {FUSEDSTEP_RULES(PREPARE) FUSEDSTEP_LIMITS(PREPARE)};
+const PrepareMade prepare_made = prepare_program;
 const Common common = {own_tiles, square_tiles, add_tiles, measure, add_updates, measure_updates};
 const Deliver deliver = unpack;
 

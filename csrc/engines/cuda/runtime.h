@@ -88,10 +88,19 @@ private:
     cudaEvent_t event_ = nullptr;
 };
 
+// The threads of a block, and the memory that they share beside what their kernel names.
+struct Threads {
+    Threads(int count, int64_t shared_bytes = 0) : count(count), shared_bytes(shared_bytes) {}
+    int count;
+    int64_t shared_bytes;
+};
+
 template <class... A>
-void launch(void (*kernel)(A...), int64_t blocks, int threads, Stream stream, std::type_identity_t<A>... arguments) {
+void launch(void (*kernel)(A...), int64_t blocks, Threads threads, Stream stream,
+            std::type_identity_t<A>... arguments) {
     void* list[] = {&arguments...};
-    check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads), list, 0, stream_of(stream)),
+    check(cudaLaunchKernel(kernel, dim3(static_cast<unsigned>(blocks)), dim3(threads.count), list,
+                           static_cast<size_t>(threads.shared_bytes), stream_of(stream)),
           "starting a kernel");
 }
 

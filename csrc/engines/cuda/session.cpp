@@ -8,6 +8,7 @@
 #include "element/float_mode.h"
 #include "engine.h"
 #include "engines/cuda/device.h"
+#include "programs/made.h"
 #include "rules/all.h"
 #include "rules/rows.h"
 
@@ -72,8 +73,6 @@ class GpuSession final : public Session {
 public:
     // A session that makes only one step may be given its stream as `ordered`.
     GpuSession(const RuleInfo& rule, std::span<const int> devices, const Stream* ordered = nullptr) : rows_(rule) {
-        if (rule.made)
-            throw std::runtime_error("a rule of one's own runs on CPUs only, expected arrays in host memory");
         for (size_t d = 0; d < devices.size(); ++d) {
             const OnDevice here(devices[d]);
             devices_.emplace_back(rule, devices[d], static_cast<int>(d), static_cast<int>(devices.size()), ordered);
@@ -300,7 +299,9 @@ void run_once(const RuleInfo& rule, std::span<const Slot> slots, std::span<const
 }  // namespace
 
 extern const Engine engine;
-const Engine engine = {
-    layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) Around::hypers}), open, run_once, {device_of, order, mark, captures}};
+const Engine engine = {layout_of({FUSEDSTEP_RULES(FUSEDSTEP_NAMES) FUSEDSTEP_STEP_NAMES Around::hypers}, sizeof(Made)),
+                       open,
+                       run_once,
+                       {device_of, order, mark, captures}};
 
 }  // namespace fusedstep::cuda

@@ -1,7 +1,7 @@
 // What a GPU knows of a step: tables in its memory, one record per tensor, that the kernels of a step walk.
 #pragma once
 
-#include "step.h"
+#include "programs/instructions.h"
 
 namespace fusedstep::cuda {
 
@@ -100,6 +100,34 @@ inline Update update_of(Loop loop, int rule, Body body) {
 
 using Prepare = void (*)(Table, Mode, const Finding*);
 extern const Prepare preparations[];
+
+// The elements of a rule that is made at run time, as an argument of kernels. The machine's registers are numbered
+// without gaps: parameter, gradient, states, update, intermediate results.
+struct Interpreted {
+    int32_t state_count, register_count, count;
+    Instruction instructions[kMaxInstructions];
+};
+constexpr int kMadeThreads = 128;    // threads of a block, whose registers share the memory of the block
+constexpr int kRegisterBytes = 16;   // what a register of the machine holds for a thread
+constexpr int kLeastMadeBlocks = 5;  // per multiprocessor, so that a thread has 96 registers of the processor
+// The memory that the launch of such a kernel gives to each block.
+constexpr int64_t room_of(const Interpreted& rule) {
+    return static_cast<int64_t>(sizeof(rule.instructions)) + rule.register_count * kMadeThreads * kRegisterBytes;
+}
+
+// The kernels of all rules that are made at run time.
+using UpdateMade = void (*)(Table, Interpreted);
+struct UpdatesOfMade {
+    UpdateMade of[kBodies];
+};
+extern const UpdatesOfMade made_float32, made_float64, made_generic;
+inline UpdateMade made_update_of(Loop loop, Body body) {
+    const UpdatesOfMade updates[kLoops] = {made_float32, made_float64, made_generic};
+    return updates[loop].of[body];
+}
+// The numbers of the rule, and whether the first hyperparameter is the learning rate.
+using PrepareMade = void (*)(Table, Mode, const Finding*, Numbers, bool has_lr);
+extern const PrepareMade prepare_made;
 
 // The kernels that let the averages of tensors without a gradient follow their parameters.
 extern const Update average_float32, average_float64, average_generic;

@@ -5,10 +5,11 @@
 #include <new>
 #include <type_traits>
 
-#include "element/philox.h"
 #include "element/scalars.h"
 #include "engines/cuda/compiler.h"
 #include "engines/cuda/gather.h"
+#include "engines/cuda/interpreter.h"
+#include "engines/cuda/packs.h"
 #include "engines/cuda/sums.h"
 #include "rules/all.h"
 #include "storage/all.h"
@@ -16,6 +17,7 @@
 #define JOIN(a, b) a##b
 #define UPDATES(loop) JOIN(updates_, loop)
 #define AVERAGE(loop) JOIN(average_, loop)
+#define MADE(loop) JOIN(made_, loop)
 
 namespace {
 
@@ -25,159 +27,11 @@ using namespace fusedstep::cuda;
 constexpr Loop kLoop = FUSEDSTEP_LOOP;
 using T = std::conditional_t<kLoop == float64, double, float>;
 
-template <class T, int n>
-struct alignas(sizeof(T) * n) Pack {
-    T x[n];
-};
-
-// The n elements of an array from the i-th on, aligned so that they are read at once. The compiler does not see that
-// the pointer, which comes from shared memory, points into global memory.
-template <class T, int n>
-INLINE_HOST_DEVICE Pack<T, n>& pack_at(const void* array, int i) {
-    T* first = static_cast<T*>(const_cast<void*>(array)) + i;
-#ifdef __CUDA_ARCH__
-    __builtin_assume(__isGlobal(first));
-#endif
-    return *reinterpret_cast<Pack<T, n>*>(first);
-}
-
-// The random bits of two elements of an array, i and i + 1 for an even i. The function needs many registers and runs
-// rarely, so it is not inlined.
-[[maybe_unused]] __host__ __device__ __noinline__ uint32_t noise_word(uint64_t key, uint32_t array, int64_t i) {
-    const int within = static_cast<int>(i % kNoiseTile);
-    const uint64_t counter = static_cast<uint64_t>(i / kNoiseTile) * kCounters + within / 2 % kCounters;
-    uint64_t x[4] = {counter, counter >> 32, array, 0};
-    philox(x, key);
-    const int which = within / (2 * kCounters);
-    return static_cast<uint32_t>(which < 2 ? (which == 0 ? x[0] : x[1]) : (which == 2 ? x[2] : x[3]));
-}
-
-// The random bits of the elements [i, i + n) of an array.
-template <int n>
-INLINE_HOST_DEVICE void noise_of(uint64_t key, uint32_t array, int64_t i, uint32_t (&noise)[n]) {
-    uint32_t word = 0;
-#pragma unroll
-    for (int j = 0; j < n; ++j) {
-        const bool odd = (i + j) % 2;
-        if (j == 0 || !odd) word = noise_word(key, array, i + j - odd);
-        noise[j] = odd ? word >> 16 : word & 0xffff;
-    }
-}
-
-// Reading and writing the elements [i, i + n) of an array at once. Where the compiler knows the type of the array, no
-// branch on the type remains.
-
-template <int n>
-INLINE_HOST_DEVICE void load(Type, const void* array, int i, double (&x)[n]) {
-    const auto pack = pack_at<double, n>(array, i);
-    for (int j = 0; j < n; ++j) x[j] = pack.x[j];
-}
-
-// Elements of a narrow type, as words.
-template <int n>
-INLINE_HOST_DEVICE void load_words(Type type, const void* array, int i, uint32_t (&words)[n]) {
-    with_word(type, [&](auto word) INLINE_LAMBDA {
-        const auto pack = pack_at<decltype(word), n>(array, i);
-        for (int j = 0; j < n; ++j) words[j] = pack.x[j];
-    });
-}
-
-INLINE_HOST_DEVICE float widened(Type type, uint32_t word) {
-    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.widen(word); });
-}
-INLINE_HOST_DEVICE uint32_t narrowed(Type type, float x) {
-    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.narrow(x); });
-}
-INLINE_HOST_DEVICE uint32_t narrowed(Type type, float x, uint32_t noise) {
-    return with_narrow(type, [=](auto storage) INLINE_LAMBDA { return storage.narrow(x, noise); });
-}
-
-template <int n>
-INLINE_HOST_DEVICE void load(Type type, const void* array, int i, float (&x)[n]) {
-    if (type == kFloat32) {
-        const auto pack = pack_at<float, n>(array, i);
-        for (int j = 0; j < n; ++j) x[j] = pack.x[j];
-    } else {
-        uint32_t words[n];
-        load_words(type, array, i, words);
-        for (int j = 0; j < n; ++j) x[j] = widened(type, words[j]);
-    }
-}
-
-template <class T, int n, class X>
-INLINE_HOST_DEVICE void put(void* array, int i, const X (&x)[n]) {
-    Pack<T, n> pack;
-    for (int j = 0; j < n; ++j) pack.x[j] = static_cast<T>(x[j]);
-    pack_at<T, n>(array, i) = pack;
-}
-
-template <int n>
-INLINE_HOST_DEVICE void put_words(Type type, void* array, int i, const uint32_t (&words)[n]) {
-    with_word(type, [&](auto word) INLINE_LAMBDA { put<decltype(word)>(array, i, words); });
-}
-
-// How numbers are rounded when they are stored: to nearest, or by random bits, which depend on a key, on the array and
-// on the number of the element.
-struct Rounding {
-    bool stochastic;
-    uint64_t key;
-    uint32_t array;
-    int64_t element;
-};
-
-template <int n>
-INLINE_HOST_DEVICE void store(Type, void* array, int i, const double (&x)[n], Rounding) {
-    put<double>(array, i, x);
-}
-
-template <int n>
-INLINE_HOST_DEVICE void store(Type type, void* array, int i, const float (&x)[n], Rounding rounding) {
-    if (type == kFloat32) return put<float>(array, i, x);
-    uint32_t words[n];
-    if (rounding.stochastic) {
-        uint32_t noise[n];
-        noise_of(rounding.key, rounding.array, rounding.element, noise);
-        for (int j = 0; j < n; ++j) words[j] = narrowed(type, x[j], noise[j]);
-    } else {
-        for (int j = 0; j < n; ++j) words[j] = narrowed(type, x[j]);
-    }
-    put_words(type, array, i, words);
-}
-
-// A parameter with a master counts as its master, unless somebody has written to the parameter since.
-template <int n>
-INLINE_HOST_DEVICE void load_with_master(const Types& types, const void* param, const void* master, int i,
-                                         float (&x)[n]) {
-    uint32_t words[n];
-    load_words(types.param, param, i, words);
-    if (types.master == kUInt16) {
-        const auto low = pack_at<uint16_t, n>(master, i);
-        for (int j = 0; j < n; ++j) x[j] = Split::joined(words[j], uint32_t(low.x[j]));
-    } else {
-        load(kFloat32, master, i, x);
-        for (int j = 0; j < n; ++j)
-            x[j] = narrowed(types.param, x[j]) == words[j] ? x[j] : widened(types.param, words[j]);
-    }
-}
-
 template <int n, class X>
 INLINE_HOST_DEVICE void load_param(const Types& types, const void* param, const void* master, int i, X (&x)[n]) {
     if constexpr (kLoop == generic)
         if (types.master != kTypes) return load_with_master(types, param, master, i, x);
     load(types.param, param, i, x);
-}
-
-template <int n>
-INLINE_HOST_DEVICE void store_with_master(const Types& types, void* param, void* master, int i, const float (&x)[n]) {
-    if (types.master == kUInt16) {
-        uint32_t high[n], low[n];
-        for (int j = 0; j < n; ++j) high[j] = Split::high(x[j]), low[j] = Split::low(x[j]);
-        put<uint16_t>(master, i, low);
-        put<uint16_t>(param, i, high);
-    } else {
-        put<float>(master, i, x);
-        store(types.param, param, i, x, Rounding{});
-    }
 }
 
 template <int n>
@@ -196,6 +50,22 @@ struct Nothing {
     INLINE_HOST_DEVICE Nothing(const Table&, const Gradient&, int64_t) {}
 };
 
+// A rule that is made at run time, as the compiler sees it, and what the program says further.
+struct MadeRule {
+    static constexpr char states[] = "a b c d";  // as many as there may be
+    template <class T>
+    struct Scalars {
+        T all[kMaxRuleScalars];
+    };
+};
+struct Program {
+    int state_count;
+};
+// What a kernel for one rule of the list has in place of a program.
+struct NoProgram {};
+template <class Rule>
+constexpr bool kIsMade = std::is_same_v<Rule, MadeRule>;
+
 // A tile of a tensor, as its warp sees it. The object lies in shared memory, since it is too large for registers.
 template <class Rule, Body kBody>
 struct Tile {
@@ -210,6 +80,7 @@ struct Tile {
     static constexpr bool kMeasures = kBody == kFullBody && !kYardstick<Rule>;
 
     const Scalars<Rule, T> k;
+    const std::conditional_t<kIsMade<Rule>, Program, NoProgram> program;
     const Types found;
     const std::conditional_t<kGathers, Gathered, Nothing> any_grad;
     void *const param, *const grad, *const average, *const master;
@@ -219,9 +90,11 @@ struct Tile {
     const bool averages, zeroes, stochastic;
     const uint64_t noise;
 
+    template <class Program>
     INLINE_HOST_DEVICE Tile(const Table& table, const Tensor& tensor, const Gradient& gradient,
-                            const Prepared& prepared, int64_t first, int n)
+                            const Prepared& prepared, const Program& program, int64_t first, int n)
         : k(prepared.derived, kLoop == float64 ? prepared.scale64 : prepared.scale32),
+          program(program),
           found{tensor.param, gradient.type, tensor.state, tensor.master},
           any_grad(table, gradient, first),
           param(at(tensor.arrays[kParam], types().param, first)),
@@ -233,7 +106,7 @@ struct Tile {
           zeroes(prepared.derived.zero_grad),
           stochastic(kLoop == generic && prepared.derived.stochastic),
           noise(prepared.noise) {
-        each_state<Rule>([&](int j) { states[j] = at(tensor.arrays[kStates + j], types().state, first); });
+        for_states([&](int j) { states[j] = at(tensor.arrays[kStates + j], types().state, first); });
         head = gathers() || tensor.head == gradient.head ? tensor.head : kScattered;
         in_vectors = head >= 0 && head < n ? (n - head) / kVector * kVector : 0;
         if (kMeasures && table.measures_updates) in_vectors = 0;  // each lane has the elements of a lane of norm.h
@@ -246,6 +119,16 @@ struct Tile {
         if constexpr (kLoop == float32) return {kFloat32, kFloat32, kFloat32};
         if constexpr (kLoop == float64) return {kFloat64, kFloat64, kFloat64};
         return found;
+    }
+
+    // Call f(j) for each state.
+    template <class F>
+    INLINE_HOST_DEVICE void for_states(F f) const {
+        each_state<Rule>([&](int j) INLINE_LAMBDA {
+            if constexpr (kIsMade<Rule>)
+                if (j >= program.state_count) return;
+            f(j);
+        });
     }
 
     // Whether the elements of the gradient are found one by one.
@@ -275,11 +158,46 @@ struct Tile {
         zero<n>(types().grad, grad, i);
     }
 
-    // state(j) is a reference to state number j of an element.
-    template <class State, class Seen>
-    INLINE_HOST_DEVICE T compute(T p, T g, State state, Seen seen) const {
-        if (kBody == kFullBody && k.variant <= kDecayed) return k.template parameter<kDecayed>(p, g, state, seen);
-        return k.template parameter<kVariant>(p, g, state, seen);
+    // Compute the new parameters and states of n elements.
+    template <int n, class Seen>
+    INLINE_HOST_DEVICE void compute(T (&p)[n], const T (&g)[n], T (&s)[kStateCount + 1][n], Seen seen) const {
+        if constexpr (kIsMade<Rule>) {
+            if (kBody == kFullBody && k.variant <= kDecayed) return compute_made<kDecayed>(p, g, s, seen);
+            compute_made<kVariant>(p, g, s, seen);
+        } else {
+#pragma unroll
+            for (int i = 0; i < n; ++i) {
+                const auto state = [&](int j) -> T& { return s[j][i]; };
+                if (kBody == kFullBody && k.variant <= kDecayed)
+                    p[i] = k.template parameter<kDecayed>(p[i], g[i], state, seen);
+                else
+                    p[i] = k.template parameter<kVariant>(p[i], g[i], state, seen);
+            }
+        }
+    }
+    // The same by the machine, whose registers have the numbers of operands.
+    template <Variant kVariant, int n, class Seen>
+    INLINE_HOST_DEVICE void compute_made(T (&p)[n], const T (&g)[n], T (&s)[kStateCount + 1][n], Seen seen) const {
+        using interpreter::at;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            at<T>(kParamOperand).x[i] = p[i];
+            at<T>(kGradOperand).x[i] = Around::gradient<kVariant>(k.around, k.scale, p[i], g[i]);
+        }
+        for_states([&](int j) {
+            for (int i = 0; i < n; ++i) at<T>(kFirstStateOperand + j).x[i] = s[j][i];
+        });
+        interpreter::run<n>(k.rule.all);
+        for_states([&](int j) {
+            for (int i = 0; i < n; ++i) s[j][i] = at<T>(kFirstStateOperand + j).x[i];
+        });
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+            const T before = at<T>(kParamOperand).x[i], u = at<T>(kFirstStateOperand + program.state_count).x[i];
+            const T all = Around::subtracted(k.around, before, u);
+            seen(all);
+            p[i] = Around::parameter<kVariant>(k.around, before, all);
+        }
     }
 
     INLINE_HOST_DEVICE Rounding rounding(int role, int i) const {
@@ -292,23 +210,22 @@ struct Tile {
     template <int n, int kBatch, class Seen = Unseen>
     INLINE_HOST_DEVICE void update(int i, int stride, Seen seen = {}) const {
         read_anew();
-        const Types types = this->types();
         T p[kBatch][n], g[kBatch][n], s[kBatch][kStateCount + 1][n];
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
+            const Types types = this->types();
             load_grad(at, g[u]);
             load_param(types, param, master, at, p[u]);
-            each_state<Rule>([&](int j) { load(types.state, states[j], at, s[u][j]); });
+            for_states([&](int j) { load(types.state, states[j], at, s[u][j]); });
         }
 #pragma unroll
         for (int u = 0; u < kBatch; ++u) {
             const int at = i + u * stride;
             read_anew();
-#pragma unroll
-            for (int i = 0; i < n; ++i)
-                p[u][i] = compute(p[u][i], g[u][i], [&](int j) -> T& { return s[u][j][i]; }, seen);
-            each_state<Rule>([&](int j) { store(types.state, states[j], at, s[u][j], rounding(kStates + j, at)); });
+            compute(p[u], g[u], s[u], seen);
+            const Types types = this->types();
+            for_states([&](int j) { store(types.state, states[j], at, s[u][j], rounding(kStates + j, at)); });
             if constexpr (kLoop == generic) {
                 if (types.master != kTypes)
                     store_with_master(types, param, master, at, p[u]);
@@ -358,8 +275,9 @@ INLINE_HOST_DEVICE void zero_tile(const Table& table, const Gradient& gradient, 
     for (int i = lane; i < n; i += kWarp) zero<1>(gradient.type, grad, i);
 }
 
-template <class Rule, Body kBody>
-__global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_constant__ Table table) {
+// Update all tiles of the loop, by blocks of so many threads.
+template <class Rule, Body kBody, int kThreads, class Program>
+__device__ inline void update_tiles(const Table& table, const Program& program) {
     using ThisTile = Tile<Rule, kBody>;
     constexpr int kWarps = kThreads / kWarp;
     struct alignas(16) Room {
@@ -379,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
         const int n = static_cast<int>(rest < kTile ? rest : kTile);
         if (!prepared.skipped) {
             __syncwarp();  // until every lane is done with the previous tile
-            if (lane == 0) new (rooms[warp].bytes) ThisTile(table, tensor, gradient, prepared, begin, n);
+            if (lane == 0) new (rooms[warp].bytes) ThisTile(table, tensor, gradient, prepared, program, begin, n);
             __syncwarp();
             const double squares = reinterpret_cast<const ThisTile*>(rooms[warp].bytes)->run(lane);
             if (ThisTile::kMeasures && table.measures_updates) {
@@ -391,6 +309,19 @@ __global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_co
             zero_tile(table, gradient, begin, n, lane);
         }
     }
+}
+
+template <class Rule, Body kBody>
+__global__ void __launch_bounds__(kThreads, kLeastBlocks) update(const __grid_constant__ Table table) {
+    update_tiles<Rule, kBody, kThreads>(table, NoProgram());
+}
+
+template <Body kBody>
+__global__ void __launch_bounds__(kMadeThreads, kLeastMadeBlocks)
+    update_made(const __grid_constant__ Table table, const __grid_constant__ Interpreted rule) {
+    for (int i = threadIdx.x; i < rule.count; i += kMadeThreads) interpreter::code()[i] = rule.instructions[i];
+    __syncthreads();
+    update_tiles<MadeRule, kBody, kMadeThreads>(table, Program{rule.state_count});
 }
 
 // Element by element: a tensor that gets no more gradients is rare. A parameter that no update has written may be
@@ -436,6 +367,7 @@ constexpr Body kMostBody = kYardstick<Rule> ? kLeastBody : kFullBody;
 namespace fusedstep::cuda {
 
 const Update AVERAGE(FUSEDSTEP_LOOP) = average;
+const UpdatesOfMade MADE(FUSEDSTEP_LOOP) = {{update_made<kLeastBody>, update_made<kFullBody>}};
 const Updates UPDATES(FUSEDSTEP_LOOP)[] = {FUSEDSTEP_RULES(BODIES) FUSEDSTEP_LIMITS(BODIES)};
 
 }  // namespace fusedstep::cuda

@@ -284,7 +284,7 @@ cudaError_t cudaLaunchKernel(void (*kernel)(A...), dim3 grid, dim3 block, void**
         if (!threads || threads > emulator::kMaxThreads || !grid.x || !grid.y || !grid.z || grid.x > INT32_MAX ||
             grid.y > UINT16_MAX || grid.z > UINT16_MAX || block.z > 64)
             return cudaErrorInvalidConfiguration;
-        if (shared) return cudaErrorNotSupported;
+        if (shared > 48 << 10) return cudaErrorInvalidValue;
         const cudaStream_t stream = emulator::find_stream(handle);
         if (!stream || stream->device != emulator::device) return cudaErrorInvalidResourceHandle;
         const auto bound = [&]<size_t... i>(std::index_sequence<i...>) -> emulator::Work {
