@@ -137,8 +137,9 @@ def rule(
         that are bools, or Literals of text, are known when the function is called; it may branch on them.
 
         The decorator returns a dataclass like `Adam`, with further members: ``reference``, the same optimizer in plain
-        NumPy; ``functional``, the function for callers who own all state, with the default choices; and ``program``,
-        whose ``show()`` tells what is computed.
+        NumPy; ``functional``, the function for callers who own all state, with the default choices and the other
+        defaults of the class, averages and masters left aside; and ``program``, whose ``show()`` tells what is
+        computed.
 
     Raises
     ------
