@@ -9,7 +9,6 @@
 #include "element/float_mode.h"
 #include "element/norm.h"
 #include "engines/cpu/pool.h"
-#include "engines/cpu/routines.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -272,12 +271,10 @@ void Tiles::reserve(int64_t bytes, int64_t traffic) {
     first_ = memory_.get() + (-reinterpret_cast<uintptr_t>(memory_.get()) & (kLine - 1));
 }
 
-void run_tasks(const RuleInfo& rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles) {
-    const Kernels& kernels = current_kernels();
+void run_tasks(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, std::span<const Task> tasks,
+               int64_t bytes, const Tiles* tiles) {
     const int parts = tiles ? tiles->threads() : parts_of(bytes);
-    if (!rule.made) return run(Step{kernels, kernels.rules[rule.id], nullptr, tasks, bytes, parts, tiles});
-    const Routine routine = routine_of(*rule.made, kernels);
-    run(Step{kernels, kernels.made, &routine, tasks, bytes, parts, tiles});
+    run(Step{kernels, rule.made ? kernels.made : kernels.rules[rule.id], routine, tasks, bytes, parts, tiles});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {

@@ -35,9 +35,11 @@ private:
     int threads_ = 0;
 };
 
-// Update all tensors by a rule, or only the average of those without a gradient. `bytes` is the memory that the step
-// reads and writes. Without tiles, no gradient is collected.
-void run_tasks(const RuleInfo& rule, std::span<const Task> tasks, int64_t bytes, const Tiles* tiles = nullptr);
+// Update all tensors by a rule, or only the average of those without a gradient. The routine is that of the rule for
+// the kernels, if it was made at run time, else null. `bytes` is the memory that the step reads and writes. Without
+// tiles, no gradient is collected.
+void run_tasks(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, std::span<const Task> tasks,
+               int64_t bytes, const Tiles* tiles = nullptr);
 
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);

@@ -9,6 +9,7 @@
 #include "element/philox.h"
 #include "engine.h"
 #include "engines/cpu/dispatch.h"
+#include "engines/cpu/routines.h"
 #include "programs/made.h"
 #include "rules/all.h"
 #include "rules/rows.h"
@@ -75,10 +76,12 @@ public:
         }
         if (tile_bytes_ != 0) tiles_.reserve(tile_bytes_, bytes_);
         make_room_for_sums(request.measures_updates);
+        const Kernels& kernels = current_kernels();
+        const Routine* const routine = rule_->made ? &routine_for(kernels) : nullptr;
         // From here on nothing fails.
         derive(grad_scale, measures);
-        run_tasks(*rule_, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
-        if (!averages_.empty()) run_tasks(*rule_, averages_, bytes_of_averages_);
+        run_tasks(kernels, *rule_, routine, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
+        if (!averages_.empty()) run_tasks(kernels, *rule_, routine, averages_, bytes_of_averages_);
         if (request.measures_updates) found.update_norm = norm_of_updates();
         if (measures || request.measures_updates) return found;
         return Done();
@@ -87,6 +90,16 @@ public:
     int64_t traffic() const override { return bytes_; }
 
 private:
+    // The routine of a rule that was made at run time. It is kept while nothing is asked for that would change it.
+    const Routine& routine_for(const Kernels& kernels) {
+        const Asked now{rule_->made, &kernels, uses_code()};
+        if (!(now == asked_)) {
+            routine_ = routine_of(*rule_->made, kernels);
+            asked_ = now;
+        }
+        return routine_;
+    }
+
     // Read the gradients before the step, and set the factors that clip.
     Finding measure(double grad_scale, bool skips_nonfinite) {
         std::vector<const Slot*> slots;
@@ -178,7 +191,17 @@ private:
         }
     }
 
+    struct Asked {
+        const Made* made = nullptr;
+        const Kernels* kernels = nullptr;
+        bool uses_code = false;
+
+        bool operator==(const Asked&) const = default;
+    };
+
     const RuleInfo* rule_;
+    Asked asked_;
+    Routine routine_{};
     std::span<const Slot> slots_;
     std::vector<Task> tasks_;     // one for each slot with a gradient
     std::vector<Task> averages_;  // in a step, one for each slot without a gradient that is averaged
