@@ -222,34 +222,45 @@ void prepare(const Code& code, const T* scalars, Jump<T>* jumps) {
     }
 }
 
+// Call compute(copies) with copies of n elements of each array, followed by zeros up to so many bytes, and copy back
+// what is written.
+template <int kBytes, class T, class Compute>
+void through_copies(T* const* arrays, uint32_t written, int64_t n, Compute compute) {
+    alignas(64) char room[kFirstTemporary][kBytes];
+    T* copies[kFirstTemporary] = {};
+    for (int j = 0; j < kFirstTemporary; ++j) {
+        if (!arrays[j]) continue;
+        copies[j] = reinterpret_cast<T*>(room[j]);
+        memset(room[j], 0, kBytes);
+        memcpy(room[j], arrays[j], n * sizeof(T));
+    }
+    compute(copies);
+    for (int j = 0; j < kFirstTemporary; ++j)
+        if (written >> j & 1) memcpy(arrays[j], copies[j], n * sizeof(T));
+}
+
 // Run over n elements of the arrays, which lie in the registers of the code in this order; those that it does not use
 // are null. `written` has a bit for each array that is written. Elements behind the last whole block go through copies.
 template <class T>
 void run(const Jump<T>* jumps, uint32_t written, T* const* arrays, int64_t n) {
     constexpr int64_t kBlock = kBlockBytes / static_cast<int64_t>(sizeof(T));
-    alignas(64) char copies[kFirstTemporary][kBlockBytes], temporaries[kRegisters - kFirstTemporary][kBlockBytes];
+    alignas(64) char unused[kBlockBytes], temporaries[kRegisters - kFirstTemporary][kBlockBytes];
     Registers registers;
-    for (int j = 0; j < kRegisters; ++j)
-        registers.at[j] = j >= kFirstTemporary ? temporaries[j - kFirstTemporary]
-                          : arrays[j]          ? reinterpret_cast<char*>(arrays[j])
-                                               : copies[j];
+    for (int j = kFirstTemporary; j < kRegisters; ++j) registers.at[j] = temporaries[j - kFirstTemporary];
     const typename In<T>::V zero = {};
-    const auto block = [&] { jumps->run(jumps, &registers, zero, zero, zero, zero, zero, zero, zero, zero); };
-    for (int64_t blocks = n / kBlock; blocks > 0; --blocks) {
-        block();
-        for (int j = 0; j < kFirstTemporary; ++j) registers.at[j] += arrays[j] ? kBlockBytes : 0;
-    }
+    const auto run_blocks = [&](T* const* from, int64_t blocks) {
+        for (int j = 0; j < kFirstTemporary; ++j) registers.at[j] = from[j] ? reinterpret_cast<char*>(from[j]) : unused;
+        for (; blocks > 0; --blocks) {
+            jumps->run(jumps, &registers, zero, zero, zero, zero, zero, zero, zero, zero);
+            for (int j = 0; j < kFirstTemporary; ++j) registers.at[j] += from[j] ? kBlockBytes : 0;
+        }
+    };
+    run_blocks(arrays, n / kBlock);
     const int64_t rest = n % kBlock;
     if (rest == 0) return;
-    for (int j = 0; j < kFirstTemporary; ++j) {
-        registers.at[j] = copies[j];
-        if (!arrays[j]) continue;
-        memset(copies[j], 0, kBlockBytes);
-        memcpy(copies[j], arrays[j] + (n - rest), rest * sizeof(T));
-    }
-    block();
-    for (int j = 0; j < kFirstTemporary; ++j)
-        if (written >> j & 1) memcpy(arrays[j] + (n - rest), copies[j], rest * sizeof(T));
+    T* last[kFirstTemporary];
+    for (int j = 0; j < kFirstTemporary; ++j) last[j] = arrays[j] ? arrays[j] + (n - rest) : nullptr;
+    through_copies<kBlockBytes>(last, written, rest, [&](T* const* copies) { run_blocks(copies, 1); });
 }
 
 }  // namespace machine

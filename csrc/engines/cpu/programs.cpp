@@ -16,41 +16,42 @@ using namespace fusedstep;
 constexpr int64_t kTileElements = 512;  // of a tile: all arrays of a rule fit into the nearest cache
 
 // A rule with the scalars of an update. It computes elements of arrays, which lie in the registers of the machine in
-// this order. Whole vectors are left to the function that was generated, if there is one.
+// this order. The function that was generated, if there is one, does it in place of the machine, by whole vectors.
 template <class T>
 class Runner {
 public:
     Runner(const Task& task, Ending ending)
-        : code_(task.routine->codes[static_cast<int>(ending)]),
-          generated_(task.routine->generated[sizeof(T) == sizeof(double)][static_cast<int>(ending)]),
-          scalars_(scalars_of(*task.derived, T())) {
-        if (!generated_) return;
+        : written_(task.routine->codes[static_cast<int>(ending)].written),
+          generated_(task.routine->generated[sizeof(T) == sizeof(double)][static_cast<int>(ending)]) {
+        const T* const scalars = scalars_of(*task.derived, T());
+        if (!generated_) {
+            machine::prepare(task.routine->codes[static_cast<int>(ending)], scalars, jumps_);
+            return;
+        }
         for (int i = 0; i < task.routine->scalar_count; ++i)
-            for (T& element : vectors_[i]) element = scalars_[i];
+            for (T& element : vectors_[i]) element = scalars[i];
         constexpr T kNumbers[] = {0, 1, -1, T(-0.0)};
         for (int i = kZero; i < kAllBits; ++i)
             for (T& element : vectors_[i]) element = kNumbers[i - kZero];
         memset(vectors_[kAllBits], 0xff, sizeof(vectors_[kAllBits]));
     }
 
-    void operator()(T* const* arrays, int64_t n) {
-        const int64_t whole = generated_ ? n / kVector * kVector : 0;
+    void operator()(T* const* arrays, int64_t n) const {
+        if (!generated_) return machine::run(jumps_, written_, arrays, n);
+        const int64_t rest = n % kVector, whole = n - rest;
         if (whole > 0) generated_(arrays, vectors_, whole * static_cast<int64_t>(sizeof(T)));
-        if (whole == n) return;
-        if (!is_prepared_) machine::prepare(code_, scalars_, jumps_);
-        is_prepared_ = true;
-        T* rest[kFirstTemporary];
-        for (int j = 0; j < kFirstTemporary; ++j) rest[j] = arrays[j] ? arrays[j] + whole : nullptr;
-        machine::run(jumps_, code_.written, rest, n - whole);
+        if (rest == 0) return;
+        T* last[kFirstTemporary];
+        for (int j = 0; j < kFirstTemporary; ++j) last[j] = arrays[j] ? arrays[j] + whole : nullptr;
+        machine::through_copies<kVectorBytes>(last, written_, rest,
+                                              [&](T* const* copies) { generated_(copies, vectors_, kVectorBytes); });
     }
 
 private:
-    static constexpr int64_t kVector = kWidth * static_cast<int64_t>(sizeof(float)) / static_cast<int64_t>(sizeof(T));
+    static constexpr int kVectorBytes = kWidth * sizeof(float), kVector = kVectorBytes / sizeof(T);
 
-    const Code& code_;
+    const uint32_t written_;
     const Generated generated_;
-    const T* const scalars_;
-    bool is_prepared_ = false;
     alignas(64) T vectors_[kConstantsEnd][kVector];
     machine::Jump<T> jumps_[kMaxInstructions];
 };
@@ -79,7 +80,7 @@ void follow(const Around::Scalars<T> k, T* e, const T* p, int64_t n) {
 
 // Update a tile by a rule and all that surrounds it. What is subtracted from the parameters is left in `u`.
 template <class T>
-void update_tile(const Task& task, Runner<T>& rule, T* p, const T* g, T* const* states, T* u, int64_t n) {
+void update_tile(const Task& task, const Runner<T>& rule, T* p, const T* g, T* const* states, T* u, int64_t n) {
     const Derived& derived = *task.derived;
     const Around::Scalars<T>& k = Around::scalars<T>(derived);
     const T scale = static_cast<T>(task.scale);
@@ -108,7 +109,7 @@ void update_in_place(const Task& task, int64_t begin, int64_t end) {
         for (int j = 0; j < task.routine->state_count; ++j) arrays[kFirstStateOperand + j] = array(kStates + j, begin);
         return Runner<T>(task, Ending::kParam)(arrays, end - begin);
     }
-    Runner<T> rule(task, Ending::kUpdate);
+    const Runner<T> rule(task, Ending::kUpdate);
     alignas(64) T u[kTileElements];
     T* updates = static_cast<T*>(task.updates);
     for (int64_t i = begin; i < end; i += kTileElements) {
@@ -134,7 +135,7 @@ void update_converted(const Task& task, int64_t begin, int64_t end) {
         if (averages) f(kAverage, kItemSize[types.state], true);
         if (types.has_master()) f(kMaster, kItemSize[types.master], true);
     };
-    Runner<float> rule(task, Ending::kUpdate);
+    const Runner<float> rule(task, Ending::kUpdate);
     float* updates = static_cast<float*>(task.updates);
     alignas(64) float p[kTileElements], g[kTileElements], e[kTileElements], u[kTileElements];
     alignas(64) float state_tiles[kMaxStates][kTileElements];
