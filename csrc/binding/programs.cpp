@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "engines/cpu/routines.h"
 #include "programs/made.h"
 
 namespace fusedstep {
@@ -37,6 +38,13 @@ Operation read_operation(py::handle item) {
     const bool is_known = op >= 0 && op < static_cast<int64_t>(Op::kCount);
     return {is_known ? static_cast<Op>(op) : Op::kCount,
             {read_operand(parts[1]), read_operand(parts[2]), read_operand(parts[3])}};
+}
+
+// Which of two words it is: 0 or 1.
+int choice(const char* name, const std::string& word, const char* first, const char* second) {
+    if (word != first && word != second)
+        throw py::value_error(std::string(name) + " is " + word + ", expected " + first + " or " + second);
+    return word == second;
 }
 
 std::string joined(const py::tuple& words) {
@@ -79,6 +87,15 @@ const RuleInfo& define_rule(py::str name, py::tuple states, py::tuple hypers, py
     } catch (const std::length_error& error) {
         throw py::value_error("the program " + std::string(error.what()));
     }
+}
+
+py::bytes code_of_rule(int rule, const std::string& isa, const std::string& dtype, const std::string& ending) {
+    const RuleInfo& info = rule_of(rule);
+    if (!info.made) throw py::value_error(std::string("rule is ") + info.name + ", expected one that define has made");
+    const bool is_double = choice("dtype", dtype, "float32", "float64");
+    const auto code =
+        code_of(*info.made, isa, is_double, static_cast<Ending>(choice("ending", ending, "param", "update")));
+    return py::bytes(reinterpret_cast<const char*>(code.data()), code.size());
 }
 
 }  // namespace fusedstep
