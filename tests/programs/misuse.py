@@ -123,6 +123,11 @@ def wrong_item(rng, lists):
     )
 
 
+def another_item(rng, lists):
+    """Return an item that is wrong, or a number that may be an operand."""
+    return rng.choice([wrong_item(rng, lists), rng.randint(-30, 120), rng.randint(-3, 9)])
+
+
 def spoil(rng, lists):
     """Make one thing of a program wrong, or at least another one."""
     name = rng.choice([*LISTS, *LISTS, *TUPLES, "update"])
@@ -144,10 +149,10 @@ def spoil(rng, lists):
         at = place % len(items)
         if isinstance(items[at], tuple) and items[at]:
             parts = list(items[at])
-            parts[rng.randrange(len(parts))] = rng.choice([wrong_item(rng, lists), rng.randint(-30, 120)])
+            parts[rng.randrange(len(parts))] = another_item(rng, lists)
             items[at] = tuple(parts)
         else:
-            items[at] = rng.choice([wrong_item(rng, lists), rng.randint(-30, 120)])
+            items[at] = another_item(rng, lists)
     lists[name] = items if isinstance(value, list) else tuple(items)
 
 
