@@ -22,18 +22,16 @@ OFF |= {"grad_scale": 1.0, "low": -np.inf}
 
 
 class Index:
-    """Is a number for whoever asks, and says so by changing the lists that it is in."""
+    """Is a number for whoever asks, and meanwhile changes the lists that it is in."""
 
-    def __init__(self, value, lists=(), change=None):
-        self.value, self.lists, self.change, self.left = value, lists, change, 500
+    def __init__(self, value, lists=None, change=None):
+        self.value, self.lists, self.change, self.left = value, lists or {}, change, 10_000
 
     def __index__(self):
         self.left -= 1
-        for each in self.lists if self.left > 0 else ():
-            if self.change == "grow":
-                each.append(self)
-            elif self.change == "shrink":
-                each.clear()
+        for each in self.lists.values() if self.left > 0 else ():
+            if isinstance(each, list):
+                each.append(self) if self.change == "grow" else each.clear()
         return self.value
 
     def __float__(self):
@@ -76,51 +74,21 @@ def full(rng):
     return lists
 
 
+# fmt: off
+WRONG = (
+    None, "x", b"xxxx", (), [], {}, True, 1.5, 1j, np.nan, np.int64(3), np.float32(2), object(), Broken(),
+    -1, -2, -24, -25, -26, -1000, 5, 6, 7, 69, 70, 71, 72, 112, 113, 114, 255, 256, 32767, 32768, 65536,
+    2**31, -(2**31), 2**32, 2**63 - 1, 2**63, -(2**63), 2**64, 10**400, -(10**400),
+    (0, 0, 0), (0, 0, 0, 0, 0), (0, 0, 0, None), [0, 0, 1, 1], (17, 0, 0, 0), (18, 0, 0, 0), (256, 0, 0, 0),
+    (-1, 0, 0, 0), (2**64, 0, 0, 0), (0, 2**64, 0, 0), (0, 6, 6, 6), (0, 69, 0, 0), (0, -1, -1, 0), (0, 5, 5, 0),
+    Text("a b"), Text("a\0b"), Text(""), "é", "\ud800", "lr", Index(0), Index(2**70),
+)
+# fmt: on
+
+
 def wrong_item(rng, lists):
-    changed = [each for each in lists.values() if isinstance(each, list)]
-    return rng.choice(
-        [
-            *(
-                None,
-                "x",
-                b"xxxx",
-                (),
-                [],
-                {},
-                True,
-                1.5,
-                1j,
-                float("nan"),
-                Broken(),
-                object(),
-                np.int64(3),
-                np.float32(2),
-            ),
-            *(-1, -2, -24, -25, -26, -1000, 5, 6, 7, 69, 70, 71, 72, 112, 113, 114, 255, 256, 32767, 32768, 65536),
-            *(2**31, 2**32, -(2**31), 2**63 - 1, 2**63, -(2**63), 2**64, 10**400, -(10**400), sys.maxsize),
-            *(
-                (0, 0, 0),
-                (0, 0, 0, 0, 0),
-                (0, 0, 0, None),
-                (17, 0, 0, 0),
-                (18, 0, 0, 0),
-                (255, 0, 0, 0),
-                (256, 0, 0, 0),
-            ),
-            *(
-                (-1, 0, 0, 0),
-                (2**64, 0, 0, 0),
-                (0, 2**64, 0, 0),
-                (0, 6, 6, 6),
-                (0, 69, 0, 0),
-                (0, -1, -1, 0),
-                [0, 0, 1, 1],
-            ),
-            *(Index(0), Index(2**70), Index(1, changed, "grow"), Index(1, changed, "shrink")),
-            *((0, Index(1, changed, "grow"), 0, 0), (Index(0, changed, "shrink"), 0, 0, 0), iter([0, 1, 1, 1])),
-            *("states", Text("a b"), Text("a\0b"), Text(""), "é", "\ud800", "lr"),
-        ]
-    )
+    changing = Index(1, lists, rng.choice(["grow", "clear"]))
+    return rng.choice([*WRONG, changing, changing, (0, changing, 0, 0), (changing, 0, 0, 0), iter([0, 1, 1, 1])])
 
 
 def another_item(rng, lists):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ def run(seed, count):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     last = done.stdout.splitlines()[-1:]
     assert done.returncode == 0, f"{last}, process ended with {done.returncode}: {done.stderr[-2000:]}"
-    return eval(last[0])
+    return literal_eval(last[0])
 
 
 def test_what_is_given_to_define():
