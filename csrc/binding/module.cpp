@@ -146,6 +146,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.def("use_code", &use_code, arg("wanted"));
     m.def("uses_code", &uses_code);
     m.def("why_no_code", [] { return why_no_code(current_kernels()); });
+    m.def("code_of", &code_of_rule, arg("rule"), arg("isa"), arg("dtype"), arg("ending"));
     m.def("tell_writes", &tell_writes, arg("params"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));

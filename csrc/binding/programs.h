@@ -3,6 +3,8 @@
 
 #include <pybind11/pybind11.h>
 
+#include <string>
+
 #include "rules/info.h"
 
 namespace fusedstep {
@@ -17,5 +19,10 @@ py::tuple operation_names();
 const RuleInfo& define_rule(py::str name, py::tuple states, py::tuple hypers, py::tuple memory, py::list memory_start,
                             py::list constants, py::list numbers, py::list memory_after, py::list scalars,
                             py::list elements, int update, py::list states_after);
+
+// The machine code of the rule with this number, for an instruction set, a dtype, float32 or float64, and an ending,
+// param or update; see code_of of routines.h. Raises ValueError for other words, and for a rule that define has not
+// made.
+py::bytes code_of_rule(int rule, const std::string& isa, const std::string& dtype, const std::string& ending);
 
 }  // namespace fusedstep

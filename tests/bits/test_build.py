@@ -33,9 +33,8 @@ def flags_of(isa):
     return common.split() + dict(entry.split(": ", 1) for entry in isas)[isa].split()
 
 
-def compiled(compiler, isa, flags, folder):
+def compiled(compiler, isa, flags, folder, source="kernels"):
     target = folder / f"{isa}.o"
-    source = CSRC / "engines" / "cpu" / "kernels.cpp"
     command = [
         compiler,
         "-std=c++20",
@@ -44,7 +43,7 @@ def compiled(compiler, isa, flags, folder):
         *flags,
         f"-DFUSEDSTEP_ISA={isa}",
         "-c",
-        source,
+        CSRC / "engines" / "cpu" / f"{source}.cpp",
         "-o",
         target,
     ]
@@ -65,9 +64,9 @@ def instructions(target, tools=""):
     return functions
 
 
-def built(isa, folder):
-    """Return the kernels that the build has left in `folder`, or None if sources have changed since the build."""
-    objects = ROOT.glob(f"build/*/CMakeFiles/kernels_{isa}.dir/csrc/engines/cpu/kernels.cpp.o")
+def built(isa, folder, source="kernels"):
+    """Return the object that the build has left, as a link in `folder`; None if sources have changed since then."""
+    objects = ROOT.glob(f"build/*/CMakeFiles/kernels_{isa}.dir/csrc/engines/cpu/{source}.cpp.o")
     changed = max(path.stat().st_mtime for path in [ROOT / "CMakeLists.txt", *CSRC.rglob("*.*")])
     for path in objects:
         if path.stat().st_mtime > changed:
@@ -77,13 +76,23 @@ def built(isa, folder):
     return None
 
 
-@pytest.fixture(scope="module", params=_cpu.built_isas)
-def kernels(request, tmp_path_factory):
-    """The kernels of an instruction set as an object file, compiled if the build has left none."""
+def found_object(isa, folder, source):
+    """Return a source of an instruction set as an object file, compiled if the build has left none."""
     if not COMPILER or not shutil.which("objdump"):
         pytest.skip("needs a compiler and objdump")
-    isa, folder = request.param, tmp_path_factory.mktemp("objects")
-    return built(isa, folder) or compiled(COMPILER, isa, flags_of(isa), folder)
+    return built(isa, folder, source) or compiled(COMPILER, isa, flags_of(isa), folder, source)
+
+
+@pytest.fixture(scope="module", params=_cpu.built_isas)
+def kernels(request, tmp_path_factory):
+    """The kernels of an instruction set."""
+    return found_object(request.param, tmp_path_factory.mktemp("kernels"), "kernels")
+
+
+@pytest.fixture(scope="module", params=_cpu.built_isas)
+def programs(request, tmp_path_factory):
+    """What runs rules that are made at run time, of an instruction set."""
+    return found_object(request.param, tmp_path_factory.mktemp("programs"), "programs")
 
 
 def rules():
@@ -164,6 +173,110 @@ def test_kernels_export_one_table_and_no_weak_symbol(kernels):
     assert len(defined) == 1
     assert f"kernels_{kernels.stem}" in defined[0]
     assert not [name for kind, name in symbols(kernels) if kind in "wWvVu"]
+
+
+# Rules that are made at run time: the steps of the machine, and what surrounds them.
+
+
+MOVES = re.compile(r"(cs )?nop|data16|xchg +%ax,%ax$")  # no instructions, but room between functions
+
+
+def steps():
+    """Return the names of the steps of the machine."""
+    text = (CSRC / "programs" / "instructions.h").read_text().partition("namespace")[0]
+    return re.findall(r"^    X\((\w+),", text, re.MULTILINE)
+
+
+def functions_of_steps(target, tools=""):
+    """Return the instructions of the functions of steps by name and type, without what fills up their ends."""
+    found = {}
+    for name, code in instructions(target, tools).items():
+        if match := re.search(r"do_step<(float|double), machine::(\w+)Text,|do_(store|end)<(float|double),", name):
+            key = (match[2], match[1]) if match[2] else (match[3], match[4])
+            found[key] = [line for line in code if not MOVES.match(line)]
+    return found
+
+
+def check_jumps(functions):
+    """Check that each step goes on to the next one by a jump, on its only way: then no stack can grow."""
+    names = {(name, t) for name in (*steps(), "store", "end") for t in ("float", "double")}
+    assert names == functions.keys()
+    for name, code in functions.items():
+        assert re.match(r"ret" if name[0] == "end" else r"jmp +\*%r", code[-1]), f"{name} does not end in a jump"
+        others = [line for line in code[:-1] if re.match(r"call|j\w+ |ret", line)]
+        assert not others, f"{name} does not run straight to its end"
+
+
+def check_programs(functions):
+    for name, code in functions.items():
+        assert not [line for line in code if FUSED.match(line)], f"{name} fuses"
+        assert not [line for line in code if re.match(r"v?(max|min)[ps][sd]", line)], f"{name} takes a maximum"
+        assert not [line for line in code if re.match(r"v?r(cp|sqrt)\d*[ps][sd]", line)], f"{name} estimates"
+
+
+def test_no_program_fuses_or_takes_a_maximum(programs):
+    check_programs(instructions(programs))
+
+
+def test_programs_export_one_function_and_no_weak_symbol(programs):
+    defined = [name for kind, name in symbols(programs) if kind.isupper() and kind != "U"]
+    assert len(defined) == 1
+    assert f"update_program_{programs.stem}" in defined[0]
+    assert not [name for kind, name in symbols(programs) if kind in "wWvVu"]
+
+
+def test_every_step_of_the_machine_jumps_to_the_next(programs):
+    if programs.stem == "neon":
+        pytest.skip("looks for the jumps of x86-64")
+    check_jumps(functions_of_steps(programs))
+
+
+def test_the_accumulator_stays_in_registers(programs):
+    """Where there are 32 vector registers, no step needs memory but that of arrays and scalars."""
+    functions = functions_of_steps(programs)
+    if programs.stem.startswith("avx512"):
+        kept = functions
+    else:  # selections need more registers than the other sets have
+        simple = ("Load", "Fill", "Add", "Subtract", "Multiply", "Divide", "Root", "Negative", "Magnitude", "store")
+        kept = {key: code for key, code in functions.items() if key[0] in simple}
+    assert kept
+    for name, code in kept.items():
+        assert not [line for line in code if re.search(r"%[re][sb]p|\bsp\b", line)], f"{name} uses the stack"
+
+
+def test_every_step_computes_with_whole_vectors(programs):
+    """Only a scalar that is compared is flushed to zero by itself, before it fills a vector."""
+    machine, operations = "x86" if programs.stem != "neon" else "arm", ("add", "sub", "mul", "div")
+    wanted = {("Add", 0), ("Subtract", 1), ("Multiply", 2), ("Divide", 3)}
+    for (name, t), code in functions_of_steps(programs).items():
+        single = [line for line in code if SINGLE[machine].match(line)]
+        assert name in ("LargerAfterScalar", "SmallerAfterScalar") or not single, f"{name} computes one by one"
+        done = Counter(m[1] for line in code if (m := PACKED[machine].match(line)))
+        for step, i in wanted:
+            assert step != name or done == {operations[i]: 8}, (name, t)  # the accumulator is eight vectors
+        assert name != "Root" or done == {"sqrt": 8}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("isa", "flags", "check"),
+    [
+        ("avx2", "-O3 -mavx2 -mfma -ffp-contract=fast", lambda target: check_programs(instructions(target))),
+        ("avx2", "-O3 -mavx2 -ffast-math", lambda target: check_programs(instructions(target))),
+        (
+            "avx2",
+            "-O3 -mavx2 -fno-optimize-sibling-calls",
+            lambda target: check_jumps(functions_of_steps(target)),
+        ),
+        ("baseline", "-O0", lambda target: check_jumps(functions_of_steps(target))),
+    ],
+)
+def test_the_checks_of_programs_see_what_they_look_for(isa, flags, check, tmp_path):
+    if not COMPILER or "avx2" not in _cpu.built_isas:
+        pytest.skip("needs a compiler for x86-64")
+    target = compiled(COMPILER, isa, [*flags.split(), "-march=x86-64-v2"], tmp_path, "programs")
+    with pytest.raises(AssertionError, match=r"fuses|takes a maximum|estimates|does not"):
+        check(target)
 
 
 @pytest.mark.exhaustive

@@ -181,7 +181,11 @@ PLAIN = {
         ({"elements": [(_cpu.operations.index("less"), 1, 2, 0)]}, "a condition is no result"),
         ({"elements": [(0, 1, 1)]}, "an operation has a number and three operands"),
         ({"elements": [(0, 1, 1, 0)] * 65}, "elements has 65 items, expected at most 64"),
-        ({"elements": [(0, 10**30, 1, 0)]}, "cast"),
+        ({"elements": [(0, 10**30, 1, 0)]}, "number 32761 is not there"),
+        ({"elements": [(0, "1", 1, 0)]}, "an item is of type str, expected a whole number"),
+        ({"elements": [[0, 1, 1, 0]]}, "an item is of type list, expected a tuple"),
+        ({"constants": [None]}, "an item is of type NoneType, expected a number"),
+        ({"constants": [10**400]}, "int too large to convert to float"),
         ({"update": 7}, "number 1 is not there"),
         ({"update": 6 + 2**16}, "number"),
         ({"states_after": []}, "expected a name for each state"),
@@ -195,7 +199,7 @@ PLAIN = {
     ],
 )
 def test_a_program_that_is_none(change, message):
-    with pytest.raises((ValueError, RuntimeError, OverflowError), match=message):
+    with pytest.raises((TypeError, ValueError, OverflowError), match=message):
         _cpu.define(**PLAIN | change)
     assert "wrong" not in _cpu.rules
 

@@ -6,21 +6,27 @@
 #include <atomic>
 #include <map>
 #include <mutex>
-#include <string_view>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "element/float_mode.h"
+#include "engines/cpu/x86.h"
 
 #if defined(__x86_64__)
 #include <sys/mman.h>
-
-#include "engines/cpu/x86.h"
 #endif
 
 namespace fusedstep {
 namespace {
 
 std::atomic<bool> wanted{true};
+
+// The vectors of an instruction set for which code is made.
+const Vectors* vectors_of(std::string_view isa) {
+    static constexpr Vectors avx2 = Vectors::kAvx2, avx512 = Vectors::kAvx512;
+    return isa == "avx2" ? &avx2 : isa.starts_with("avx512") ? &avx512 : nullptr;
+}
 
 #if defined(__x86_64__)
 
@@ -40,13 +46,6 @@ Generated executable(const std::vector<uint8_t>& code) {
 bool may_execute() {
     static const bool may = executable({0xF3, 0x0F, 0x1E, 0xFA, 0xC3}) != nullptr;  // endbr64; ret
     return may;
-}
-
-// The vectors of an instruction set for which code is made.
-const Vectors* vectors_of(const Kernels& kernels) {
-    static constexpr Vectors avx2 = Vectors::kAvx2, avx512 = Vectors::kAvx512;
-    const std::string_view isa = kernels.isa;
-    return isa == "avx2" ? &avx2 : isa.starts_with("avx512") ? &avx512 : nullptr;
 }
 
 // Numbers of ordinary size and special ones, by turns that differ from array to array.
@@ -103,7 +102,7 @@ bool agrees(const Made& made, const Kernels& kernels, const Routine& routine, En
 
 // Generate the function of a rule, and return it if it gives the bits of the machine.
 Generated generate(const Made& made, const Kernels& kernels, bool is_double, Ending ending) {
-    const std::vector<uint8_t> code = encode(made.program, ending, *vectors_of(kernels), is_double);
+    const std::vector<uint8_t> code = encode(made.program, ending, *vectors_of(kernels.isa), is_double);
     const Generated function = code.empty() ? nullptr : executable(code);
     if (!function) return nullptr;
     Routine routine = {made.codes, made.program.elements.state_count, made.program.numbers.scalar_count, {}};
@@ -121,7 +120,7 @@ void find_functions(const Made& made, const Kernels& kernels, Routine& routine) 
     static std::mutex mutex;
     static auto& known = *new std::map<std::pair<const Made*, Vectors>, Functions>;
     const std::lock_guard lock(mutex);
-    const auto [found, is_new] = known.try_emplace({&made, *vectors_of(kernels)});
+    const auto [found, is_new] = known.try_emplace({&made, *vectors_of(kernels.isa)});
     if (is_new)
         for (bool is_double : {false, true})
             for (Ending ending : {Ending::kParam, Ending::kUpdate})
@@ -141,6 +140,12 @@ Routine routine_of(const Made& made, const Kernels& kernels) {
     return routine;
 }
 
+std::vector<uint8_t> code_of(const Made& made, std::string_view isa, bool is_double, Ending ending) {
+    const Vectors* const vectors = vectors_of(isa);
+    if (!vectors) throw std::invalid_argument("isa is " + std::string(isa) + ", expected avx2 or avx512");
+    return encode(made.program, ending, *vectors, is_double);
+}
+
 void use_code(bool is_wanted) {
     wanted.store(is_wanted, std::memory_order_relaxed);
 }
@@ -150,7 +155,7 @@ bool uses_code() {
 
 const char* why_no_code(const Kernels& kernels) {
 #if defined(__x86_64__)
-    if (!vectors_of(kernels)) return "code is made for avx2 and avx512 only";
+    if (!vectors_of(kernels.isa)) return "code is made for avx2 and avx512 only";
     return may_execute() ? "" : "this system allows no memory that is made executable";
 #else
     return "code is made for x86-64 only";
