@@ -136,6 +136,7 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
             py::str name, py::tuple states, py::tuple hypers, py::tuple memory, py::list memory_start,
             py::list constants, py::list numbers, py::list memory_after, py::list scalars, py::list elements,
             int update, py::list states_after) {
+            if (rules.contains(name)) throw py::value_error("define: there is a rule of this name already");
             rules[name] = described(type, define_rule(name, states, hypers, memory, memory_start, constants, numbers,
                                                       memory_after, scalars, elements, update, states_after));
             return py::object(rules[name]);

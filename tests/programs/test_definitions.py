@@ -172,6 +172,7 @@ PLAIN = {
         ({"elements": [(0, 7, 1, 0)]}, "number 1 is not there"),
         ({"elements": [(0, 6, 1, 0)]}, "number 0 is not there"),
         ({"elements": [(0, 3, 1, 0)]}, "number 1 is not there"),
+        ({"name": "adam"}, "there is a rule of this name already"),
         ({"elements": [(0, -2, 1, 0)]}, "number 1 is not there"),
         ({"elements": [(99, 1, 1, 0)]}, "there is no operation number"),
         ({"elements": [(-1, 1, 1, 0)]}, "there is no operation number"),

@@ -136,7 +136,10 @@ def _cuda_info() -> dict[str, Any]:
     try:
         from fusedstep import _cuda  # loaded late: CUDA is needed by `info` and by the first array on a GPU only
     except ImportError as error:
-        return {"built": False, "devices": [], "why_none": f"this build has no engine for GPUs ({error})"}
+        from importlib.util import find_spec
+
+        broken = f" that can be loaded: {error}" if find_spec("fusedstep._cuda") else ""
+        return {"built": False, "devices": [], "why_none": f"this build has no engine for GPUs{broken}"}
     devices, why = _cuda.find_devices()
     if why and "InsufficientDriver" in why and not _has_driver():
         why = "this machine has no driver for NVIDIA GPUs: libcuda.so.1 is not there"

@@ -76,6 +76,13 @@ def _reference(cls: "type[Made]") -> type[Any]:
     return reference
 
 
+def _defined(form: Form, program: Program, title: str) -> str:
+    try:
+        return program.define(title)
+    except ValueError as error:  # by the engine, which counts what is alive at once
+        raise ValueError(f"{form.place}: {error}") from None
+
+
 class Made(Optimizer):
     """The base of optimizers whose rule is a function."""
 
@@ -96,7 +103,7 @@ class Made(Optimizer):
         chosen = {name: values[name] for name in self._form.choices}
         key = tuple(chosen.values())
         if key not in self._names:
-            self._names[key] = traced(self._form, chosen).define(self._title)
+            self._names[key] = _defined(self._form, traced(self._form, chosen), self._title)
         return self._names[key]
 
     def _identity(self) -> str:
@@ -170,7 +177,7 @@ def rule(
         choices = {name: default for name, (_, default) in form.choices.items()}
         program = traced(form, choices)
         title = f"{function.__module__}.{function.__qualname__}"
-        name = program.define(title)
+        name = _defined(form, program, title)
         own = sorted(form.order, key=lambda each: _default(form, each) is not MISSING)
         made = [(each, _hint(form, each), field(default=_default(form, each))) for each in own]
         made += [(each, hints[each], field(default=value, kw_only=True)) for each, value in options.items()]

@@ -25,6 +25,7 @@ class Form:
     """What a function takes: arrays in order, numbers by name, and hyperparameters; and what states start at."""
 
     function: FunctionType
+    place: str  # the first line of the function, for errors
     arrays: tuple[str, ...]  # g, p where it is wanted, and the states, in the order of the arguments
     states: Mapping[str, float]  # name -> where the state starts
     memory: Mapping[str, float]  # name -> the number before the first update
@@ -97,6 +98,7 @@ class Form:
         values = {key: _number(title, key, value) for key, value in (starts | dict(memory)).items()}
         return cls(
             function,
+            title,
             tuple(arrays),
             {name: values[name] for name in starts},
             {name: values[name] for name in memory},

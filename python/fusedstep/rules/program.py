@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import blake2b
+from threading import Lock
 from typing import Any
 
 from fusedstep import _cpu
@@ -17,6 +18,8 @@ __all__ = ["Program", "traced"]
 _OPS = {name: i for i, name in enumerate(_cpu.operations)}
 _FIRST_RESULT = 2 + _cpu.max_states  # of operands of elements, behind p, g and the states
 _SIGNS = {"add": "+", "subtract": "-", "multiply": "*", "divide": "/", "less": "<", "less_equal": "<=", "equal": "=="}
+
+_defining = Lock()
 
 Operation = tuple[int, int, int, int]
 
@@ -48,8 +51,9 @@ class Program:
     def define(self, name: str) -> str:
         """Enter the program in the engine, unless it is there already, and return the name of the rule."""
         name = f"{name}:{self.digest}"
-        if name not in _cpu.rules:
-            _cpu.define(name, **{part.name: getattr(self, part.name) for part in fields(self)})
+        with _defining:
+            if name not in _cpu.rules:
+                _cpu.define(name, **{part.name: getattr(self, part.name) for part in fields(self)})
         return name
 
     def show(self) -> str:
