@@ -60,11 +60,12 @@ def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def settings() -> Iterable[None]:
-    """Leave the instruction set and the number of threads as they were."""
+    """Leave the instruction set, the number of threads and the way to run rules as they were."""
     isa, threads = fusedstep.info()["isa"], fusedstep.info()["threads"]
     yield
     fusedstep.use_isa(isa)
     fusedstep.set_num_threads(threads)
+    fusedstep.use_rules("auto")
 
 
 @pytest.fixture

@@ -367,6 +367,13 @@ def test_limit_leaves_gradients_and_states_as_they_were(rule):
         assert a.tobytes() == b.tobytes()
 
 
+def test_another_optimizer_takes_the_place_of_that_of_the_case():
+    job = Job(Case("sgd", size=100))
+    (before,), one = job.params(), Fusedstep(job, optimizer=fs.SGD(lr=0.5))
+    one.step()
+    assert (one.params()[0] == before - np.float32(0.5) * job.grads[0]).all()
+
+
 def test_a_dict_is_stepped_too():
     job = Job(Case(size=10, count=3))
     listed, mapped = Fusedstep(job), Fusedstep(job, mapping=True)
@@ -459,6 +466,24 @@ def test_heat_sets_threads_and_instruction_set_before_each_turn():
     (heat,) = crossed(size=[100], threads=[1, 3], isa=[_cpu.isas[-1]])
     fake_run(heat, [Spy], [0.1] * 6)
     assert seen == {((n, _cpu.isas[-1]),) * 2 for n in (1, 3)}
+
+
+def test_a_contestant_prepares_each_of_its_turns():
+    chosen, seen = [], set()
+
+    class Chooser(Exact):
+        def __init__(self, job):
+            super().__init__(job)
+            step = self.step
+            if job.case.size == 100:  # smaller cases are only trials
+                self.step = lambda: seen.add((self.name, *chosen)) or step()
+
+        def prepare(self):
+            chosen[:] = [self.name]
+
+    other = type("Other", (Chooser,), {"name": "other"})
+    fake_run((Case(size=100, isa=_cpu.isas[-1]),), [Chooser, other], [0.1] * 4)
+    assert seen == {("exact", "exact"), ("other", "other")}
 
 
 @pytest.mark.skipif(len(_cpu.isas) < 2, reason="one instruction set")

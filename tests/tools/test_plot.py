@@ -212,7 +212,7 @@ def test_svg_is_the_same_every_time(every_trajectory, every_loss, tmp_path):
         assert png.exists()
 
 
-@pytest.mark.parametrize("name", [name for name, picture in plot.PICTURES.items() if not picture.of_record])
+@pytest.mark.parametrize("name", [name for name, picture in plot.PICTURES.items() if not picture.record])
 def test_command_writes_png_and_svg(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(digits.EPOCHS, "float32", 1)
@@ -250,7 +250,7 @@ def test_missing_packages(tmp_path, capsys, monkeypatch, name, modules, needed):
 
 def command(name):
     """Return the arguments that ask for a picture."""
-    return [name, "record.json"] if plot.PICTURES[name].of_record else [name]
+    return [name, "record.json"] if plot.PICTURES[name].record else [name]
 
 
 @pytest.mark.parametrize("name", plot.PICTURES)

@@ -1,5 +1,6 @@
 """The pictures of measurements: what is drawn is what was measured."""
 
+import json
 from statistics import median
 
 import numpy as np
@@ -11,6 +12,7 @@ from fusedstep.tools import plot
 from fusedstep.tools.bench import machine, roofs
 from fusedstep.tools.bench.cases import Case
 from fusedstep.tools.bench.record import Measured, Record, Row, write
+from fusedstep.tools.plot.picture import blank, name_ends
 
 RULES = [rule for rule in _cpu.rules if rule.isidentifier() and not rule.startswith("limit")]
 
@@ -116,6 +118,54 @@ def test_roofline(full, tmp_path):
             assert y / x == pytest.approx(m.gb_per_s)
     peak = full.machine["flop_per_s"]["cpu"] / 1e9
     assert any(line.get_ydata()[-1] == pytest.approx(peak) for line in axes.lines)
+
+
+def cases(sizes):
+    """A record of pytest-benchmark of the race of rules."""
+    found = [
+        {
+            "name": f"test_against_others[{size}]",
+            "params": {"size": size},
+            "extra_info": {
+                "seconds": 1e-9 * size,
+                "gb_per_s": 28.0,
+                "machine": 2.0,
+                "limit": 0.5,
+                "limit, goal": "met",
+            },
+        }
+        for size in sizes
+    ]
+    return {"machine_info": machine.about(["cpu"]), "benchmarks": [{"name": "test_other[1]", "params": {}}, *found]}
+
+
+def test_rules(tmp_path):
+    axes = plot.draw_rules(cases([10**5, 10**3]), tmp_path / "x.png")
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    wanted = {"built-in": 1.0, "own rule, machine": 2.0, "limit of the memory": 0.5}
+    assert drawn == {name: pytest.approx(np.array([[1e3, y], [1e5, y]])) for name, y in wanted.items()}
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    assert sorted(heights, key=heights.get) == sorted(wanted, key=wanted.get)  # names stand in the order of the ends
+
+
+def test_names_of_ends_keep_their_distance():
+    axes = blank(4).subplots()
+    for i, y in enumerate((1.0, 1.001, 1.002, 5.0)):
+        axes.plot([0, 1], [0, y], label=str(i))
+    name_ends(axes, gap=0.1)
+    heights = [text.get_position()[1] for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == ["0", "1", "2", "3"]
+    assert np.diff(heights).min() == pytest.approx(0.1, abs=1e-3)
+
+
+def test_rules_of_a_record_without_them(tmp_path, capsys):
+    path, output = tmp_path / "record.json", tmp_path / "x.png"
+    path.write_text(json.dumps(cases([1000])))
+    assert main(["plot", "rules", str(path), "--output", str(output)]) == 2
+    assert "plot rules: the record has no test_against_others of several sizes" in capsys.readouterr().err
+    path.write_text(json.dumps(cases([1000, 10_000])))
+    assert main(["plot", "rules", str(path), "--output", str(output)]) == 0
+    assert output.exists()
 
 
 @pytest.mark.parametrize("picture", ["throughput", "ratios", "roofline", "small"])

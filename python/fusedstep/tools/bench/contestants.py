@@ -155,6 +155,9 @@ class Contestant:
     def __init__(self, job: Job) -> None:
         raise NotImplementedError
 
+    def prepare(self) -> None:
+        """Choose what is chosen for the whole process: called before each turn, untimed."""
+
     def step(self) -> object:
         """Make one step."""
         raise NotImplementedError
@@ -172,17 +175,21 @@ class Contestant:
 
 
 class Fusedstep(Contestant):
-    """The optimizer of fusedstep, called with one array, with lists, or, with `mapping`, with dicts."""
+    """
+    The optimizer of fusedstep, called with one array, with lists, or, with `mapping`, with dicts.
+
+    Another `optimizer` may take the place of that of the case.
+    """
 
     name = "fusedstep"
 
-    def __init__(self, job: Job, mapping: bool = False) -> None:
+    def __init__(self, job: Job, mapping: bool = False, optimizer: Any = None) -> None:
         self._params = job.params()
         self.args: Any = (self._params[0], job.grads[0]) if job.case.count == 1 else (self._params, job.grads)
         if mapping:
             names = [f"layer{i}.weight" for i in range(job.case.count)]
             self.args = tuple(dict(zip(names, arrays, strict=True)) for arrays in (self._params, job.grads))
-        self.optimizer = job.case.optimizer()
+        self.optimizer = optimizer or job.case.optimizer()
         self.step: Callable[[], object] = partial(self.optimizer.step, *self.args)
 
     def params(self) -> list[Array]:
@@ -260,6 +267,7 @@ def disagreements(job: Job, contestants: list[Contestant]) -> list[tuple[float |
         job.set_grads(factor)
         for one in contestants:
             one.look(job)
+            one.prepare()
             one.step()
     samples = [job.sample(one.params()) for one in contestants]
     right = samples[0] if expected is None else expected

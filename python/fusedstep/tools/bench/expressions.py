@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np  # its functions pass arrays of CuPy on to CuPy
 
 __all__ = [
+    "adabelief",
     "adadelta",
     "adagrad",
     "adam",
@@ -136,6 +137,15 @@ def nadam(o: Any, t: int, p: Any, g: Any, m: Any, v: Any) -> None:
     v += (1 - o.beta2) * g**2
     update = after / (1 - o.product * after) * m + (1 - mu) / (1 - o.product) * g
     p -= o.lr * update / (np.sqrt(v / (1 - o.beta2**t)) + o.eps)
+
+
+def adabelief(o: Any, t: int, p: Any, g: Any, m: Any, s: Any) -> None:
+    """Update p, m and s."""
+    m *= o.beta1
+    m += (1 - o.beta1) * g
+    s *= o.beta2
+    s += (1 - o.beta2) * (g - m) ** 2 + o.eps
+    p -= o.lr / (1 - o.beta1**t) * m / (np.sqrt(s / (1 - o.beta2**t)) + o.eps)
 
 
 def lion(o: Any, t: int, p: Any, g: Any, m: Any) -> None:

@@ -126,13 +126,23 @@ def _enter(
         for one in everyone:
             one.step()  # the first step makes the states
         return [Row(one.name, []) for one in everyone], [
-            Entry(_refilled(one, job.case.states), prepare) for one in everyone
+            Entry(_refilled(one, job.case.states), _before(one, prepare)) for one in everyone
         ]
     rows = [Row(one.name, [], *apart) for one, apart in zip(everyone, disagreements(job, everyone), strict=True)]
     limits: list[Contestant] = [Limit(ours)] if job.case.limit else []
     limits += [Copy(job)] if job.case.device != "cpu" else []
     rows[1:1] = [Row(one.name, []) for one in limits]
-    return rows, [Entry(one.step, prepare, one.steps) for one in (ours, *limits, *others)]
+    return rows, [Entry(one.step, _before(one, prepare), one.steps) for one in (ours, *limits, *others)]
+
+
+def _before(contestant: Contestant, prepare: Callable[[], object]) -> Callable[[], None]:
+    """Return what is done before a turn: what the case asks for, then what the contestant does."""
+
+    def before() -> None:
+        prepare()
+        contestant.prepare()
+
+    return before
 
 
 def _refilled(contestant: Contestant, value: float) -> Callable[[], None]:

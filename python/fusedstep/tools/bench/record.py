@@ -9,9 +9,10 @@ from typing import Any
 from .cases import SHORT, Case, rules
 from .harness import Ratio, Timing, ratio
 
-__all__ = ["FORMAT", "Measured", "Record", "Row", "read", "write"]
+__all__ = ["FORMAT", "Measured", "Record", "Row", "load", "ratios_of", "read", "tests", "write"]
 
 FORMAT = 1
+_ABOUT = {"gb_per_s", "seconds", "by_bytes", "launches", "threads_started"}  # numbers of a test that are no ratios
 
 
 @dataclass
@@ -153,11 +154,7 @@ def read(path: Path) -> Record:
     ValueError
         If the file is no record; the message says where in the file, what was found and what was expected.
     """
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    where = str(path)
+    found, where = load(path), str(path)
     known = _keys(found, where, {"format": int, "machine": dict, "settings": dict, "notes": list, "cases": list})
     if known["format"] != FORMAT:
         raise ValueError(f"{where}: format is {known['format']}, expected {FORMAT}")
@@ -169,6 +166,25 @@ def read(path: Path) -> Record:
         [_measured(each, f"{where}: cases[{i}]") for i, each in enumerate(known["cases"])],
         known["notes"],
     )
+
+
+def load(path: Path) -> Any:
+    """Return what a JSON file has, unchecked, such as a record of pytest-benchmark; raise ValueError if it has none."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def tests(found: Any, name: str) -> list[Any]:
+    """Return the tests of a name, whatever their parameters, of a record of pytest-benchmark."""
+    return [each for each in found.get("benchmarks", []) if each["name"].partition("[")[0] == name]
+
+
+def ratios_of(test: Any) -> dict[str, float]:
+    """Return the ratios of a test: a peer's time over that of fusedstep, or fusedstep's over another time."""
+    info = test["extra_info"]
+    return {name: value for name, value in info.items() if isinstance(value, float) and name not in _ABOUT}
 
 
 def _measured(found: Any, where: str) -> Measured:

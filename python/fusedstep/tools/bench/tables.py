@@ -21,7 +21,6 @@ grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -30,12 +29,11 @@ from pathlib import Path
 from typing import Any
 
 from .cases import Case
-from .record import Measured, Record, read
+from .record import Measured, Record, load, ratios_of, read, tests
 
 __all__ = ["main", "rewritten"]
 
 _REGION = re.compile(r"(<!-- table: (?P<words>[^\n]*?) -->\n).*?(?=<!-- end -->)", re.DOTALL)
-_ABOUT = {"gb_per_s", "seconds", "by_bytes", "launches", "threads_started"}  # numbers of a test that are no ratios
 _WHERE = {"device", "threads", "isa"}  # fields of a case that tell where it runs
 
 
@@ -68,7 +66,7 @@ def rewritten(text: str, folder: Path) -> str:
 def _machine(path: Path, words: Sequence[str]) -> list[str]:
     if words:
         raise ValueError(f"table machine has the words {' '.join(words)!r}, expected none after the record")
-    found = _loaded(path)
+    found = load(path)
     about = found.get("machine", found.get("machine_info", {}))
     ours, packages = about["fusedstep"], about["packages"]
     named = ", ".join(f"{name} {version}" for name, version in packages.items() if name != "threadpoolctl")
@@ -126,11 +124,11 @@ def _times(each: Measured, names: Sequence[str]) -> list[str]:
 
 def _tests(path: Path, words: Sequence[str]) -> list[str]:
     found = [each for name in words for each in _benchmarks(path, name)]
-    columns = list(dict.fromkeys(name for each in found for name in _ratios(each)))
+    columns = list(dict.fromkeys(name for each in found for name in ratios_of(each)))
     rates = any("gb_per_s" in each["extra_info"] for each in found)
     rows = []
     for each in found:
-        info, ratios = each["extra_info"], _ratios(each)
+        info, ratios = each["extra_info"], ratios_of(each)
         rate = [_rate(info["gb_per_s"]) if "gb_per_s" in info else ""] if rates else []
         numbers = [_ratio(ratios[name]) if name in ratios else "" for name in columns]
         rows.append([_named(each), _time(info["seconds"]), *rate, *numbers])
@@ -163,24 +161,11 @@ _KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid}
 # Records, and words of the marks.
 
 
-def _loaded(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
 def _benchmarks(path: Path, test: str) -> list[Any]:
-    found = [each for each in _loaded(path).get("benchmarks", []) if each["name"].partition("[")[0] == test]
+    found = tests(load(path), test)
     if not found:
         raise ValueError(f"{path} has no {test}, expected the name of a test in it")
     return found
-
-
-def _ratios(benchmark: Any) -> dict[str, float]:
-    """Return the ratios of a test: a peer's time over that of fusedstep, or fusedstep's over another time."""
-    info = benchmark["extra_info"]
-    return {name: value for name, value in info.items() if isinstance(value, float) and name not in _ABOUT}
 
 
 def _given(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

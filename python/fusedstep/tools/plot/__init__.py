@@ -4,13 +4,13 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from fusedstep.tools.bench.record import read
+from fusedstep.tools.bench.record import load, read
 from fusedstep.tools.extras import is_missing
 
 from .losses import draw_losses
-from .measurements import draw_ratios, draw_roofline, draw_small, draw_throughput
+from .measurements import draw_ratios, draw_roofline, draw_rules, draw_small, draw_throughput
 from .schedules import draw_schedules
 from .trajectories import draw_trajectories
 
@@ -20,6 +20,7 @@ __all__ = [
     "draw_losses",
     "draw_ratios",
     "draw_roofline",
+    "draw_rules",
     "draw_schedules",
     "draw_small",
     "draw_throughput",
@@ -30,22 +31,32 @@ __all__ = [
 PACKAGES = {"plot": {"matplotlib": "matplotlib"}, "demo": {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}}
 
 
+class Kind(NamedTuple):
+    """A kind of record: what writes it, and the function that reads it."""
+
+    written_by: str
+    read: Callable[[Path], Any]
+
+
 class Picture(NamedTuple):
-    """A picture: a summary, the function that draws it, the extra with its packages, and whether it shows a record."""
+    """A picture: a summary, the function that draws it, the extra with its packages, and the record that it shows."""
 
     summary: str
     draw: Callable[..., object]
     extra: str = "plot"
-    of_record: bool = False
+    record: Kind | None = None
+
+
+BENCH = Kind("bench --json FILE", read)
+CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
 
 
 PICTURES = {
-    "throughput": Picture(
-        "GB/s of a step over its size, beside the limit and the peers", draw_throughput, of_record=True
-    ),
-    "ratios": Picture("the times of the peers over ours, for every rule", draw_ratios, of_record=True),
-    "roofline": Picture("operations per second of every rule, under its roof", draw_roofline, of_record=True),
-    "small": Picture("the cost of a tensor in a step of many", draw_small, of_record=True),
+    "throughput": Picture("GB/s of a step over its size, beside limit and peers", draw_throughput, record=BENCH),
+    "ratios": Picture("the times of the peers over ours, for every rule", draw_ratios, record=BENCH),
+    "roofline": Picture("operations per second of every rule, under its roof", draw_roofline, record=BENCH),
+    "small": Picture("the cost of a tensor in a step of many", draw_small, record=BENCH),
+    "rules": Picture("the cost of a rule of one's own, beside other ways to have it", draw_rules, record=CASES),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
     "trajectories": Picture("the paths of all optimizers over functions of two variables", draw_trajectories),
@@ -70,8 +81,9 @@ def main(argv: list[str]) -> int:
     pictures = parser.add_subparsers(dest="picture", required=True, metavar="PICTURE")
     for name, picture in PICTURES.items():
         command = pictures.add_parser(name, help=picture.summary, description=f"Draw {picture.summary}.")
-        if picture.of_record:
-            command.add_argument("record", type=Path, metavar="FILE", help="what `bench --json FILE` has written")
+        if picture.record:
+            written = f"what `{picture.record.written_by}` has written"
+            command.add_argument("record", type=Path, metavar="FILE", help=written)
         both = [Path(f"fusedstep-{name}.{suffix}") for suffix in ("png", "svg")]
         command.add_argument(
             "--output",
@@ -89,9 +101,9 @@ def main(argv: list[str]) -> int:
     if is_missing("plot", {module: (package, picture.extra) for module, package in PACKAGES[picture.extra].items()}):
         return 2
     try:
-        picture.draw(*([read(options.record)] if picture.of_record else []), *options.output)
+        picture.draw(*([picture.record.read(options.record)] if picture.record else []), *options.output)
     except ValueError as error:
-        if not picture.of_record:
+        if not picture.record:
             raise
         print(f"plot {options.picture}: {error}", file=sys.stderr)
         return 2

@@ -1,4 +1,4 @@
-"""Pictures of a record, which `python -m fusedstep bench --json FILE` writes."""
+"""Pictures of a record, which `python -m fusedstep bench --json FILE` writes, or pytest-benchmark."""
 
 import re
 from collections import defaultdict
@@ -10,17 +10,26 @@ from typing import Any
 from fusedstep.tools.bench.cases import Case, rules, short
 from fusedstep.tools.bench.harness import Timing
 from fusedstep.tools.bench.peers import PEERS
-from fusedstep.tools.bench.record import Measured, Record
+from fusedstep.tools.bench.record import Measured, Record, ratios_of, tests
 from fusedstep.tools.bench.roofs import operations
 
-from .picture import blank, style, write
+from .picture import blank, name_ends, style, write
 
-__all__ = ["draw_ratios", "draw_roofline", "draw_small", "draw_throughput"]
+__all__ = ["draw_ratios", "draw_roofline", "draw_rules", "draw_small", "draw_throughput"]
 
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oo", "**", "||||")
 MARKERS = "osDv^<>PXhd*p8"  # markers of rules in the roofline; each rule has one of 12 colours, too
 INTENSITIES = (0.1, 12)  # ends of the axis of the roofline, in operations per byte
 BYTES = {"K": 2**10, "M": 2**20, "G": 2**30}
+OWN = {
+    "fusedstep": "built-in",
+    "numpy": "NumPy statements",
+    "torch eager": "torch, eager",
+    "torch compiled": "torch, compiled",
+    "machine": "own rule, machine",
+    "code": "own rule, code",
+    "limit": "limit of the memory",
+}  # labels of the lines of the picture of rules, by the names in its record
 
 
 def _look(name: str) -> dict[str, Any]:
@@ -38,14 +47,13 @@ def _place(name: str) -> int:
     return names.index(name) if name in names else 0
 
 
-def _caption(record: Record) -> str:
-    """Return machine, versions and date, with the packages that took part."""
-    about = record.machine
-    ours, gpus = about["fusedstep"], [gpu["name"] for gpu in about["gpus"].values()]
-    present = " ".join(row.name for each in record.cases for row in each.rows)
-    shown = {name: version for name, version in about["packages"].items() if name.partition("-")[0] in present}
+def _caption(about: dict[str, Any], present: Iterable[str], threads: str = "") -> str:
+    """Return machine, versions and date, with the packages of those who took part."""
+    ours, gpus, names = about["fusedstep"], [gpu["name"] for gpu in about["gpus"].values()], " ".join(present)
+    shown = {name: version for name, version in about["packages"].items() if name.partition("-")[0] in names}
     packages = ", ".join(f"{name} {version}" for name, version in shown.items())
-    machine = f"{', '.join([about['cpu'], *gpus])}: {ours['threads']} threads, {ours['isa']}. "
+    threads = threads or f"{ours['threads']} threads"
+    machine = f"{', '.join([about['cpu'], *gpus])}: {threads}, {ours['isa']}. "
     return f"{machine}fusedstep at {ours['commit']}, {ours['compiler']}.\n{packages}. {about['date'][:10]}"
 
 
@@ -95,8 +103,13 @@ def _line(axes: Any, group: list[Measured], name: str, value: Callable[[Case, Ti
 
 
 def _finish(figure: Any, record: Record, title: str, paths: Iterable[Path]) -> None:
+    present = (row.name for each in record.cases for row in each.rows)
+    _write(figure, title, _caption(record.machine, present), paths)
+
+
+def _write(figure: Any, title: str, caption: str, paths: Iterable[Path]) -> None:
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    figure.supxlabel(_caption(record), fontsize=8, x=0.01, ha="left")
+    figure.supxlabel(caption, fontsize=8, x=0.01, ha="left")
     write(figure, paths)
 
 
@@ -107,15 +120,19 @@ def _over_size(figure: Any, groups: list[list[Measured]], value: Callable[[Case,
         for name in _names(group):
             _line(axes, group, name, value)
         case = group[0].case
-        axes.set(xscale="log", yscale="log")
-        sizes = [m.case.size for m in group]
-        axes.set_xticks(sizes, list(map(short, sizes)))
-        axes.set_xticks([], minor=True)
+        _scale(axes, [m.case.size for m in group])
         axes.set_title(f"{case.rule}, {case.dtype}, {case.where}", fontsize=9, loc="left")
-        axes.tick_params(which="both", labelsize=8)
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, handlelength=3.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return {group[0].case.device: axes for axes, group in zip(panels, groups, strict=True)}
+
+
+def _scale(axes: Any, sizes: list[int]) -> None:
+    """Give both axes logarithms, and the horizontal one the sizes that were measured."""
+    axes.set(xscale="log", yscale="log")
+    axes.set_xticks(sizes, list(map(short, sizes)))
+    axes.set_xticks([], minor=True)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(alpha=0.3)
 
 
 def draw_throughput(record: Record, *paths: Path) -> dict[str, Any]:
@@ -205,6 +222,56 @@ def draw_small(record: Record, *paths: Path) -> dict[str, Any]:
         axes.set_ylabel("ns per tensor", fontsize=8)
     _finish(figure, record, f"Cost of a tensor in a step of {groups[0][0].case.count} tensors", paths)
     return panels
+
+
+def draw_rules(found: Any, *paths: Path) -> Any:
+    """
+    Draw the nanoseconds per element of a rule of one's own, and of other ways to have it, over the number of elements.
+
+    Parameters
+    ----------
+    found : dict
+        The record of pytest-benchmark of ``benchmarks/bench_rules.py``.
+    *paths : Path
+        PNG or SVG files to write.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        The axes.
+
+    Raises
+    ------
+    ValueError
+        If fewer than two sizes were measured.
+    """
+    from matplotlib.ticker import LogLocator
+
+    measured = sorted(tests(found, "test_against_others"), key=lambda each: each["params"]["size"])
+    if len(measured) < 2:
+        raise ValueError("the record has no test_against_others of several sizes, expected that of bench_rules.py")
+    points: dict[str, list[tuple[int, float]]] = {name: [] for name in OWN}
+    for each in measured:
+        size, seconds = each["params"]["size"], each["extra_info"]["seconds"]
+        ratios = {"fusedstep": 1.0} | ratios_of(each)
+        for name in OWN.keys() & ratios:
+            points[name].append((size, 1e9 * ratios[name] * seconds / size))
+    present = [name for name in OWN if points[name]]
+    figure = blank(4.2)
+    axes = figure.subplots()
+    for name in present:
+        look = _look(name) if name in ("fusedstep", "limit") else style([*OWN].index(name))
+        axes.plot(*zip(*points[name], strict=True), label=OWN[name], **look)
+    _scale(axes, [each["params"]["size"] for each in measured])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
+    axes.set_xlabel("elements", fontsize=8)
+    axes.set_ylabel("ns per element", fontsize=8)
+    name_ends(axes)
+    title = "AdaBelief in float32 as a rule of one's own, beside the built-in one and other ways to have it"
+    _write(figure, title, _caption(found["machine_info"], present, "1 thread"), paths)
+    return axes
 
 
 def draw_ratios(record: Record, *paths: Path) -> dict[str, Any]:

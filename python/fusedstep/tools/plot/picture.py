@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LOOKS", "alike", "blank", "style", "write"]
+__all__ = ["LOOKS", "alike", "blank", "name_ends", "style", "write"]
 
 # Looks of lines. With 7 dashes and 11 markers, no two of the first 77 lines look alike, even without colours.
 COLOURS = (
@@ -43,6 +43,29 @@ def style(i: int) -> dict[str, Any]:
         "markeredgewidth": 0.5,
         "zorder": 2.1 if i % len(DASHES) else 2,  # a line without gaps lies below the dashed ones
     }
+
+
+def name_ends(axes: Any, gap: float = 0.07) -> None:
+    """Write the label of each line to the right of its end, in its colour; `gap` is a share of the height."""
+    axes.autoscale_view()
+    ends = sorted(axes.lines, key=lambda line: line.get_ydata()[-1])
+    heights = [axes.transAxes.inverted().transform(axes.transData.transform(line.get_xydata()[-1]))[1] for line in ends]
+    for _ in range(100):  # neighbours push each other apart
+        for i in range(1, len(heights)):
+            push = max(0.0, gap - (heights[i] - heights[i - 1])) / 2
+            heights[i - 1], heights[i] = heights[i - 1] - push, heights[i] + push
+    for line, height in zip(ends, heights, strict=True):
+        colour = line.get_color()
+        axes.annotate(
+            line.get_label(),
+            line.get_xydata()[-1],
+            (1.05, height),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            color=colour,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 5},
+        )
 
 
 def write(figure: Any, paths: Iterable[Path]) -> None:
