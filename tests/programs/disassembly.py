@@ -15,11 +15,11 @@ OBJDUMP = shutil.which("objdump")
 VECTORS = {"avx2": ("ymm", 32, 16), "avx512": ("zmm", 64, 32)}  # name, bytes, and number of registers
 ADDRESSES = ("rax", "rcx", "r8", "r9", "r10", "r11", "rdi")  # of arrays; the last one is the update
 UPDATE = 6
-TABLE = ("zero", "one", "minus one", "top bit", "all bits")  # behind the scalars
+TABLE = ("zero", "one", "top bit", "all bits")  # behind the scalars
 
 # The instructions of each operation: the one that IEEE 754 describes, or comparisons and selections.
 KINDS = {"add": ["add"], "subtract": ["sub"], "multiply": ["mul"], "divide": ["div"], "sqrt": ["sqrt"]}
-KINDS |= {"negative": ["xor"], "absolute": ["andn"], "sign": ["add", "cmpgt_oq", "blend", "cmplt_oq", "blend"]}
+KINDS |= {"negative": ["xor"], "absolute": ["andn"], "sign": ["add", "cmpneq_oq", "and", "or", "blend"]}
 KINDS |= {"maximum": ["cmpgt_oq", "cmpunord", "or", "blend"], "minimum": ["cmplt_oq", "cmpunord", "or", "blend"]}
 KINDS |= {"less": ["cmplt_oq"], "less_equal": ["cmple_oq"], "equal": ["cmpeq"], "where": ["blend"]}
 KINDS |= {"logical_and": ["and"], "logical_or": ["or"], "logical_not": ["not"]}
@@ -45,7 +45,7 @@ def is_reserved(prefix, name):
     """Return whether a prefix of AVX-512 is one that processors refuse, in bits that disassemblers do not look at."""
     is_wide = prefix[2] >> 7
     has_first = prefix[3] >> 3 & 1 == 0  # whether there is a first source above 15
-    return prefix[0] == 0x62 and (is_wide != name.endswith("d") or (has_first and name[:6] in ("vmovup", "vsqrtp")))
+    return prefix[0] == 0x62 and (is_wide != name.endswith(("pd", "q")) or (has_first and name[:6] in ("vmovup", "vsqrtp")))
 
 
 def disassembled(codes, folder):
@@ -104,8 +104,9 @@ def meaning(lists, ending, values):
                 x[j] = values("cmpneq", x[j], zero)
                 kinds["cmpneq"] += 1
         if name == "sign":
-            above = values("blend", values("cmpgt_oq", x[0], zero), values("one"), values("add", x[0], zero))
-            value = values("blend", values("cmplt_oq", x[0], zero), values("minus one"), above)
+            flushed = values("add", x[0], zero)
+            one = values("or", values("and", flushed, values("top bit")), values("one"))
+            value = values("blend", values("cmpneq_oq", flushed, zero), one, flushed)
         elif name in ("maximum", "minimum"):
             beyond = values(KINDS[name][0], *x)
             value = values("blend", values("or", beyond, values("cmpunord", x[0], x[0])), *x)
@@ -175,9 +176,19 @@ class Follower:
             self.stored[array] = self.source(operands[1])
             return
         to, _, mask = operands[0].partition("{")
+        if name == {"s": "vpternlogd", "d": "vpternlogq"}[self.letter] and operands[3:] == ["0xea"]:
+            self.blend_bits(to, mask[:-1], *operands[1:3])
+            return
         sources = [self.source(text) for text in operands[1:]]
         value = sources[0] if name == f"vmovup{self.letter}" and not mask else self.computed(name, sources, mask[:-1])
         self.registers[self.register(to)] = value
+
+    def blend_bits(self, to, mask, and_bits, or_bits):
+        """Run three operations in one: of bits, and a selection of what has been there."""
+        before = self.source(to)
+        bits = self.values("or", self.values("and", before, self.source(and_bits)), self.source(or_bits))
+        self.registers[self.register(to)] = self.values("blend", self.registers[mask], bits, before)
+        self.kinds.update(["and", "or", "blend"])
 
     def computed(self, name, sources, mask):
         kind = name[1:-2] if name[:1] == "v" and name[-2:] == "p" + self.letter else ""

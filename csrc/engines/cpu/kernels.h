@@ -9,7 +9,7 @@ namespace fusedstep {
 // A function that was generated for a rule, an instruction set and a type. It computes whole vectors of so many bytes
 // of its arrays, which are in the order of the machine's registers; those that the rule does not use are null. Each
 // scalar fills a vector, and so do the constants, which stand behind kMaxRuleScalars of them.
-enum Constant : int { kZero = kMaxRuleScalars, kOne, kMinusOne, kTopBit, kAllBits, kConstantsEnd };
+enum Constant : int { kZero = kMaxRuleScalars, kOne, kTopBit, kAllBits, kConstantsEnd };
 using Generated = void (*)(const void* arrays, const void* scalars, int64_t bytes);
 
 // A rule that was made at run time, for the loops: code for the machine, and what was generated of it or null, by

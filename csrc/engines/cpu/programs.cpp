@@ -30,7 +30,7 @@ public:
         }
         for (int i = 0; i < task.routine->scalar_count; ++i)
             for (T& element : vectors_[i]) element = scalars[i];
-        constexpr T kNumbers[] = {0, 1, -1, T(-0.0)};
+        constexpr T kNumbers[] = {0, 1, T(-0.0)};
         for (int i = kZero; i < kAllBits; ++i)
             for (T& element : vectors_[i]) element = kNumbers[i - kZero];
         memset(vectors_[kAllBits], 0xff, sizeof(vectors_[kAllBits]));

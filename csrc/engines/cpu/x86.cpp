@@ -50,6 +50,11 @@ public:
         encode(3, true, double_ ? 0x4B : 0x4A, to, no, yes);
         put({mask << 4});
     }
+    // Where the mask holds, the bits of `to` that are in `and_bits`, and those of `or_bits`; of AVX-512.
+    void blend_bits(int to, int and_bits, const Place& or_bits, int mask) {
+        encode(3, true, 0x25, to, and_bits, or_bits, mask);
+        put({0xEA});
+    }
     // An operation on masks: both, either, or the inverse of b.
     void masks(Op op, int to, int a, int b) {
         if (op == Op::kNot) return put({0xC5, 0xF8, 0x44, 0xC0 | to << 3 | b});
@@ -69,10 +74,8 @@ private:
         // Registers have five bits, whose upper ones are inverted. Of a register as second source, bit 4 stands in X.
         const int r = ~to >> 3 & 1, r2 = ~to >> 4 & 1, base = ~b.number >> 3 & 1;
         const int x = b.in_memory ? 1 : ~b.number >> 4 & 1;
-        const bool is_wide_element = map == 1 || map == 2 ? double_ : false;
         put({0x62, r << 7 | x << 6 | base << 5 | r2 << 4 | map,
-             int(is_wide_element) << 7 | (~a & 15) << 3 | 1 << 2 | int(prefix_66), 2 << 5 | (~a >> 4 & 1) << 3 | mask,
-             opcode});
+             int(double_) << 7 | (~a & 15) << 3 | 1 << 2 | int(prefix_66), 2 << 5 | (~a >> 4 & 1) << 3 | mask, opcode});
     }
     void modrm(int to, const Place& b) {
         const int reg = (to & 7) << 3;
@@ -262,7 +265,8 @@ private:
             writer_.compare(predicate, to, a, b);
             return to;
         };
-        constexpr int kLess = 0x11, kAtMost = 0x12, kEqual = 0x00, kNotEqual = 0x04, kUnordered = 0x03, kMore = 0x1E;
+        constexpr int kLess = 0x11, kAtMost = 0x12, kEqual = 0x00, kNotEqual = 0x04, kUnordered = 0x03, kMore = 0x1E,
+                      kLessOrMore = 0x0C;
         const auto mask = [&](int j) {
             if (operand(j) >= 0) return loaded_.at(operand(j));
             const int a = first(operand(j), spare), made = compare(kNotEqual, a, from_table(kZero));
@@ -296,11 +300,18 @@ private:
                 case Op::kSign: {
                     const int x = first(operand(0), spare), to = take();
                     writer_.arithmetic(0x58, to, x, from_table(kZero));
-                    const int above = compare(kMore, x, from_table(kZero));
-                    writer_.blend(to, to, from_table(kOne), above);
-                    const int below = compare(kLess, x, from_table(kZero));
-                    writer_.blend(to, to, from_table(kMinusOne), below);
-                    spare_masks_ = {above, below};
+                    const int top = in_register(from_table(kTopBit), spare);
+                    const int nonzero = compare(kLessOrMore, to, from_table(kZero));
+                    spare_masks_ = {nonzero};
+                    if (wide_) {
+                        writer_.blend_bits(to, top, from_table(kOne), nonzero);
+                        return to;
+                    }
+                    const int one = take();  // with the sign of x
+                    spare.push_back(one);
+                    writer_.arithmetic(0x54, one, to, vector(top));
+                    writer_.arithmetic(0x56, one, one, from_table(kOne));
+                    writer_.blend(to, to, vector(one), nonzero);
                     return to;
                 }
                 case Op::kLarger:
