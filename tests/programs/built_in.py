@@ -8,7 +8,7 @@ import numpy as np
 import fusedstep as fs
 from fusedstep.core.hyperparameters import rational_power
 
-__all__ = ["RULES"]
+__all__ = ["RULES", "adam"]
 
 
 @fs.rule()

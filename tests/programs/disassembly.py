@@ -43,9 +43,9 @@ class Values:
 
 def is_reserved(prefix, name):
     """Return whether a prefix of AVX-512 is one that processors refuse, in bits that disassemblers do not look at."""
-    is_wide = prefix[2] >> 7
+    wrong_width = prefix[2] >> 7 != name.endswith(("pd", "q"))
     has_first = prefix[3] >> 3 & 1 == 0  # whether there is a first source above 15
-    return prefix[0] == 0x62 and (is_wide != name.endswith(("pd", "q")) or (has_first and name[:6] in ("vmovup", "vsqrtp")))
+    return prefix[0] == 0x62 and (wrong_width or (has_first and name[:6] in ("vmovup", "vsqrtp")))
 
 
 def disassembled(codes, folder):
@@ -131,7 +131,6 @@ class Follower:
     values: Values
     registers: dict[str, int] = field(default_factory=dict)
     stored: dict[int, int] = field(default_factory=dict)
-    loaded: set[int] = field(default_factory=set)
     kinds: Counter[str] = field(default_factory=Counter)
 
     def follow(self, code):
@@ -145,7 +144,7 @@ class Follower:
         self.enter(code[1:top])
         held = dict(self.registers)
         for _ in range(2):
-            self.stored, self.loaded, self.kinds = {}, set(), Counter()
+            self.stored, self.kinds = {}, Counter()
             for _, name, operands in code[top:-4]:
                 self.run(name, operands)
             if {key: self.registers[key] for key in held} != held:
@@ -212,9 +211,8 @@ class Follower:
         match = re.fullmatch(rf"{VECTORS[self.isa][0].upper()}WORD PTR \[rsi(?:\+0x([0-9a-f]+))?\]", text)
         if not match:
             array = self.array(text)
-            if self.stored or array in self.loaded:
-                raise CodeError(f"reads array {array} again")
-            self.loaded.add(array)
+            if self.stored:
+                raise CodeError(f"reads array {array} after a store")
             return self.values("array", array)
         place, rest = divmod(int(match[1] or "0", 16), VECTORS[self.isa][1])
         if rest or self.scalars <= place < MOST_SCALARS or place >= MOST_SCALARS + len(TABLE):

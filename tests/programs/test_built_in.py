@@ -6,7 +6,7 @@ import pytest
 import fusedstep as fs
 from fusedstep import _cpu
 from fusedstep.tools.verify import HALVES, dialects, difference, halves, outcome
-from tests.programs.built_in import RULES
+from tests.programs.built_in import RULES, adam
 
 pytestmark = pytest.mark.usefixtures("both_ways")
 
@@ -62,3 +62,17 @@ def test_the_reference_calls_the_function(cls, made, options_of):
     for dtype in (np.float32, np.float64):
         expected = outcome(cls(**options), dtype, SIZES)
         assert difference(outcome(made.reference(**mine), dtype, SIZES), expected) == 0, (options, dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_same_bits_where_memory_decides(dtype):
+    """Large arrays may be given to the machine of another instruction set."""
+    rng = np.random.default_rng(4)
+    p, g = (rng.standard_normal(2_600_003).astype(dtype) for _ in range(2))
+    for options in ({}, {"weight_decay": 0.1, "ema": 0.9}):
+        expected, found = p.copy(), p.copy()
+        for isa in _cpu.isas:
+            fs.use_isa(isa)
+            fs.Adam(**options).step(expected, g)
+            adam(**options).step(found, g)
+            assert difference([found], [expected]) == 0, (options, isa)

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <memory>
+#include <string_view>
 
 #include "element/float_mode.h"
 #include "element/norm.h"
@@ -222,6 +223,18 @@ struct Squares {
     }
 };
 
+// The loops of a rule. With vectors of 512 bits the machine is slower than with those of 256 where memory decides.
+const Kernel& loops_of(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, int64_t bytes) {
+    if (!rule.made) return kernels.rules[rule.id];
+#if defined(__x86_64__)
+    constexpr int64_t kBeyondCaches = 64 << 20;
+    const bool by_machine = !routine->generated[0][0];
+    if (by_machine && bytes > kBeyondCaches && std::string_view(kernels.isa).starts_with("avx512"))
+        return kernels_avx2.made;
+#endif
+    return kernels.made;
+}
+
 }  // namespace
 
 const std::vector<const Kernels*>& runnable_kernels() {
@@ -274,7 +287,7 @@ void Tiles::reserve(int64_t bytes, int64_t traffic) {
 void run_tasks(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, std::span<const Task> tasks,
                int64_t bytes, const Tiles* tiles) {
     const int parts = tiles ? tiles->threads() : parts_of(bytes);
-    run(Step{kernels, rule.made ? kernels.made : kernels.rules[rule.id], routine, tasks, bytes, parts, tiles});
+    run(Step{kernels, loops_of(kernels, rule, routine, bytes), routine, tasks, bytes, parts, tiles});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {

@@ -172,6 +172,7 @@ private:
             for (size_t j = 0; operands_of(operations_[i].op)[j]; ++j) {
                 const Value operand = operations_[i].operands[j];
                 need(operand);
+                ++uses_[operand];
                 if (!last_.contains(operand)) last_[operand] = i;
                 if (operand >= 0 && operand < kFirstResult) touched_[operand] = true;
             }
@@ -203,17 +204,28 @@ private:
         const auto held = held_.find(place);
         return held != held_.end() ? vector(held->second) : in_table(place);
     }
-    // A value as a second source. An array that is read once stays in memory.
-    Place source(Value value) {
-        if (value < 0) return from_table(-1 - value);
-        if (value < kFirstResult && !loaded_.contains(value)) {
+    bool is_in_memory(Value value) const {
+        return value < 0 ? !held_.contains(-1 - value) : value < kFirstResult && !loaded_.contains(value);
+    }
+    int load_array(Value value) {
+        if (!loaded_.contains(value)) {
             loaded_[value] = take();
             writer_.load(loaded_[value], in_array(value));
         }
-        return vector(loaded_.at(value));
+        return loaded_.at(value);
+    }
+    // A value as a second source. An array stays in memory, and is read there once more, if that takes fewer
+    // instructions than reading it first: with AVX-512, reading is slower.
+    Place source(Value value) {
+        if (value < 0) return from_table(-1 - value);
+        if (!is_in_memory(value)) return vector(loaded_.at(value));
+        return uses_.at(value) <= (wide_ ? 1 : 2) ? in_array(value) : vector(load_array(value));
     }
     // A value as a first source, which is in a register. `spare` is given back after the operation, if there is one.
-    int first(Value value, std::vector<int>& spare) { return in_register(source(value), spare); }
+    int first(Value value, std::vector<int>& spare) {
+        if (value < 0) return in_register(from_table(-1 - value), spare);
+        return value < kFirstResult ? load_array(value) : loaded_.at(value);
+    }
     int in_register(const Place& place, std::vector<int>& spare) {
         if (!place.in_memory) return place.number;
         const int loaded = take();
@@ -254,7 +266,7 @@ private:
     int compute(const Operation& operation, std::vector<int>& spare) {
         const auto operand = [&](int j) { return static_cast<Value>(operation.operands[j]); };
         const auto binary = [&](int opcode, bool commutes) {
-            const bool swaps = commutes && operand(0) < 0 && operand(1) >= 0;  // a scalar may come from memory
+            const bool swaps = commutes && is_in_memory(operand(0)) && !is_in_memory(operand(1));
             const Place b = source(operand(swaps ? 0 : 1));
             const int a = first(operand(swaps ? 1 : 0), spare), to = take();
             writer_.arithmetic(opcode, to, a, b);
@@ -370,7 +382,7 @@ private:
     std::vector<Operation> operations_;
     std::vector<Output> outputs_;
     std::vector<bool> needed_;
-    std::map<Value, int> last_;
+    std::map<Value, int> last_, uses_;
     bool touched_[kFirstTemporary] = {};
     std::map<int, int> held_;      // place in the table -> the register that holds it during the loop
     std::map<Value, int> loaded_;  // value -> its register, or its mask
