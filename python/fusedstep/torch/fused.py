@@ -1,0 +1,195 @@
+"""What is ours in an optimizer of PyTorch: the step, further options, and the loading of what these keep."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import optimizer as theirs
+
+from fusedstep.core.optimizer import Optimizer
+
+from .bucket import KEPT, Bucket
+
+__all__ = ["Fused"]
+
+# Options that PyTorch's classes do not have; each means what it means for `fusedstep.Optimizer`.
+OPTIONS = (
+    "clip_value",
+    "clip_norm",
+    "clip_global_norm",
+    "l1",
+    "bounds",
+    "ema",
+    "zero_grad",
+    "skip_nonfinite",
+    "state_dtype",
+    "master_weights",
+    "rounding",
+    "seed",
+)
+
+
+class Fused(torch.optim.Optimizer):
+    """The base of our classes, which stands before PyTorch's class among their bases."""
+
+    _ours: ClassVar[type[Optimizer]]  # whose rules and hyperparameters are taken
+    _names: ClassVar[Mapping[str, str]]  # what a group has under PyTorch's names -> our name of it
+    _counters: ClassVar[Mapping[str, float]] = {"step": 0.0}  # numbers in the state of a parameter -> where they start
+    _step_supports_amp_scaling = True  # GradScaler leaves its scale to the step
+    _buckets: tuple[Any, list[Bucket]] | None = None
+
+    def __init__(self, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if options is not None:
+            self.defaults["options"] = options = self._checked(options)
+            for group in self.param_groups:
+                group.setdefault("options", options)
+        for group in self.param_groups:
+            self._check(group)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as PyTorch does; `options` may differ from those of the other groups."""
+        if "options" in param_group:
+            param_group["options"] = self._checked(param_group["options"])
+        super().add_param_group(param_group)
+        self._check(self.param_groups[-1])
+
+    @classmethod
+    def _checked(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        if unknown := [name for name in options if name not in OPTIONS]:
+            raise TypeError(f"options has {unknown[0]!r}, expected some of {', '.join(OPTIONS)}")
+        cls._ours(**options)  # whatever is wrong is refused there
+        return dict(options)
+
+    @classmethod
+    def _check(cls, group: Mapping[str, Any]) -> None:
+        if group.get("differentiable"):
+            raise ValueError("differentiable is True, expected False: the step is no part of a graph of derivatives")
+
+    # The step. Hooks and profiles cost more than a small step, so PyTorch's wrapper is used only where there are some.
+
+    @torch.compiler.disable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """
+        Make a step.
+
+        Parameters
+        ----------
+        closure : callable, optional
+            Computes the loss anew, and the gradients.
+
+        Returns
+        -------
+        object
+            What `closure` returns, else None.
+
+        Raises
+        ------
+        RuntimeError
+            If a gradient is sparse.
+        ValueError, TypeError, BufferError
+            If a parameter, gradient or state cannot be used: it overlaps another, say, or is not in host memory.
+        """
+        if (
+            torch._C._autograd._profiler_enabled()
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or theirs._global_optimizer_pre_hooks
+            or theirs._global_optimizer_post_hooks
+        ):
+            return _hooked_step(self, closure)
+        return self._plain_step(closure)
+
+    step.hooked = True  # PyTorch wraps no step that says so
+
+    def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        attributes = self.__dict__  # GradScaler sets two of them, and deletes them after the step
+        found_inf = attributes.get("found_inf")
+        if found_inf is not None and float(found_inf):
+            return loss
+        scale = attributes.get("grad_scale")
+        for bucket in self._present_buckets():
+            bucket.step(1.0 if scale is None else 1.0 / float(scale))
+        return loss
+
+    def _present_buckets(self) -> list[Bucket]:
+        """Return the buckets of all groups; they are made anew when groups, their parameters or rules have changed."""
+        rules = [self._rule(group) for group in self.param_groups]
+        params = [group["params"] for group in self.param_groups]
+        now = rules, list(map(id, params)), list(map(len, params)), self.state, self.param_groups
+        if self._buckets is None or not _is_same(self._buckets[0], now):
+            groups: dict[str, list[dict[str, Any]]] = {}
+            for rule, group in zip(rules, self.param_groups, strict=True):
+                self._check(group)
+                groups.setdefault(rule, []).append(group)
+            limits = [group.get("options", {}).get("clip_global_norm") for group in self.param_groups]
+            if len(groups) > 1 and any(limit is not None for limit in limits):
+                raise ValueError(
+                    f"clip_global_norm stands in options, expected groups of one rule, not of {' and '.join(groups)}"
+                )
+            self._buckets = now, [Bucket(self, rule, some) for rule, some in groups.items()]
+        return self._buckets[1]
+
+    def _rule(self, group: Mapping[str, Any]) -> str:
+        """Return the name of the rule that a group asks for."""
+        del group
+        return self._ours.rule
+
+    def _values(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
+        """Return the hyperparameters of a group by our names, for the update that follows `t` others."""
+        del t
+        found = {name: plain(group[theirs]) for theirs, name in self._names.items() if theirs in group}
+        if "betas" in group:
+            found["beta1"], found["beta2"] = map(plain, group["betas"])
+        return found
+
+    def _is_scheduled(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether the values of some group depend on the number of the update."""
+        del groups
+        return False
+
+    def _snapshot(self, group: Mapping[str, Any]) -> list[Any]:
+        """Return all that the values of a group depend on."""
+        return [plain(group.get(name)) for name in self._names] + [
+            tuple(map(plain, group.get("betas", ()))),
+            group.get("options"),
+        ]
+
+    # What PyTorch casts to the type of the parameter when it loads a state dict is taken from the dict once more.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of this class, or of PyTorch's class of its name."""
+        super().load_state_dict(state_dict)
+        theirs = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        options = [group.get("options", {}) for group in self.param_groups for _ in group["params"]]
+        for key, p, own in zip(theirs, params, options, strict=True):
+            kept = [*KEPT, *(self._state_names() if own.get("state_dtype") == "float32" else ())]
+            loaded = state_dict["state"].get(key, {})
+            for name in kept:
+                if isinstance(loaded.get(name), torch.Tensor) and p in self.state:
+                    self.state[p][name] = loaded[name].detach().clone()
+
+    @classmethod
+    def _state_names(cls) -> tuple[str, ...]:
+        return tuple(name for _, name in cls._ours.torch_states)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._buckets = None
+
+
+def plain(value: Any) -> Any:
+    """Return a number that is a tensor as a float."""
+    return float(value) if isinstance(value, torch.Tensor) else value
+
+
+_hooked_step = torch.optim.Optimizer.profile_hook_step(Fused._plain_step)
+
+
+def _is_same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
+    return before[:3] == now[:3] and before[3] is now[3] and before[4] is now[4]
