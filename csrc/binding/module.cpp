@@ -146,6 +146,8 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.def("leaves", &leaves, arg("params"));
     m.def("use_code", &use_code, arg("wanted"));
     m.def("uses_code", &uses_code);
+    m.def("address_of", py::overload_cast<const py::object&>(&address_of), arg("array"));
+    m.def("are_kept", &are_kept, arg("places"), arg("addresses"));
     m.def("why_no_code", [] { return why_no_code(current_kernels()); });
     m.def("code_of", &code_of_rule, arg("rule"), arg("isa"), arg("dtype"), arg("ending"));
     m.def("tell_writes", &tell_writes, arg("params"));
@@ -167,8 +169,10 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def_property_readonly("is_captured", &PendingFinding::is_captured);
 
     py::class_<Plan>(m, "Plan")
-        .def(py::init([](int rule, py::object params) { return std::make_unique<Plan>(rule_of(rule), params); }),
-             arg("rule"), arg("params"))
+        .def(py::init([](int rule, py::object params, bool of_torch) {
+                 return std::make_unique<Plan>(rule_of(rule), params, of_torch);
+             }),
+             arg("rule"), arg("params"), arg("of_torch") = false)
         .def_property_readonly("keys", &Plan::keys)
         .def("check", &Plan::check, arg("params"), arg("grads"), arg("averaged"))
         .def("bind", &Plan::bind, arg("kept"), arg("clocks"), arg("clock_of"), arg("noise_ids"),

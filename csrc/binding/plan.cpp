@@ -54,7 +54,7 @@ py::object weak_reference_to(const py::object& object) {
 
 }  // namespace
 
-Plan::Plan(const RuleInfo& rule, py::object params) : rule_(rule), tree_(params) {
+Plan::Plan(const RuleInfo& rule, py::object params, bool of_torch) : rule_(rule), tree_(params), of_torch_(of_torch) {
     tensors_.resize(keys().size());
     slots_.resize(keys().size());
 }
@@ -98,7 +98,15 @@ Name Plan::span_name(size_t id) const {
 // Collect the arrays of a step. False if the parameters are not, key by key, those of this plan.
 bool Plan::fetch(py::object params, py::object grads) {
     if (!tree_.collect(params, params_)) return false;
-    tree_.collect_gradients(grads, grads_);
+    if (!of_torch_ || !grads.is_none()) {
+        tree_.collect_gradients(grads, grads_);
+        return true;
+    }
+    static PyObject* const grad = PyUnicode_InternFromString("grad");
+    for (const py::object& param : params_) {
+        grads_.push_back(py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), grad)));
+        if (!grads_.back()) throw py::error_already_set();
+    }
     return true;
 }
 
@@ -136,6 +144,7 @@ View Plan::look_at_param(size_t i) {
     const Tensor& tensor = tensors_[i];
     Like like;
     like.device = kAnywhere;
+    if (of_torch_) like.asked = Asked::kSigns;
     for (int role = kRoles - 1; role >= kStates; --role)
         if (tensor.has(role)) {
             const View& view = tensor.views[role];
@@ -163,6 +172,7 @@ void Plan::see_param(size_t i) {
         if (tensor.has(role) && (seen.device != tensor.views[role].device || !same_order(seen, tensor.views[role])))
             tensor.bound = false;  // `run` will return false, and the optimizer move the states
     param = std::move(seen);
+    if (of_torch_) param.asked = Asked::kNothing;
     tensor.views[kGrad] = {};
     slot.arrays[kParam] = param.data;
     slot.size = param.size;
@@ -170,25 +180,30 @@ void Plan::see_param(size_t i) {
     update_types(i);
 }
 
-// Look at a gradient that is not the array of the last step.
-void Plan::see_grad(size_t i, int flags) {
+// Look at a gradient that is not the array of the last step. It is at `moved` if it plainly differs in its address
+// only.
+void Plan::see_grad(size_t i, int flags, char* moved) {
     Tensor& tensor = tensors_[i];
     Slot& slot = slots_[i];
     View& grad = tensor.views[kGrad];
     const bool zeroed = flags & kWriteable;
+    const Asked asked = of_torch_ ? Asked::kSigns : Asked::kAll;
     const bool is_for_one_number = slot.device == kHost && tensor.views[kParam].shape().empty();
     if (is_for_one_number && PyLong_CheckExact(grads_[i].ptr())) grads_[i] = py::float_(grads_[i]);
-    if (Py_TYPE(grads_[i].ptr()) != ndarray_type) grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
-    char* moved = nullptr;
-    if (tensor.has(kGrad) && (tensor.zeroable || !zeroed) && grad.has_moved(grads_[i], flags, &moved) &&
-        reinterpret_cast<uintptr_t>(moved) % static_cast<uintptr_t>(kItemSize[grad.type()]) == 0) {
+    bool has_moved = moved;
+    if (!has_moved && Py_TYPE(grads_[i].ptr()) != ndarray_type) {  // what NumPy makes of it may be known
+        grads_[i] = as_array(std::move(grads_[i]), grad_name(i), true);
+        has_moved = tensor.has(kGrad) && (tensor.zeroable || !zeroed) && grad.has_moved(grads_[i], flags, &moved);
+    }
+    if (has_moved && reinterpret_cast<uintptr_t>(moved) % static_cast<uintptr_t>(kItemSize[grad.type()]) == 0) {
         grads_moved_ = grads_moved_ || grad.data != moved;
         grad.data = moved;
     } else {
         const View& param = tensor.views[kParam];
         grad = {};
         grad = look(grads_[i], grad_name(i), zeroed ? Use::kOverwritten : Use::kRead,
-                    {&param, {}, kFloats, param_name(i), param.device}, &foreign_);
+                    {&param, {}, kFloats, param_name(i), param.device, false, asked}, &foreign_);
+        grad.asked = asked;
         tensor.zeroable = zeroed;
         tensor.axes = axes_of(param, grad);
         slot.grad_axes = tensor.axes.empty() ? nullptr : tensor.axes.data();
@@ -252,7 +267,9 @@ bool Plan::check_arrays() {
             refuse_device(param_name(i), slot.device, param_name(first), slots_[first].device);
         const int flags = kAligned | (row.zero_grad ? kWriteable : 0);
         const bool is_seen = tensor.has(kGrad) && (tensor.zeroable || !row.zero_grad);
-        if (has_grad && !(is_seen && grad.is_still(grads_[i], flags))) see_grad(i, flags);
+        char* moved = nullptr;
+        const bool is_known = has_grad && is_seen && grad.has_moved(grads_[i], flags, &moved);
+        if (has_grad && !(is_known && moved == grad.data)) see_grad(i, flags, is_known ? moved : nullptr);
         if (has_grad && !is_numpy(params_[i]) && counts_writes(params_[i])) counting_.push_back(params_[i]);
         if (has_grad && row.zero_grad && !is_numpy(grads_[i]) && counts_writes(grads_[i]))
             counting_.push_back(grads_[i]);

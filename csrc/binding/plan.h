@@ -28,7 +28,9 @@ private:
 
 class Plan {
 public:
-    Plan(const RuleInfo& rule, py::object params);
+    // Parameters of an optimizer of PyTorch may require gradients. Each of them has its own gradient, as the attribute
+    // `grad`, which a step takes where it is given none.
+    Plan(const RuleInfo& rule, py::object params, bool of_torch);
 
     const py::list& keys() const { return tree_.keys(); }
 
@@ -104,7 +106,7 @@ private:
     void check_single();
     View look_at_param(size_t i);
     void see_param(size_t i);
-    void see_grad(size_t i, int flags);
+    void see_grad(size_t i, int flags, char* moved);
     bool can_average(size_t i);
     void forget(size_t i);
     bool check_arrays();
@@ -122,6 +124,7 @@ private:
 
     const RuleInfo& rule_;
     const Tree tree_;
+    const bool of_torch_;
     std::vector<Tensor> tensors_;
     std::vector<Slot> slots_;  // the tensors, as engines see them
     std::vector<Row> rows_;

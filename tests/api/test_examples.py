@@ -8,7 +8,8 @@ import pytest
 
 import fusedstep
 
-NAMES = [info.name for info in pkgutil.walk_packages(fusedstep.__path__, "fusedstep.") if ".tools" not in info.name]
+FOUND = [info.name for info in pkgutil.walk_packages(fusedstep.__path__, "fusedstep.")]
+NAMES = [name for name in FOUND if ".tools" not in name and ".torch" not in name]
 MODULES = [fusedstep, *(import_module(name) for name in NAMES if not name.endswith(("__main__", "_cpu", "_cuda")))]
 PUBLIC = [getattr(fusedstep, name) for name in fusedstep.__all__]  # loads what is loaded when it is asked for
 EXAMPLES = [test for module in MODULES for test in doctest.DocTestFinder().find(module) if test.examples]

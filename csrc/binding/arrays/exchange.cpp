@@ -1,5 +1,8 @@
 #include "binding/arrays/exchange.h"
 
+#include <pybind11/gil_safe_call_once.h>
+#include <pybind11/numpy.h>
+
 #include <mutex>
 
 #include "binding/arrays/dlpack.h"
@@ -92,16 +95,18 @@ View view_of(const dlpack::Tensor& t) {
     return view;
 }
 
-// What is told by attributes alone: that a tensor of PyTorch requires a gradient, or stands for negated or conjugated
-// numbers.
-bool is_plain(const Library& library, const py::object& array, bool is_complex) {
-    if (!library.is_torch) return true;
+// What is told by attributes alone.
+bool is_plain(const Library& library, const py::object& array, bool is_complex, Asked asked) {
+    if (!library.is_torch || asked == Asked::kNothing) return true;
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
     static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
     static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
-    auto found = py::reinterpret_steal<py::object>(PyObject_GetAttr(array.ptr(), requires_grad));
-    if (!found) throw py::error_already_set();
-    if (found.ptr() != Py_False) return false;
+    py::object found;
+    if (asked == Asked::kAll) {
+        found = py::reinterpret_steal<py::object>(PyObject_GetAttr(array.ptr(), requires_grad));
+        if (!found) throw py::error_already_set();
+        if (found.ptr() != Py_False) return false;
+    }
     for (PyObject* method : {is_neg, is_conj}) {
         if (method == is_conj && !is_complex) continue;
         found = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(array.ptr(), method));
@@ -150,14 +155,14 @@ bool View::is_elsewhere(const py::object& array, char** moved) const {
         *moved = now;
     else if (now != data)
         return false;
-    return is_plain(library, array, format.pairs);
+    return is_plain(library, array, format.pairs, asked);
 }
 
-void check_plain(const py::object& array, const Name& name) {
-    if (is_plain(library_of(array), array, true)) return;
+void check_plain(const py::object& array, const Name& name, Asked asked) {
+    if (is_plain(library_of(array), array, true, asked)) return;
     throw py::buffer_error(
         text_of(array, name) +
-        (py::cast<bool>(array.attr("requires_grad"))
+        (asked == Asked::kAll && py::cast<bool>(array.attr("requires_grad"))
              ? "does not export its memory, since it requires a gradient: .detach() does"
              : "stands for other numbers than those in its memory: .resolve_neg() and .resolve_conj() do not"));
 }
@@ -168,10 +173,47 @@ bool counts_writes(py::handle array) {
 
 void count_writes(const std::vector<py::object>& tensors) {
     if (tensors.empty()) return;
+    static py::gil_safe_call_once_and_store<py::object> storage;
+    const py::object& increment =
+        storage
+            .call_once_and_store_result(
+                [] { return py::object(py::module_::import("torch.autograd.graph").attr("increment_version")); })
+            .get_stored();
     py::list counting;
-    for (const py::object& tensor : tensors)
-        if (!py::cast<bool>(tensor.attr("is_inference")())) counting.append(tensor);
-    py::module_::import("torch.autograd.graph").attr("increment_version")(counting);
+    for (const py::object& tensor : tensors) counting.append(tensor);
+    try {
+        increment(counting);
+    } catch (py::error_already_set& error) {  // tensors that were made for inference count nothing
+        if (!error.matches(PyExc_RuntimeError)) throw;
+        py::list others;
+        for (const py::object& tensor : tensors)
+            if (!py::cast<bool>(tensor.attr("is_inference")())) others.append(tensor);
+        increment(others);
+    }
+}
+
+uintptr_t address_of(const py::object& array) {
+    dlpack::Tensor t;
+    const Library library = library_of(array);
+    return library.exchange && show(library, array, &t) ? reinterpret_cast<uintptr_t>(address_of(t)) : 0;
+}
+
+bool are_kept(const py::list& places, const py::array_t<uint64_t, py::array::c_style>& addresses) {
+    const uint64_t* address = addresses.data();
+    const uint64_t* const end = address + addresses.size();
+    for (py::handle place : places) {
+        const auto parts = py::cast<py::tuple>(place);
+        const auto dict = py::cast<py::dict>(parts[0]);
+        const auto names = py::cast<py::tuple>(parts[1]), tensors = py::cast<py::tuple>(parts[2]);
+        if (names.size() != tensors.size() || end - address < static_cast<py::ssize_t>(names.size())) return false;
+        for (size_t k = 0; k < names.size(); ++k, ++address) {
+            const auto tensor = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(tensors.ptr(), k));
+            PyObject* const found = PyDict_GetItemWithError(dict.ptr(), PyTuple_GET_ITEM(names.ptr(), k));
+            if (!found && PyErr_Occurred()) throw py::error_already_set();
+            if (found != tensor.ptr() || (*address && address_of(tensor) != *address)) return false;
+        }
+    }
+    return address == end;
 }
 
 Sight see_by_exchange(const py::object& array, const Name& name) {

@@ -10,7 +10,7 @@ bool has_exchange(py::handle array);
 // Whether such an array is on a GPU.
 bool is_exchanged_on_gpu(const py::object& array);
 // Raise BufferError for a tensor of PyTorch that requires a gradient or stands for negated or conjugated numbers.
-void check_plain(const py::object& array, const Name& name);
+void check_plain(const py::object& array, const Name& name, Asked asked);
 Sight see_by_exchange(const py::object& array, const Name& name);
 
 // Whether an array is a tensor of PyTorch, which counts what is written to it, to refuse derivatives of other numbers
@@ -18,6 +18,12 @@ Sight see_by_exchange(const py::object& array, const Name& name);
 bool counts_writes(py::handle array);
 // Count a write to each of these tensors, except those of inference mode, which count nothing.
 void count_writes(const std::vector<py::object>& tensors);
+
+// The address of a tensor's memory, or 0 where it shows none.
+uintptr_t address_of(const py::object& array);
+// Whether the dicts of (dict, names, tensors) still have these tensors under these names, and these their memory at the
+// addresses, of which 0 stands for any.
+bool are_kept(const py::list& places, const py::array_t<uint64_t, py::array::c_style>& addresses);
 
 // The capsule of an array whose library has nothing but __dlpack__. The capsule keeps the memory alive.
 py::object capsule_of(const py::object& array);

@@ -171,11 +171,11 @@ Sight see(const py::object& array, const Name& name) {
     return {std::move(view), py::reinterpret_borrow<py::object>(a.descr), (a.flags & kWriteable) != 0};
 }
 
-Sight see_any(const py::object& array, const Name& name, Foreigners* foreign) {
+Sight see_any(const py::object& array, const Name& name, Asked asked, Foreigners* foreign) {
     if (is_numpy(array)) return see(array, name);
     if (PyCapsule_CheckExact(array.ptr())) return see_capsule(array, name);
     if (has_exchange(array)) {
-        check_plain(array, name);
+        check_plain(array, name, asked);
         if (!is_exchanged_on_gpu(array)) return see_by_exchange(array, name);
     }
     return see_on_gpu(array, name, foreign);
@@ -243,7 +243,7 @@ void refuse_device(const Name& name, int device, const Name& other, int expected
 }
 
 View look(const py::object& array, const Name& name, Use use, const Like& like, Foreigners* foreign) {
-    Sight sight = see_any(array, name, foreign);
+    Sight sight = see_any(array, name, like.asked, foreign);
     const View& view = sight.view;
     if (like.view && view.device != like.device && like.device != kAnywhere)
         refuse_device(name, view.device, like.name, like.device);

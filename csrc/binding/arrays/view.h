@@ -56,6 +56,10 @@ private:
     std::unique_ptr<py::ssize_t[]> more_;
 };
 
+// What a tensor of PyTorch is asked beside its memory: whether it stands for other numbers than those in it, being
+// negated or conjugated, and whether it requires a gradient, which nobody but an optimizer of PyTorch may ignore.
+enum class Asked : int8_t { kAll, kSigns, kNothing };
+
 // Whether a weak reference is to an object.
 inline bool refers_to(const py::object& reference, const py::object& object) {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -76,7 +80,8 @@ inline bool is_alive(const py::object& reference) {
 struct View {
     char* data = nullptr;
     Format format;
-    bool in_rows = false;  // whether rows are contiguous
+    bool in_rows = false;       // whether rows are contiguous
+    Asked asked = Asked::kAll;  // when the array is recognised
     int device = kHost;
     PyObject* native = nullptr;  // the dtype by which an array of NumPy is recognised, which never dies
     py::object seen = {};        // weak reference to an array of CuPy, which keeps its memory as long as it lives
@@ -99,9 +104,10 @@ struct View {
         const auto& a = *py::detail::array_proxy(array.ptr());
         return a.data == data && is_like(a, flags);
     }
-    // Whether `array` is plainly one that differs from the array of this view in its address only: then `moved` is set.
+    // Whether `array` plainly differs from the array of this view in its address only, if at all: `moved` is where it
+    // is.
     bool has_moved(const py::object& array, int flags, char** moved) const {
-        if (seen) return false;
+        if (seen) return *moved = data, refers_to(seen, array);
         if (Py_TYPE(array.ptr()) != ndarray_type) return data && is_elsewhere(array, moved);
         const auto& a = *py::detail::array_proxy(array.ptr());
         *moved = a.data;
@@ -141,6 +147,7 @@ struct Like {
     Name name;
     int device = kHost;     // or kAnywhere
     bool in_order = false;  // whether the axes of the two must have one order in memory
+    Asked asked = Asked::kAll;
 };
 constexpr int kAnywhere = -2;
 std::string device_text(int device);

@@ -18,7 +18,6 @@ Tensor = Any  # a torch.Tensor, which type checkers do not know where PyTorch is
 KEPT = ("ema", "master", "remainder")  # what options add to the state of a parameter
 _MASTERS = {True: ("master", torch.float32), "split": ("remainder", torch.uint16)}
 _NARROW = (torch.bfloat16, torch.float16)
-_address = torch.Tensor.data_ptr
 
 
 def local(tensor: Any) -> Any:
@@ -79,7 +78,10 @@ class Bucket:
         self.clocks = np.zeros(len(self.params), CLOCK)
         # Numbers that PyTorch keeps in tensors of their own are elements of one array, which a step writes at once.
         self.counters = {name: torch.zeros(len(self.params)) for name in owner._counters}
-        self.seen = {name: counter.numpy().copy() for name, counter in self.counters.items()}
+        self.counts = {name: counter.numpy() for name, counter in self.counters.items()}  # the same memory
+        self.seen = {name: counts.tobytes() for name, counts in self.counts.items()}
+        clocks = {"step": self.clocks["t"], "mu_product": self.clocks["memory"][:, 0]}
+        self.clock_of = {name: clocks[name] for name in self.counters}  # what the engine advances in their place
         self.plan: Any = None
         self.told: Any = None
         self.is_simple = False  # whether the engine takes parameters and gradients as they are
@@ -91,23 +93,21 @@ class Bucket:
 
     def step(self, scale: float) -> None:
         """Make a step with all gradients that there are, each times a factor."""
-        grads = [p.grad for p in self.params]
         if not self.is_bound():
-            self.bind(grads)
+            self.bind([p.grad for p in self.params])
         self.take_counters()
         self.tell()
-        if self.is_simple:
-            try:
-                outcome = self.plan.run(self.arrays, grads, scale, None)
-            except (TypeError, BufferError):
-                self.is_simple = False
-            else:
-                if outcome is not False:
-                    self.give_counters()
-                    return
-        with torch.no_grad():
-            self.step_by_copies([plain_gradient(grad) for grad in grads], scale)
+        if not self.is_simple or not self.step_simply(scale):
+            with torch.no_grad():
+                self.step_by_copies([plain_gradient(p.grad) for p in self.params], scale)
         self.give_counters()
+
+    def step_simply(self, scale: float) -> bool:
+        """Make a step with parameters and gradients as they are; return False if some of them need more."""
+        try:
+            return self.plan.run(self.params, None, scale, None) is not False
+        except (TypeError, BufferError):  # of a gradient that is sparse, conjugated or distributed
+            return False
 
     def step_by_copies(self, grads: list[Tensor | None], scale: float) -> None:
         """Make a step where something is to be bound anew, or where parameters with gaps have dense copies."""
@@ -125,22 +125,18 @@ class Bucket:
 
     def is_bound(self) -> bool:
         """Return whether parameters and states are where they were."""
-        if self.plan is None or list(map(_address, self.mine + self.bound)) != self.addresses:
-            return False
         state = self.owner.state
-        if len(state) != len(self.values) or not all(map(is_, state.values(), self.values)):
-            return False
-        try:
-            found = [own[name] for own, names in self.known for name in names]
-        except KeyError:
-            return False
-        return len(found) == len(self.held) and all(map(is_, found, self.held))
+        return (
+            self.plan is not None
+            and len(state) == len(self.values)
+            and all(map(is_, state.values(), self.values))
+            and _cpu.are_kept(self.known, self.addresses)
+        )
 
     def bind(self, grads: Sequence[Tensor | None]) -> None:
         """Make a plan of all parameters, with states for those that have gradients."""
         with torch.no_grad():
-            self.mine = [local(p) for p in self.params]
-            self.shown = [p.detach() for p in self.mine]
+            self.shown = [local(p).detach() for p in self.params]
             for p in self.shown:
                 if p.is_cuda:
                     raise NotImplementedError("a parameter is on a GPU, expected host memory: fusedstep.Adam steps it")
@@ -148,28 +144,30 @@ class Bucket:
             self.copies = [(a, p) for a, p in zip(self.arrays, self.shown, strict=True) if a is not p]
             self.is_simple = not self.copies and all(local(p) is p for p in self.params)
             averaged = [self.options(i).get("ema") is not None for i in range(len(self.params))]
-            plan = _cpu.Plan(self.rule.id, self.arrays)
+            if self.is_simple:
+                self.arrays = self.params
+            plan = _cpu.Plan(self.rule.id, self.arrays, of_torch=True)
             looks = plan.check(self.arrays, [plain_gradient(grad) for grad in grads], averaged)
-            self.known: list[tuple[dict[str, Any], list[str]]] = []  # states of a parameter, and names in them
-            self.held: list[Tensor] = []  # what was found under these names
-            self.bound: list[Tensor] = []  # those of them that the plan has
+            # The state of each parameter, names in it, and what is there; and the address of what the plan has.
+            self.known: list[tuple[dict[str, Any], tuple[str, ...], tuple[Tensor, ...]]] = []
+            addresses: list[int] = []
             kept = []
             for i, look in enumerate(looks):
-                kept.append(None if look is None else self.kept(i, look[4], averaged[i]))
+                kept.append(None if look is None else self.kept(i, look[4], averaged[i], addresses))
             n = np.arange(len(self.params))
             plan.bind(kept, self.clocks, n, n.astype(np.uint64))
-        self.addresses = list(map(_address, self.mine + self.bound))
+        self.seen = {name: counts.tobytes() for name, counts in self.counts.items()}
+        self.addresses = np.array(addresses, np.uint64)
         self.values = list(self.owner.state.values())
         self.plan, self.told = plan, None
 
-    def kept(self, i: int, has_grad: bool, is_averaged: bool) -> tuple[Any, ...]:
+    def kept(self, i: int, has_grad: bool, is_averaged: bool, addresses: list[int]) -> tuple[Any, ...]:
         """Return the states, the average and the master of a parameter; those that are lacking are made."""
         p, options = self.params[i], self.options(i)
         master, dtype = _MASTERS.get(options.get("master_weights", False), ("", None))
         if p.dtype not in _NARROW or not has_grad:
             master = ""
         wanted = [(name, self.state_dtype(p, options), 0.0) for name in self.names] if has_grad else []
-        names = [name for name, _, _ in wanted]
         extra = [(name, self.state_dtype(p, options), None) for name in ("ema",) if is_averaged]
         extra += [(master, dtype, None)] if master else []
         if not wanted and not extra:
@@ -177,14 +175,15 @@ class Bucket:
         own = self.owner.state[p]
         self.clocks["averaged"][i] = own.get("ema") is not None
         if not self.counters:  # a buffer of momentum that is there has been updated
-            self.clocks["t"][i] = max(self.clocks["t"][i], 1) if all(own.get(name) is not None for name in names) else 0
+            is_there = all(own.get(name) is not None for name, _, _ in wanted)
+            self.clocks["t"][i] = max(self.clocks["t"][i], 1) if is_there else 0
         tensors = {name: self.tensor(i, own, name, dtype, start) for name, dtype, start in [*wanted, *extra]}
         counters = self.adopt_counters(i, own) if has_grad else []
-        self.known.append((own, [*tensors, *counters]))
-        self.held += [own[name] for name in (*tensors, *counters)]
+        names = [*tensors, *counters]
+        self.known.append((own, tuple(names), tuple(own[name] for name in names)))
+        addresses += [_cpu.address_of(tensor) for tensor in tensors.values()] + [0 for _ in counters]
         of = {name: local(tensor) for name, tensor in tensors.items()}
-        self.bound += of.values()
-        states = [of[name] for name in names] or [None] * len(self.names)
+        states = [of[name] for name, _, _ in wanted] or [None] * len(self.names)
         return (*states, of.get("ema"), of.get(master))
 
     def state_dtype(self, p: Tensor, options: Mapping[str, Any]) -> torch.dtype:
@@ -224,31 +223,22 @@ class Bucket:
             value = own.get(name, start)
             counter[i] = float(value)
             own[name] = counter[i]
-            self.take(name, i, float(value))
+            self.clock_of[name][i] = float(value)
         return list(self.counters)
-
-    def take(self, name: str, i: int, value: float) -> None:
-        """Let the clock of a parameter have the value of a counter."""
-        if name == "step":
-            self.clocks["t"][i] = int(value)
-        else:
-            self.clocks["memory"][i, self.rule.memory.index("product")] = value
-        self.seen[name][i] = value
 
     def take_counters(self) -> None:
         """Let clocks have the values of counters that somebody has changed since the last step."""
-        for name, counter in self.counters.items():
-            values, seen = counter.numpy(), self.seen[name]
-            if (values != seen).any():
-                for i in np.flatnonzero(values != seen).tolist():
-                    self.take(name, i, float(values[i]))
+        for name, values in self.counts.items():
+            if values.tobytes() != self.seen[name]:
+                seen = np.frombuffer(self.seen[name], np.float32)
+                changed = values != seen
+                self.clock_of[name][changed] = values[changed]
 
     def give_counters(self) -> None:
         """Write what the clocks have become to the counters."""
-        for name, counter in self.counters.items():
-            values = counter.numpy()
-            values[:] = self.clocks["t"] if name == "step" else self.clocks["memory"][:, 0]
-            self.seen[name][:] = values
+        for name, values in self.counts.items():
+            values[:] = self.clock_of[name]
+            self.seen[name] = values.tobytes()
 
     # Hyperparameters.
 

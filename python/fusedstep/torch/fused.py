@@ -68,7 +68,6 @@ class Fused(torch.optim.Optimizer):
 
     # The step. Hooks and profiles cost more than a small step, so PyTorch's wrapper is used only where there are some.
 
-    @torch.compiler.disable
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """
         Make a step.
@@ -90,6 +89,8 @@ class Fused(torch.optim.Optimizer):
         ValueError, TypeError, BufferError
             If a parameter, gradient or state cannot be used: it overlaps another, say, or is not in host memory.
         """
+        if torch.compiler.is_compiling():
+            return _uncompiled_step(self, closure)
         if (
             torch._C._autograd._profiler_enabled()
             or self._optimizer_step_pre_hooks
@@ -100,7 +101,7 @@ class Fused(torch.optim.Optimizer):
             return _hooked_step(self, closure)
         return self._plain_step(closure)
 
-    step.hooked = True  # PyTorch wraps no step that says so
+    step.hooked = True  # type: ignore[attr-defined] # PyTorch wraps no step that says so
 
     def _plain_step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
@@ -154,10 +155,10 @@ class Fused(torch.optim.Optimizer):
 
     def _snapshot(self, group: Mapping[str, Any]) -> list[Any]:
         """Return all that the values of a group depend on."""
-        return [plain(group.get(name)) for name in self._names] + [
-            tuple(map(plain, group.get("betas", ()))),
-            group.get("options"),
-        ]
+        found = [group.get(name) for name in self._names]
+        found += group.get("betas", ())
+        found.append(group.get("options"))
+        return [value if value.__class__ is float else plain(value) for value in found]
 
     # What PyTorch casts to the type of the parameter when it loads a state dict is taken from the dict once more.
 
@@ -189,6 +190,11 @@ def plain(value: Any) -> Any:
 
 
 _hooked_step = torch.optim.Optimizer.profile_hook_step(Fused._plain_step)
+
+
+@torch.compiler.disable
+def _uncompiled_step(optimizer: Fused, closure: Callable[[], Any] | None) -> Any:
+    return optimizer.step(closure)
 
 
 def _is_same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
