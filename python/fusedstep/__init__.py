@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from fusedstep.core.overrides import where
     from fusedstep.core.result import Result
 
-    from . import functional, reference, schedules
+    from . import functional, presets, reference, schedules
     from .checkpoint import load, save
     from .loss_scale import LossScale
     from .optimizers import *  # noqa: F403 (the __all__ of optimizers is the list of them)
@@ -56,6 +56,7 @@ __all__ = [
     "info",
     "load",
     "minibatches",
+    "presets",
     "reference",
     "rule",
     "save",
@@ -83,7 +84,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("functional", "reference", "schedules"):
+    if name in ("functional", "presets", "reference", "schedules"):
         return import_module(f".{name}", __name__)
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -41,11 +41,11 @@ ELSEWHERE = [
     ),
     (
         lambda: fs.SGD(momentum=0.9),
-        "momentum is no hyperparameter of SGD, expected another class: fusedstep.Momentum, or",
+        "momentum is no hyperparameter of SGD, expected another class: Momentum, or",
     ),
     (
         lambda: fs.Momentum(nesterov=True),
-        "nesterov is no hyperparameter of Momentum, expected another class: fusedstep.NAG",
+        "nesterov is no hyperparameter of Momentum, expected another class: NAG",
     ),
     (lambda: fs.Adam(betas=(0.9, 0.99)), "betas is no hyperparameter of Adam, expected beta1, beta2"),
     (lambda: fs.Adam(beta_1=0.9), "beta_1 is no hyperparameter of Adam, expected beta1"),

@@ -62,6 +62,7 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "reference": ("reference",),
     "optimizers": ("_cpu", "core", "optimizers"),
     "functional": ("core", "optimizers"),
+    "presets": ("core", "optimizers", "presets", "schedules"),
     "checkpoint": ("core",),
     "minibatches": ("core",),
     "loss_scale": ("core", "schedules"),

@@ -38,8 +38,8 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 # An option of another library -> what does the same here.
 _WAYS = {
-    "nesterov": "another class: fusedstep.NAG, or Nadam for Adam with Nesterov momentum",
-    "momentum": "another class: fusedstep.Momentum, or NAG for Nesterov momentum",
+    "nesterov": "another class: NAG, or Nadam for Adam with Nesterov momentum",
+    "momentum": "another class: Momentum, or NAG for Nesterov momentum",
     "amsgrad": "fusedstep.Adam or AdamW",
     "params": "hyperparameters only: parameters go to step(params, grads)",
     "parameters": "hyperparameters only: parameters go to step(params, grads)",
