@@ -174,7 +174,7 @@ class Bucket:
             return (*(None for _ in self.names), None, None)
         own = self.owner.state[p]
         self.clocks["averaged"][i] = own.get("ema") is not None
-        if not self.counters:  # a buffer of momentum that is there has been updated
+        if wanted and not self.counters:  # a buffer of momentum that is there has been updated
             is_there = all(own.get(name) is not None for name, _, _ in wanted)
             self.clocks["t"][i] = max(self.clocks["t"][i], 1) if is_there else 0
         tensors = {name: self.tensor(i, own, name, dtype, start) for name, dtype, start in [*wanted, *extra]}
