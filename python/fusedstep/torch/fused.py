@@ -98,7 +98,7 @@ class Fused(torch.optim.Optimizer):
             or theirs._global_optimizer_pre_hooks
             or theirs._global_optimizer_post_hooks
         ):
-            return _hooked_step(self, closure)
+            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
         return self._plain_step(closure)
 
     step.hooked = True  # type: ignore[attr-defined] # PyTorch wraps no step that says so
