@@ -169,7 +169,7 @@ class Fused(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         options = [group.get("options", {}) for group in self.param_groups for _ in group["params"]]
         for key, p, own in zip(theirs, params, options, strict=True):
-            kept = [*KEPT, *(self._state_names() if own.get("state_dtype") == "float32" else ())]
+            kept = [*KEPT, *self._counters, *(self._state_names() if own.get("state_dtype") == "float32" else ())]
             loaded = state_dict["state"].get(key, {})
             for name in kept:
                 if isinstance(loaded.get(name), torch.Tensor) and p in self.state:
