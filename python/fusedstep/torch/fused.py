@@ -157,7 +157,7 @@ class Fused(torch.optim.Optimizer):
         """Return all that the values of a group depend on."""
         found = [group.get(name) for name in self._names]
         found += group.get("betas", ())
-        found.append(group.get("options"))
+        found.append(dict(group.get("options", ())))
         return [value if value.__class__ is float else plain(value) for value in found]
 
     # What PyTorch casts to the type of the parameter when it loads a state dict is taken from the dict once more.
