@@ -1,4 +1,4 @@
-"""Pairs of optimizers, one of ours and one of PyTorch, each with parameters of its own that begin with the same numbers."""
+"""Pairs of optimizers, ours and PyTorch's, each with parameters of its own that begin with the same numbers."""
 
 import copy
 

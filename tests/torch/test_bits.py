@@ -6,6 +6,7 @@ import torch
 
 import fusedstep as fs
 import fusedstep.torch
+from fusedstep.torch import fused
 from tests.rules import entries
 from tests.torch.pairs import NAMES, SHAPES, copied, random
 
@@ -112,9 +113,7 @@ def test_options(name, options, dtype):
 
 
 def test_every_option_is_tried():
-    from fusedstep.torch.fused import OPTIONS as known
-
-    assert {name for options in OPTIONS.values() for name in options} == set(known)
+    assert {name for options in OPTIONS.values() for name in options} == set(fused.OPTIONS)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
