@@ -8,6 +8,8 @@ from torch.testing._internal.common_optimizers import optim_db
 
 import fusedstep.torch
 
+torch.set_num_threads(1)  # threads that wait for each other are slow where a processor is busy
+
 NAMES = fusedstep.torch.__all__
 INPUTS = {info.optim_cls.__name__: info for info in optim_db if info.optim_cls.__name__ in NAMES}
 # Every class with the arguments that PyTorch itself tests.
