@@ -173,7 +173,8 @@ class Bucket:
         master, dtype = _MASTERS.get(options.get("master_weights", False), ("", None))
         if p.dtype not in _NARROW or not has_grad:
             master = ""
-        wanted = [(name, state_dtype(p, options), 0.0) for name in self.names] if has_grad else []
+        start = self.owner._start(self.groups[self.row_of[i]], p)
+        wanted = [(name, state_dtype(p, options), start) for name in self.names] if has_grad else []
         extra = [(name, state_dtype(p, options), None) for name in ("ema",) if is_averaged]
         extra += [(master, dtype, None)] if master else []
         if not wanted and not extra:
@@ -192,7 +193,7 @@ class Bucket:
         states = [of[name] for name, _, _ in wanted] or [None] * len(self.names)
         return (*states, of.get("ema"), of.get(master))
 
-    def tensor(self, i: int, own: dict[str, Any], name: str, dtype: Any, start: float | None) -> Tensor:
+    def tensor(self, i: int, own: dict[str, Any], name: str, dtype: Any, start: complex | None) -> Tensor:
         """Return a tensor of the state of a parameter: a new one, or the one that is there, laid out like it."""
         p, like = self.params[i], self.arrays[i]
         found = own.get(name)
@@ -204,7 +205,7 @@ class Bucket:
             own[name] = found = laid_out(found, like)
         return found
 
-    def new(self, i: int, name: str, dtype: Any, start: float | None) -> Tensor:
+    def new(self, i: int, name: str, dtype: Any, start: complex | None) -> Tensor:
         """Return a new state, or a copy of a parameter as its average or master."""
         p, like = self.params[i], self.arrays[i]
         if name == "remainder":

@@ -148,6 +148,11 @@ class Fused(torch.optim.Optimizer):
             found["beta1"], found["beta2"] = map(plain, group["betas"])
         return found
 
+    def _start(self, group: Mapping[str, Any], p: Any) -> complex:
+        """Return what the states of a parameter of a group begin with."""
+        del group, p
+        return 0.0
+
     def _is_scheduled(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the values of some group depend on the number of the update."""
         del groups

@@ -64,6 +64,10 @@ class Adagrad(Fused, torch.optim.Adagrad):
             for p in group["params"]:
                 self.state[p]["sum"] = self.state[p]["sum"].to(state_dtype(p, group.get("options", {})))
 
+    def _start(self, group: Mapping[str, Any], p: Any) -> complex:
+        value: float = group["initial_accumulator_value"]
+        return complex(value, value) if p.is_complex() else value
+
     def _values(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         found = super()._values(group, t)
         found["lr"] = found["lr"] / (1 + t * found.pop("lr_decay"))
