@@ -8,7 +8,7 @@ import torch
 from torch.optim import lr_scheduler
 
 import fusedstep.torch
-from tests.torch.pairs import NAMES, Pair, parameters, random
+from tests.torch.pairs import CASES, NAMES, Pair, parameters, random
 
 
 def three_groups(params):
@@ -50,9 +50,9 @@ def test_schedulers_with_three_groups(name, scheduler):
         pair.assert_close()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_groups_may_be_added(name):
-    pair = Pair(name, parameters(), lambda params: params[:2], lr=0.01)
+@pytest.mark.parametrize(("name", "arguments"), CASES)
+def test_groups_may_be_added(name, arguments):
+    pair = Pair(name, parameters(), lambda params: params[:2], **arguments)
     pair.step(3)
     for optimizer, params in pair.both:
         optimizer.add_param_group({"params": params[2:4], "lr": 0.05})
@@ -261,6 +261,19 @@ def test_a_buffer_of_momentum_that_is_none_is_made():
             optimizer.state[p]["momentum_buffer"] = None
     pair.step(3)
     pair.assert_close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64], ids=str)
+def test_sums_of_adagrad_begin_anew_with_their_initial_value(dtype):
+    params = [torch.ones(3, dtype=dtype, requires_grad=True)]
+    pair = Pair("Adagrad", params, lr=0.5, initial_accumulator_value=4.0)
+    for clears in (False, True):
+        for optimizer, own in pair.both:
+            if clears:
+                optimizer.state.clear()
+            own[0].grad = torch.ones_like(own[0])
+            optimizer.step()
+        pair.assert_close()
 
 
 # Parameters.

@@ -13,13 +13,15 @@ def test_a_closure_computes_the_loss_with_gradients(name):
     pair = Pair(name, [random(5).requires_grad_()], lr=0.01)
 
     def closure(optimizer, params):
+        nonlocal calls
+        calls += 1
         assert torch.is_grad_enabled()
         optimizer.zero_grad()
         loss = (params[0] ** 2).sum()
         loss.backward()
         return loss
 
-    losses = []
+    losses, calls = [], 0
     for _ in range(20):
         for optimizer, params in pair.both:
             with torch.no_grad():
@@ -27,6 +29,7 @@ def test_a_closure_computes_the_loss_with_gradients(name):
             losses.append(loss.item())
     torch.testing.assert_close(losses[::2], losses[1::2], rtol=1e-5, atol=1e-6)
     assert losses[-1] < losses[0]
+    assert calls == len(losses)
     pair.assert_close()
 
 
