@@ -40,32 +40,38 @@ def test_without_a_closure_a_step_returns_nothing(name):
     assert pair.ours.step() is None
 
 
-def test_hooks_run_in_the_order_of_pytorch():
+HOOKS = {
+    "before": lambda optimizer, hook: optimizer.register_step_pre_hook(hook),
+    "after": lambda optimizer, hook: optimizer.register_step_post_hook(hook),
+    "before any": lambda optimizer, hook: register_optimizer_step_pre_hook(hook),
+    "after any": lambda optimizer, hook: register_optimizer_step_post_hook(hook),
+}
+
+
+@pytest.mark.parametrize("kinds", [[kind] for kind in HOOKS] + [[*HOOKS]], ids=str)
+def test_hooks_run_in_the_order_of_pytorch(kinds):
     seen = {}
     for module in (torch.optim, fusedstep.torch):
         p = torch.ones(3, requires_grad=True)
         optimizer, found = module.Adam([p]), seen.setdefault(module, [])
 
-        def note(what, optimizer=optimizer, found=found, p=p):
+        def note(kind, optimizer=optimizer, found=found, p=p):
             def hook(caller, args, kwargs):
                 assert caller is optimizer
-                found.append((what, p.tolist() == [1.0] * 3, len(args), list(kwargs)))
+                found.append((kind, p.tolist() == [1.0] * 3, len(args), list(kwargs)))
 
             return hook
 
-        handles = [
-            optimizer.register_step_post_hook(note("post")),
-            optimizer.register_step_pre_hook(note("pre")),
-            register_optimizer_step_pre_hook(note("global pre")),
-            register_optimizer_step_post_hook(note("global post")),
-        ]
-        p.grad = torch.ones(3)
+        handles = [HOOKS[kind](optimizer, note(kind)) for kind in kinds]
+        try:
+            p.grad = torch.ones(3)
+            optimizer.step()
+            assert optimizer.step(lambda: 1.0) == 1.0
+        finally:
+            for handle in handles:
+                handle.remove()
         optimizer.step()
-        assert optimizer.step(lambda: 1.0) == 1.0
-        for handle in handles:
-            handle.remove()
-        optimizer.step()
-    assert len(seen[torch.optim]) == 8
+    assert len(seen[torch.optim]) == 2 * len(kinds)
     assert seen[torch.optim] == seen[fusedstep.torch]
 
 
@@ -98,8 +104,10 @@ def test_hooks_of_state_dicts():
 def test_a_profile_has_the_name_of_the_step(name):
     pair = Pair(name, parameters())
     pair.step()
+    pair.backward()
     with torch.profiler.profile() as profile:
-        pair.step()
+        pair.ours.step()
+    pair.theirs.step()
     names = {event.key for event in profile.key_averages()}
     assert f"Optimizer.step#{name}.step" in names
     pair.assert_close()
