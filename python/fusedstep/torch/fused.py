@@ -1,6 +1,8 @@
 """What is ours in an optimizer of PyTorch: the step, further options, and the loading of what these keep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -121,7 +123,7 @@ class Fused(torch.optim.Optimizer):
         """Return the buckets of all groups; they are made anew when groups, their parameters or rules have changed."""
         rules = [self._rule(group) for group in self.param_groups]
         params = [group["params"] for group in self.param_groups]
-        now = rules, list(map(id, params)), list(map(len, params)), self.state, self.param_groups
+        now = rules, list(map(len, params)), [self.state, *self.param_groups, *chain.from_iterable(params)]
         if self._buckets is None or not _is_same(self._buckets[0], now):
             groups: dict[str, list[dict[str, Any]]] = {}
             for rule, group in zip(rules, self.param_groups, strict=True):
@@ -203,4 +205,4 @@ def _uncompiled_step(optimizer: Fused, closure: Callable[[], Any] | None) -> Any
 
 
 def _is_same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return before[:3] == now[:3] and before[3] is now[3] and before[4] is now[4]
+    return before[:2] == now[:2] and all(map(is_, before[2], now[2]))
