@@ -165,6 +165,75 @@ def test_options_that_need_memory_may_come_later(options, in_place):
     assert set(optimizer.state[p]) == set(judge.state[q])
 
 
+def another_list_of_groups(optimizer, params):
+    optimizer.param_groups = [{**group, "lr": 0.25} for group in optimizer.param_groups]
+
+
+def another_group(optimizer, params):
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 0.25}
+
+
+def another_list_of_parameters(optimizer, params):
+    optimizer.param_groups[0]["params"] = list(optimizer.param_groups[0]["params"])
+
+
+def one_more_parameter(optimizer, params):
+    params.append(torch.full((4,), 0.5, requires_grad=True))
+    optimizer.param_groups[0]["params"].append(params[-1])
+
+
+def one_parameter_less(optimizer, params):
+    optimizer.state.pop(optimizer.param_groups[0]["params"].pop(), None)
+
+
+def another_parameter(optimizer, params):
+    params[0] = torch.full((4,), 0.5, requires_grad=True)
+    optimizer.state.pop(optimizer.param_groups[0]["params"][0], None)
+    optimizer.param_groups[0]["params"][0] = params[0]
+
+
+def fewer_rows(optimizer, params):
+    """Prune a parameter and its states, as programs do that fit clouds of points."""
+    own = optimizer.state.pop(params[0], None)
+    params[0] = params[0].detach()[:5].clone().requires_grad_()
+    optimizer.param_groups[0]["params"][0] = params[0]
+    if own is not None:
+        optimizer.state[params[0]] = {name: x[:5].clone() if x.dim() else x for name, x in own.items()}
+
+
+def same_states_for_another_parameter(optimizer, params):
+    own = optimizer.state.pop(params[0], None)
+    params[0] = params[0].detach().clone().requires_grad_()
+    optimizer.param_groups[0]["params"][0] = params[0]
+    if own is not None:
+        optimizer.state[params[0]] = own
+
+
+CHANGES = [
+    another_list_of_groups,
+    another_group,
+    another_list_of_parameters,
+    one_more_parameter,
+    one_parameter_less,
+    another_parameter,
+    fewer_rows,
+    same_states_for_another_parameter,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "Adagrad"])  # makes sums in its constructor only
+def test_groups_and_their_parameters_may_be_replaced(name, alone, change):
+    shapes = [(10, 5)] if alone else [(10, 5), (10,), (3,)]
+    pair = Pair(name, parameters(shapes=shapes), list, lr=0.01)
+    pair.step(3)
+    for optimizer, params in pair.both:
+        change(optimizer, params)
+    pair.step(3)
+    pair.assert_close()
+
+
 # States.
 
 
