@@ -370,10 +370,11 @@ def edited(params):
             p.mul_(0.5)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "with gaps"])
 @pytest.mark.parametrize("change", [data_replaced, data_of_other_layout, shared, edited])
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_may_change_between_steps(name, change):
-    pair = Pair(name, parameters(), lr=0.01)
+def test_parameters_may_change_between_steps(name, change, layout):
+    pair = Pair(name, parameters(layout=layout), lr=0.01)
     pair.step(2)
     for _, params in pair.both:
         change(params)
