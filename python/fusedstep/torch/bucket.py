@@ -12,7 +12,7 @@ from fusedstep import _cpu, optimizers
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import CLOCK
 
-__all__ = ["KEPT", "Bucket"]
+__all__ = ["KEPT", "Bucket", "state_dtype"]
 
 Tensor = Any  # a torch.Tensor, which type checkers do not know where PyTorch is not installed
 KEPT = ("ema", "master", "remainder")  # what options add to the state of a parameter
@@ -50,6 +50,12 @@ def plain_gradient(grad: Tensor | None) -> Tensor | None:
     if grad.layout is not torch.strided:
         raise RuntimeError("a gradient is sparse, expected dense ones: sparse gradients are not supported")
     return grad.detach().resolve_conj().resolve_neg()
+
+
+def state_dtype(p: Tensor, options: Mapping[str, Any]) -> torch.dtype:
+    """Return the type of the states of a parameter."""
+    is_wide = options.get("state_dtype") == "float32" and p.dtype in _NARROW
+    return torch.float32 if is_wide else p.dtype
 
 
 @cache
@@ -167,14 +173,15 @@ class Bucket:
         master, dtype = _MASTERS.get(options.get("master_weights", False), ("", None))
         if p.dtype not in _NARROW or not has_grad:
             master = ""
-        wanted = [(name, self.state_dtype(p, options), 0.0) for name in self.names] if has_grad else []
-        extra = [(name, self.state_dtype(p, options), None) for name in ("ema",) if is_averaged]
+        start = self.owner._start(self.groups[self.row_of[i]], p)
+        wanted = [(name, state_dtype(p, options), start) for name in self.names] if has_grad else []
+        extra = [(name, state_dtype(p, options), None) for name in ("ema",) if is_averaged]
         extra += [(master, dtype, None)] if master else []
         if not wanted and not extra:
             return (*(None for _ in self.names), None, None)
         own = self.owner.state[p]
         self.clocks["averaged"][i] = own.get("ema") is not None
-        if not self.counters:  # a buffer of momentum that is there has been updated
+        if wanted and not self.counters:  # a buffer of momentum that is there has been updated
             is_there = all(own.get(name) is not None for name, _, _ in wanted)
             self.clocks["t"][i] = max(self.clocks["t"][i], 1) if is_there else 0
         tensors = {name: self.tensor(i, own, name, dtype, start) for name, dtype, start in [*wanted, *extra]}
@@ -186,12 +193,7 @@ class Bucket:
         states = [of[name] for name, _, _ in wanted] or [None] * len(self.names)
         return (*states, of.get("ema"), of.get(master))
 
-    def state_dtype(self, p: Tensor, options: Mapping[str, Any]) -> torch.dtype:
-        """Return the type of the states of a parameter."""
-        is_wide = options.get("state_dtype") == "float32" and p.dtype in _NARROW
-        return torch.float32 if is_wide else p.dtype
-
-    def tensor(self, i: int, own: dict[str, Any], name: str, dtype: Any, start: float | None) -> Tensor:
+    def tensor(self, i: int, own: dict[str, Any], name: str, dtype: Any, start: complex | None) -> Tensor:
         """Return a tensor of the state of a parameter: a new one, or the one that is there, laid out like it."""
         p, like = self.params[i], self.arrays[i]
         found = own.get(name)
@@ -203,7 +205,7 @@ class Bucket:
             own[name] = found = laid_out(found, like)
         return found
 
-    def new(self, i: int, name: str, dtype: Any, start: float | None) -> Tensor:
+    def new(self, i: int, name: str, dtype: Any, start: complex | None) -> Tensor:
         """Return a new state, or a copy of a parameter as its average or master."""
         p, like = self.params[i], self.arrays[i]
         if name == "remainder":

@@ -1,6 +1,8 @@
 """What is ours in an optimizer of PyTorch: the step, further options, and the loading of what these keep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import is_
 from typing import Any, ClassVar
 
 import torch
@@ -98,7 +100,7 @@ class Fused(torch.optim.Optimizer):
             or theirs._global_optimizer_pre_hooks
             or theirs._global_optimizer_post_hooks
         ):
-            return _hooked_step(self, closure)
+            return _hooked_step(self) if closure is None else _hooked_step(self, closure)
         return self._plain_step(closure)
 
     step.hooked = True  # type: ignore[attr-defined] # PyTorch wraps no step that says so
@@ -121,7 +123,7 @@ class Fused(torch.optim.Optimizer):
         """Return the buckets of all groups; they are made anew when groups, their parameters or rules have changed."""
         rules = [self._rule(group) for group in self.param_groups]
         params = [group["params"] for group in self.param_groups]
-        now = rules, list(map(id, params)), list(map(len, params)), self.state, self.param_groups
+        now = rules, list(map(len, params)), [self.state, *self.param_groups, *chain.from_iterable(params)]
         if self._buckets is None or not _is_same(self._buckets[0], now):
             groups: dict[str, list[dict[str, Any]]] = {}
             for rule, group in zip(rules, self.param_groups, strict=True):
@@ -148,6 +150,11 @@ class Fused(torch.optim.Optimizer):
             found["beta1"], found["beta2"] = map(plain, group["betas"])
         return found
 
+    def _start(self, group: Mapping[str, Any], p: Any) -> complex:
+        """Return what the states of a parameter of a group begin with."""
+        del group, p
+        return 0.0
+
     def _is_scheduled(self, groups: Sequence[Mapping[str, Any]]) -> bool:
         """Return whether the values of some group depend on the number of the update."""
         del groups
@@ -157,7 +164,7 @@ class Fused(torch.optim.Optimizer):
         """Return all that the values of a group depend on."""
         found = [group.get(name) for name in self._names]
         found += group.get("betas", ())
-        found.append(group.get("options"))
+        found.append(dict(group.get("options", ())))
         return [value if value.__class__ is float else plain(value) for value in found]
 
     # What PyTorch casts to the type of the parameter when it loads a state dict is taken from the dict once more.
@@ -169,7 +176,7 @@ class Fused(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         options = [group.get("options", {}) for group in self.param_groups for _ in group["params"]]
         for key, p, own in zip(theirs, params, options, strict=True):
-            kept = [*KEPT, *(self._state_names() if own.get("state_dtype") == "float32" else ())]
+            kept = [*KEPT, *self._counters, *(self._state_names() if own.get("state_dtype") == "float32" else ())]
             loaded = state_dict["state"].get(key, {})
             for name in kept:
                 if isinstance(loaded.get(name), torch.Tensor) and p in self.state:
@@ -198,4 +205,4 @@ def _uncompiled_step(optimizer: Fused, closure: Callable[[], Any] | None) -> Any
 
 
 def _is_same(before: tuple[Any, ...], now: tuple[Any, ...]) -> bool:
-    return before[:3] == now[:3] and before[3] is now[3] and before[4] is now[4]
+    return before[:2] == now[:2] and all(map(is_, before[2], now[2]))

@@ -7,6 +7,7 @@ import torch
 
 import fusedstep as fs
 
+from .bucket import state_dtype
 from .fused import Fused, plain
 
 __all__ = ["SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop"]
@@ -56,6 +57,16 @@ class Adagrad(Fused, torch.optim.Adagrad):
 
     _ours = fs.Adagrad
     _names = WITH_EPS | {"lr_decay": "lr_decay"}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for group in self.param_groups:  # PyTorch has made the sums, in the type of their parameters
+            for p in group["params"]:
+                self.state[p]["sum"] = self.state[p]["sum"].to(state_dtype(p, group.get("options", {})))
+
+    def _start(self, group: Mapping[str, Any], p: Any) -> complex:
+        value: float = group["initial_accumulator_value"]
+        return complex(value, value) if p.is_complex() else value
 
     def _values(self, group: Mapping[str, Any], t: int) -> dict[str, Any]:
         found = super()._values(group, t)
