@@ -134,10 +134,15 @@ class Bucket:
         state = self.owner.state
         return (
             self.plan is not None
+            and (self.is_simple or self.is_shown())
             and len(state) == len(self.values)
             and all(map(is_, state.values(), self.values))
             and _cpu.are_kept(self.known, self.addresses)
         )
+
+    def is_shown(self) -> bool:
+        """Return whether what is stepped in place of parameters is still their memory; a plan knows it of others."""
+        return all(local(p).data_ptr() == q.data_ptr() for p, q in zip(self.params, self.shown, strict=True))
 
     def bind(self, grads: Sequence[Tensor | None]) -> None:
         """Make a plan of all parameters, with states for those that have gradients."""
@@ -232,8 +237,7 @@ class Bucket:
         """Let clocks have the values of counters that somebody has changed since the last step."""
         for name, values in self.counts.items():
             if values.tobytes() != self.seen[name]:
-                seen = np.frombuffer(self.seen[name], np.float32)
-                changed = values != seen
+                changed = values != np.frombuffer(self.seen[name], values.dtype)
                 self.clock_of[name][changed] = values[changed]
 
     def give_counters(self) -> None:
