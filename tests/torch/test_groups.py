@@ -285,6 +285,11 @@ def other_dictionaries(optimizer, params):
         optimizer.state[p] = dict(optimizer.state[p])
 
 
+def other_dictionaries_with_other_tensors(optimizer, params):
+    for p in params:
+        optimizer.state[p] = {**optimizer.state[p], "exp_avg": torch.full_like(p.detach(), 0.5)}
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -298,6 +303,7 @@ def other_dictionaries(optimizer, params):
         cleared,
         another_dictionary,
         other_dictionaries,
+        other_dictionaries_with_other_tensors,
     ],
 )
 @pytest.mark.parametrize("name", ["Adam", "NAdam"])
