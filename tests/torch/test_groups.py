@@ -78,6 +78,24 @@ def test_many_groups_are_one_call(name, monkeypatch):
     assert len(pair.ours._present_buckets()) == 1
 
 
+@pytest.mark.parametrize("option", ["clip_global_norm", "skip_nonfinite"])
+def test_options_that_look_at_all_gradients_look_at_all_groups(option):
+    outcomes = []
+    for groups in (list, three_groups):
+        pair = Pair("RMSprop", parameters(), groups)
+        for group in pair.ours.param_groups:
+            group |= {"lr": 0.01, "weight_decay": 0.0, "options": {option: 1.0 if "clip" in option else True}}
+        for k in range(4):
+            pair.done = k
+            pair.backward()
+            if k == 2 and option == "skip_nonfinite":
+                pair.mine[3].grad[0] = torch.nan
+            pair.ours.step()
+        outcomes.append(pair.mine)
+    assert all(map(torch.equal, *outcomes))
+    assert all(p.isfinite().all() for p in outcomes[0])
+
+
 GROUPS_OF_RULES = {
     "SGD": [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}],
     "Adam": [{}, {"amsgrad": True}],
@@ -285,6 +303,11 @@ def other_dictionaries(optimizer, params):
         optimizer.state[p] = dict(optimizer.state[p])
 
 
+def other_dictionaries_with_other_tensors(optimizer, params):
+    for p in params:
+        optimizer.state[p] = {**optimizer.state[p], "exp_avg": torch.full_like(p.detach(), 0.5)}
+
+
 @pytest.mark.parametrize(
     "edit",
     [
@@ -298,6 +321,7 @@ def other_dictionaries(optimizer, params):
         cleared,
         another_dictionary,
         other_dictionaries,
+        other_dictionaries_with_other_tensors,
     ],
 )
 @pytest.mark.parametrize("name", ["Adam", "NAdam"])

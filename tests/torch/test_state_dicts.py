@@ -158,6 +158,14 @@ def narrow(shift=0):
     return [random(40, seed=shift + i, dtype=torch.bfloat16).requires_grad_() for i in range(3)]
 
 
+def assert_same_states(found, expected):
+    found, expected = state_of(found), state_of(expected)
+    assert found.keys() == expected.keys()
+    for key, x in expected.items():
+        assert found[key].dtype == x.dtype
+        assert torch.equal(found[key], x)
+
+
 def train(optimizer, params, updates):
     for k in updates:
         for i, p in enumerate(params):
@@ -175,14 +183,11 @@ def test_half_precision_goes_on_with_the_same_bits(name, options, tmp_path):
     for p, q in zip(params, others, strict=True):
         q.data.copy_(p.data)
     reader.load_state_dict(through_a_file(writer.state_dict(), tmp_path / "run.pt"))
-    found, expected = state_of(reader), state_of(writer)
-    assert found.keys() == expected.keys()
-    for key, x in expected.items():
-        assert found[key].dtype == x.dtype
-        assert torch.equal(found[key], x)
+    assert_same_states(reader, writer)
     train(writer, params, range(4, 8))
     train(reader, others, range(4, 8))
     assert all(map(torch.equal, params, others))
+    assert_same_states(reader, writer)
 
 
 def test_what_is_loaded_is_a_copy():
