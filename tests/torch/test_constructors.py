@@ -27,6 +27,22 @@ def test_a_class_is_a_subclass_of_its_namesake(name):
     assert ours(*positional).defaults == theirs(*positional).defaults
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_class_has_the_signature_of_its_namesake(name):
+    ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (fusedstep.torch, torch.optim))
+    assert [*ours.values()][:-1] == [*theirs.values()]
+    assert [*ours][-1] == "options"
+
+
+def test_a_class_of_a_user_has_its_own_signature():
+    class Mine(fusedstep.torch.Adam):
+        def __init__(self, params, rate):
+            super().__init__(params, lr=rate)
+
+    assert [*inspect.signature(Mine).parameters] == ["params", "rate"]
+    assert Mine(parameters(), 0.5).defaults["lr"] == 0.5
+
+
 def test_there_is_a_class_for_all_that_fusedstep_has_of_pytorch():
     assert set(NAMES) == {other for _, _, other, _ in entries("TORCH")}
 

@@ -470,3 +470,13 @@ def test_frozen_parameters_stay(name):
         params[0].requires_grad_(True)
     pair.step(2)
     pair.assert_close()
+
+
+def test_random_bits_do_not_depend_on_other_rules():
+    """Two rules in one optimizer number their parameters together: equal parameters get different random bits."""
+    p, q = (torch.ones(2000, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    groups = [{"params": [p], "momentum": 0.0}, {"params": [q], "momentum": 1e-30}]
+    optimizer = fusedstep.torch.SGD(groups, lr=1e-3, options={"rounding": "stochastic", "seed": 5})
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    assert 0 < (p != q).sum() < 1500

@@ -88,7 +88,6 @@ def test_parameters_that_cannot_be_stepped(name, make, error, message):
         assert not torch.equal(good, before[0][0])
 
 
-@pytest.mark.xfail(reason="the parameters of one rule are stepped before those of the next are checked")
 @pytest.mark.parametrize("make", [overlapping, of_integers])
 def test_groups_of_several_rules_are_checked_before_the_first_write(make):
     good, bad = random(4).requires_grad_(), make()
@@ -101,7 +100,6 @@ def test_groups_of_several_rules_are_checked_before_the_first_write(make):
     assert_unchanged(optimizer, [good, *bad], before)
 
 
-@pytest.mark.xfail(reason="parameters of one rule are not compared with those of another")
 def test_parameters_of_several_rules_that_overlap():
     memory = random(7)
     p, q = memory[:4].requires_grad_(), memory[3:].requires_grad_()
@@ -155,7 +153,6 @@ def test_wrong_states_change_nothing(name, spoil):
     assert not torch.equal(params[0], before[0][0])
 
 
-@pytest.mark.xfail(reason="states are made for some parameters before those of others are checked")
 def test_a_wrong_state_at_the_first_step_leaves_no_others():
     params = parameters()[:3]
     optimizer = fusedstep.torch.Adam(params)
@@ -191,7 +188,6 @@ def test_a_parameter_that_stands_twice_is_refused():
     assert p.tolist() == [1.0] * 3
 
 
-@pytest.mark.xfail(reason="options are checked only where they are given to a constructor or to add_param_group")
 @pytest.mark.parametrize("wrong", [{"clip_nrm": 1.0}, {"clip_value": -1.0}, {"ema": 2.0}], ids=str)
 def test_wrong_options_that_are_set_later_are_refused(wrong):
     p = torch.ones(3, requires_grad=True)

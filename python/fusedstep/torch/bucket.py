@@ -1,7 +1,9 @@
 """The parameters of all groups that ask for one rule: a plan, and one call of the engine in each step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from operator import is_
 from typing import Any
 
@@ -12,7 +14,7 @@ from fusedstep import _cpu, optimizers
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import CLOCK
 
-__all__ = ["KEPT", "Bucket", "state_dtype"]
+__all__ = ["KEPT", "Bucket", "refuse_overlap", "state_dtype", "unless_refused"]
 
 Tensor = Any  # a torch.Tensor, which type checkers do not know where PyTorch is not installed
 KEPT = ("ema", "master", "remainder")  # what options add to the state of a parameter
@@ -58,6 +60,40 @@ def state_dtype(p: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     return torch.float32 if is_wide else p.dtype
 
 
+@contextmanager
+def unless_refused(state: dict[Tensor, dict[str, Any]]) -> Iterator[None]:
+    """Let the state of an optimizer be as it was, if what is done meanwhile fails."""
+    before = {p: dict(own) for p, own in state.items()}
+    try:
+        yield
+    except BaseException:
+        for p, own in list(state.items()):
+            own.clear()
+            own.update(before.get(p, {}))
+            if p not in before:
+                del state[p]
+        raise
+
+
+def refuse_overlap(buckets: Sequence["Bucket"]) -> None:
+    """
+    Refuse parameters of several rules that share memory; those of one rule are compared by its plan.
+
+    Parameters with gaps are left aside: what lies in the gaps of one may be another.
+    """
+    if len(buckets) == 1:
+        return
+    spans = []
+    for bucket in buckets:
+        for p in bucket.shown:
+            if p.numel() and is_dense(p):
+                spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), id(bucket)))
+    spans.sort()
+    for (_, end, one), (start, _, other) in pairwise(spans):
+        if start < end and one != other:
+            raise ValueError("parameters of two groups overlap in memory, expected each element to be stepped once")
+
+
 @cache
 def defaults(name: str) -> Mapping[str, Any]:
     """Return the hyperparameters of a class of ours with their defaults; states have the type of their parameter."""
@@ -79,6 +115,9 @@ class Bucket:
         theirs = dict(self.ours.torch_states)
         self.names = [theirs[name] for name in self.rule.states]
         self.params: list[Tensor] = [p for group in groups for p in group["params"]]
+        # Numbers over all groups of the optimizer, which tell the random bits of one parameter from those of others.
+        number_of = {id(p): k for k, p in enumerate(p for group in owner.param_groups for p in group["params"])}
+        self.noise_ids = np.array([number_of[id(p)] for p in self.params], np.uint64)
         sizes = [len(group["params"]) for group in groups]
         self.row_of = np.repeat(np.arange(len(groups)), sizes)
         self.clocks = np.zeros(len(self.params), CLOCK)
@@ -99,14 +138,16 @@ class Bucket:
 
     def step(self, scale: float) -> None:
         """Make a step with all gradients that there are, each times a factor."""
-        if not self.is_bound():
-            self.bind([p.grad for p in self.params])
-        self.take_counters()
-        self.tell()
         if not self.is_simple or not self.step_simply(scale):
             with torch.no_grad():
                 self.step_by_copies([plain_gradient(p.grad) for p in self.params], scale)
         self.give_counters()
+
+    def check(self) -> None:
+        """Refuse what the next step would refuse."""
+        with torch.no_grad():
+            averaged = [False] * len(self.params)  # of no use once there are hyperparameters
+            self.plan.check(self.arrays, [plain_gradient(p.grad) for p in self.params], averaged)
 
     def step_simply(self, scale: float) -> bool:
         """Make a step with parameters and gradients as they are; return False if some of them need more."""
@@ -146,7 +187,8 @@ class Bucket:
 
     def bind(self, grads: Sequence[Tensor | None]) -> None:
         """Make a plan of all parameters, with states for those that have gradients."""
-        with torch.no_grad():
+        self.plan = None
+        with torch.no_grad(), unless_refused(self.owner.state):
             self.shown = [local(p).detach() for p in self.params]
             for p in self.shown:
                 if p.is_cuda:
@@ -165,8 +207,7 @@ class Bucket:
             kept = []
             for i, look in enumerate(looks):
                 kept.append(None if look is None else self.kept(i, look[4], averaged[i], addresses))
-            n = np.arange(len(self.params))
-            plan.bind(kept, self.clocks, n, n.astype(np.uint64))
+            plan.bind(kept, self.clocks, np.arange(len(self.params)), self.noise_ids)
         self.seen = {name: counts.tobytes() for name, counts in self.counts.items()}
         self.addresses = np.array(addresses, np.uint64)
         self.values = list(self.owner.state.values())
@@ -249,7 +290,8 @@ class Bucket:
     # Hyperparameters.
 
     def tell(self) -> None:
-        """Hand hyperparameters over to the plan, if they have changed."""
+        """Hand counters that somebody has changed to the clocks, and hyperparameters that have changed to the plan."""
+        self.take_counters()
         owner, scheduled = self.owner, self.owner._is_scheduled(self.groups)
         now = [owner._snapshot(group) for group in self.groups]
         if now == self.told and not scheduled:

@@ -1,6 +1,7 @@
 """What is ours in an optimizer of PyTorch: the step, further options, and the loading of what these keep."""
 
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Signature, signature
 from itertools import chain
 from operator import is_
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ from torch.optim import optimizer as theirs
 
 from fusedstep.core.optimizer import Optimizer
 
-from .bucket import KEPT, Bucket
+from .bucket import KEPT, Bucket, refuse_overlap, unless_refused
 
 __all__ = ["Fused"]
 
@@ -38,7 +39,20 @@ class Fused(torch.optim.Optimizer):
     _names: ClassVar[Mapping[str, str]]  # what a group has under PyTorch's names -> our name of it
     _counters: ClassVar[Mapping[str, float]] = {"step": 0.0}  # numbers in the state of a parameter -> where they start
     _step_supports_amp_scaling = True  # GradScaler leaves its scale to the step
+    __signature__: ClassVar[Signature]
     _buckets: tuple[Any, list[Bucket]] | None = None
+    _known_options: Sequence[Mapping[str, Any]] = ()  # of the groups, as they were checked
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Let editors and `help` see the arguments of PyTorch's class, and `options`; or those of a user's class."""
+        super().__init_subclass__(**arguments)
+        if "__init__" in vars(cls) and cls.__module__ != f"{__package__}.optimizers":
+            own = signature(cls.__init__)
+            cls.__signature__ = own.replace(parameters=list(own.parameters.values())[1:])
+            return
+        theirs = signature(next(base for base in cls.__mro__ if base.__module__.startswith("torch.optim")))
+        options = signature(Fused.__init__).parameters["options"]
+        cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), options])
 
     def __init__(self, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,9 +129,30 @@ class Fused(torch.optim.Optimizer):
         if found_inf is not None and float(found_inf):
             return loss
         scale = attributes.get("grad_scale")
-        for bucket in self._present_buckets():
+        for bucket in self._ready_buckets():
             bucket.step(1.0 if scale is None else 1.0 / float(scale))
         return loss
+
+    def _ready_buckets(self) -> list[Bucket]:
+        """Return the buckets of all groups, ready for a step; what is refused has changed nothing."""
+        options = [group.get("options", {}) for group in self.param_groups]
+        if options != self._known_options:
+            self._known_options = [self._checked(some) for some in options]
+        buckets = self._present_buckets()
+        unbound = [bucket for bucket in buckets if not bucket.is_bound()]
+        if unbound:
+            with unless_refused(self.state):
+                for bucket in unbound:
+                    bucket.bind([p.grad for p in bucket.params])
+                refuse_overlap(buckets)
+            for bucket in buckets:
+                bucket.values = list(self.state.values())
+        for bucket in buckets:
+            bucket.tell()
+        if len(buckets) > 1:
+            for bucket in buckets:
+                bucket.check()
+        return buckets
 
     def _present_buckets(self) -> list[Bucket]:
         """Return the buckets of all groups; they are made anew when groups, their parameters or rules have changed."""

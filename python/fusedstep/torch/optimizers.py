@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 
-import fusedstep as fs
+from fusedstep import optimizers
 
 from .bucket import state_dtype
 from .fused import Fused, plain
@@ -20,7 +20,7 @@ DECOUPLED = {"decoupled_weight_decay": "decoupled"}
 class SGD(Fused, torch.optim.SGD):
     """`torch.optim.SGD`, plain, with momentum, or with that of Nesterov; without states where the momentum is 0."""
 
-    _ours = fs.Momentum
+    _ours = optimizers.Momentum
     _names = COMMON | {"momentum": "momentum", "dampening": "dampening"}
     _counters: ClassVar = {}
 
@@ -31,7 +31,7 @@ class SGD(Fused, torch.optim.SGD):
 class Adam(Fused, torch.optim.Adam):
     """`torch.optim.Adam`, also with `amsgrad`."""
 
-    _ours = fs.Adam
+    _ours = optimizers.Adam
     _names = WITH_EPS | DECOUPLED
 
     def _rule(self, group: Mapping[str, Any]) -> str:
@@ -45,7 +45,7 @@ class AdamW(Adam, torch.optim.AdamW):
 class RMSprop(Fused, torch.optim.RMSprop):
     """`torch.optim.RMSprop`, also centered, with momentum, or both."""
 
-    _ours = fs.RMSprop
+    _ours = optimizers.RMSprop
     _names = WITH_EPS | {"alpha": "rho", "momentum": "momentum"}
 
     def _rule(self, group: Mapping[str, Any]) -> str:
@@ -55,7 +55,7 @@ class RMSprop(Fused, torch.optim.RMSprop):
 class Adagrad(Fused, torch.optim.Adagrad):
     """`torch.optim.Adagrad`; with `lr_decay`, parameters with different numbers of updates have rates of their own."""
 
-    _ours = fs.Adagrad
+    _ours = optimizers.Adagrad
     _names = WITH_EPS | {"lr_decay": "lr_decay"}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -80,21 +80,21 @@ class Adagrad(Fused, torch.optim.Adagrad):
 class Adadelta(Fused, torch.optim.Adadelta):
     """`torch.optim.Adadelta`."""
 
-    _ours = fs.Adadelta
+    _ours = optimizers.Adadelta
     _names = WITH_EPS | {"rho": "rho"}
 
 
 class Adamax(Fused, torch.optim.Adamax):
     """`torch.optim.Adamax`."""
 
-    _ours = fs.Adamax
+    _ours = optimizers.Adamax
     _names = WITH_EPS
 
 
 class NAdam(Fused, torch.optim.NAdam):
     """`torch.optim.NAdam`; the product of its momenta is kept in float64, and shown in the state in float32."""
 
-    _ours = fs.Nadam
+    _ours = optimizers.Nadam
     _names = WITH_EPS | DECOUPLED | {"momentum_decay": "schedule_decay"}
     _counters: ClassVar = {"step": 0.0, "mu_product": 1.0}
 
@@ -102,5 +102,5 @@ class NAdam(Fused, torch.optim.NAdam):
 class RAdam(Fused, torch.optim.RAdam):
     """`torch.optim.RAdam`."""
 
-    _ours = fs.RAdam
+    _ours = optimizers.RAdam
     _names = WITH_EPS | DECOUPLED
