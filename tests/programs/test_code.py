@@ -84,7 +84,7 @@ def test_code_of_random_programs(isa, dtype, tmp_path):
 @pytest.mark.exhaustive
 @pairs
 def test_code_of_many_random_programs(isa, dtype, tmp_path):
-    check_random(range(100, 5000), isa, dtype, tmp_path)
+    check_random(range(100, 2000), isa, dtype, tmp_path)
 
 
 @needs_objdump
