@@ -146,11 +146,11 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.def("leaves", &leaves, arg("params"));
     m.def("use_code", &use_code, arg("wanted"));
     m.def("uses_code", &uses_code);
-    m.def("address_of", py::overload_cast<const py::object&>(&address_of), arg("array"));
-    m.def("are_kept", &are_kept, arg("places"), arg("addresses"));
     m.def("why_no_code", [] { return why_no_code(current_kernels()); });
     m.def("code_of", &code_of_rule, arg("rule"), arg("isa"), arg("dtype"), arg("ending"));
     m.def("tell_writes", &tell_writes, arg("params"));
+    m.def("address_of", py::overload_cast<const py::object&>(&address_of), arg("array"));
+    m.def("are_kept", &are_kept, arg("places"), arg("addresses"));
     m.def("isa", [] { return current_kernels().isa; });
     m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);

@@ -132,3 +132,19 @@ def test_options_make_a_difference(options):
             r.ours.step()
         outcomes.append([*map(bits, r.mine), *map(bits, r.ours.state[r.mine[0]].values()), bits(r.mine[0].grad)])
     assert len(outcomes[0]) != len(outcomes[1]) or not all(map(torch.equal, *outcomes))
+
+
+def test_memory_that_moves_changes_no_bit_of_nadam():
+    """The product of momenta has more digits than PyTorch's state shows."""
+    runs = []
+    for moves in (False, True):
+        p = random(50).double().requires_grad_()
+        optimizer = fusedstep.torch.NAdam([p], lr=0.1)
+        for k in range(6):
+            p.grad = torch.sin(p.detach() + k)
+            optimizer.step()
+            if moves:
+                p.data = p.data.clone()
+                optimizer.state[p]["exp_avg"] = optimizer.state[p]["exp_avg"].clone()
+        runs.append(p.detach())
+    assert torch.equal(*runs)

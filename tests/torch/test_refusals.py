@@ -111,6 +111,22 @@ def test_parameters_of_several_rules_that_overlap():
     assert_unchanged(optimizer, [p, q], before)
 
 
+def test_an_overlap_is_refused_again():
+    """Also where both parameters have been stepped before, and one has moved since."""
+    memory = random(7)
+    p, q = memory[:4].requires_grad_(), random(4).requires_grad_()
+    groups = [{"params": [p], "momentum": 0.5}, {"params": [q], "momentum": 0.5, "nesterov": True}]
+    optimizer = fusedstep.torch.SGD(groups, lr=0.1)
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    optimizer.step()
+    q.data = memory[3:]
+    before = snapshot(optimizer, [p, q])
+    for _ in range(3):
+        with pytest.raises(ValueError, match="overlap"):
+            optimizer.step()
+        assert_unchanged(optimizer, [p, q], before)
+
+
 def of_another_shape(own, name):
     own[name] = torch.zeros(7)
 

@@ -45,7 +45,7 @@ template <class T>
 INLINE_HOST_DEVICE T condition(bool is_true) {
     return element(is_true ? ~bits(T(0)) : bits(T(0)));
 }
-// Compared is what arithmetic has flushed: ptxas drops the flush of some comparisons.
+// Comparisons add 0 to both sides first, which flushes subnormal floats: ptxas drops the flush of some comparisons.
 template <class T>
 INLINE_HOST_DEVICE T less(T a, T b) {
     return condition<T>(a + T(0) < b + T(0));
@@ -85,8 +85,8 @@ struct alignas(kRegisterBytes) Register {
     T x[kRegisterBytes / sizeof(T)];
 };
 
-// The memory that is asked for at the launch: the code, then the registers. Register number i of a lane comes after
-// those with lower numbers of all threads of the block.
+// The memory that a launch asks for has the code of the program first. Behind it stands register 0 of every thread of
+// the block, then register 1 of every thread, and so on.
 INLINE_HOST_DEVICE Instruction* code() {
     return static_cast<Instruction*>(launched_memory());
 }

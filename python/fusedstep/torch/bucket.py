@@ -14,7 +14,7 @@ from fusedstep import _cpu, optimizers
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import CLOCK
 
-__all__ = ["KEPT", "Bucket", "refuse_overlap", "state_dtype", "unless_refused"]
+__all__ = ["KEPT", "Bucket", "local", "refuse_overlap", "state_dtype", "unless_refused"]
 
 Tensor = Any  # a torch.Tensor, which type checkers do not know where PyTorch is not installed
 KEPT = ("ema", "master", "remainder")  # what options add to the state of a parameter
@@ -77,15 +77,13 @@ def unless_refused(state: dict[Tensor, dict[str, Any]]) -> Iterator[None]:
 
 def refuse_overlap(buckets: Sequence["Bucket"]) -> None:
     """
-    Refuse parameters of several rules that share memory; those of one rule are compared by its plan.
+    Refuse parameters of several rules that share memory.
 
     Parameters with gaps are left aside: what lies in the gaps of one may be another.
     """
-    if len(buckets) == 1:
-        return
     spans = []
     for bucket in buckets:
-        for p in bucket.shown:
+        for p in map(local, bucket.params):
             if p.numel() and is_dense(p):
                 spans.append((p.data_ptr(), p.data_ptr() + p.numel() * p.element_size(), id(bucket)))
     spans.sort()
@@ -96,8 +94,8 @@ def refuse_overlap(buckets: Sequence["Bucket"]) -> None:
 
 @cache
 def defaults(name: str) -> Mapping[str, Any]:
-    """Return the hyperparameters of a class of ours with their defaults; states have the type of their parameter."""
-    return getattr(optimizers, name)()._values() | {"state_dtype": "same"}
+    """Return the hyperparameters of a class of ours with their defaults."""
+    return getattr(optimizers, name)()._values()
 
 
 class Bucket:
@@ -268,10 +266,11 @@ class Bucket:
         """Let the counters of a parameter be elements of the bucket's, and return their names."""
         for name, counter in self.counters.items():
             start = self.owner._counters[name]
-            value = own.get(name, start)
-            counter[i] = float(value)
+            counter[i] = float(own.get(name, start))
             own[name] = counter[i]
-            self.clock_of[name][i] = float(value)
+            counted, clock = self.counts[name], self.clock_of[name]
+            if counted.dtype.type(clock[i]) != counted[i]:  # else the clock has more digits of the same number
+                clock[i] = counted[i]
         return list(self.counters)
 
     def take_counters(self) -> None:

@@ -11,7 +11,7 @@ from torch.optim import optimizer as theirs
 
 from fusedstep.core.optimizer import Optimizer
 
-from .bucket import KEPT, Bucket, refuse_overlap, unless_refused
+from .bucket import KEPT, Bucket, local, refuse_overlap, unless_refused
 
 __all__ = ["Fused"]
 
@@ -41,6 +41,7 @@ class Fused(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # GradScaler leaves its scale to the step
     __signature__: ClassVar[Signature]
     _buckets: tuple[Any, list[Bucket]] | None = None
+    _places: Sequence[int] = ()  # of the parameters of several rules, which do not overlap
     _known_options: Sequence[Mapping[str, Any]] = ()  # of the groups, as they were checked
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -139,12 +140,16 @@ class Fused(torch.optim.Optimizer):
         if options != self._known_options:
             self._known_options = [self._checked(some) for some in options]
         buckets = self._present_buckets()
+        if len(buckets) > 1:  # of one rule, the plan sees to it
+            places = [local(p).data_ptr() for bucket in buckets for p in bucket.params]
+            if places != self._places:
+                refuse_overlap(buckets)
+                self._places = places
         unbound = [bucket for bucket in buckets if not bucket.is_bound()]
         if unbound:
             with unless_refused(self.state):
                 for bucket in unbound:
                     bucket.bind([p.grad for p in bucket.params])
-                refuse_overlap(buckets)
             for bucket in buckets:
                 bucket.values = list(self.state.values())
         for bucket in buckets:
@@ -220,10 +225,6 @@ class Fused(torch.optim.Optimizer):
     @classmethod
     def _state_names(cls) -> tuple[str, ...]:
         return tuple(name for _, name in cls._ours.torch_states)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._buckets = None
 
 
 def plain(value: Any) -> Any:
