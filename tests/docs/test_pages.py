@@ -31,7 +31,8 @@ def named(page):
 def examples(page):
     """Return the code blocks of a page that can run here, in order: pairs of "python" or "pycon", and text."""
     found = _BLOCK.findall(page.read_text())
-    return [(kind, text) for kind, text in found if find_spec("torch") or "torch" not in text]
+    absent = [module for module in ("optuna", "torch") if not find_spec(module)]
+    return [(kind, text) for kind, text in found if not any(module in text for module in absent)]
 
 
 def uses_gpu(page):

@@ -77,7 +77,7 @@ def test_machine():
 @pytest.mark.parametrize(
     ("mark", "message"),
     [
-        (f"picture {BENCH}", "table is 'picture', expected one of machine, axis, tests, grid"),
+        (f"picture {BENCH}", "table is 'picture', expected one of machine, axis, tests, grid, searches"),
         ("machine nothing.json", "nothing.json cannot be read"),
         (f"machine {BENCH} cpu", "table machine has the words 'cpu', expected none"),
         (f"axis {CASES} size", "format is missing"),

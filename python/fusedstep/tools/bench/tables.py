@@ -7,17 +7,20 @@ A page says where a table stands, what it shows, and the record that its numbers
     whatever stands here is replaced
     <!-- end -->
 
-Four kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
-benchmarks --benchmark-json``.
+Five kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
+benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``.
 
 machine
-    One sentence about the machine and the packages, of either kind of record.
+    One sentence about the machine and the packages, of any kind of record.
 axis FIELD [FIELD=VALUE ...] [peers=NAME,...]
     Of `bench`: a row for each value of a field of `Case`, all other fields as they are in the usual case, or as given.
 tests NAME ...
     Of `cases`: a row for each test of these names.
 grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
     Of `cases`: one number of one test, over two of its parameters, and another that is the same in a row.
+searches
+    Of `tuning`: a row for each search. Epochs and the least validation loss are medians over the seeds; `least` and
+    `most` are the least validation losses of the best and of the worst seed. All columns from `lr` on are of seed 0.
 """
 
 import argparse
@@ -26,10 +29,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .cases import Case
 from .record import Measured, Record, load, ratios_of, read, tests
+from .searches import searches
 
 __all__ = ["main", "rewritten"]
 
@@ -64,8 +69,7 @@ def rewritten(text: str, folder: Path) -> str:
 
 
 def _machine(path: Path, words: Sequence[str]) -> list[str]:
-    if words:
-        raise ValueError(f"table machine has the words {' '.join(words)!r}, expected none after the record")
+    _no_more("machine", words)
     found = load(path)
     about = found.get("machine", found.get("machine_info", {}))
     ours, packages = about["fusedstep"], about["packages"]
@@ -155,10 +159,40 @@ def _grid(path: Path, words: Sequence[str]) -> list[str]:
     return _table([row, *map(_text, columns)], rows)
 
 
-_KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid}
+def _searches(path: Path, words: Sequence[str]) -> list[str]:
+    _no_more("searches", words)
+    head = [
+        "search",
+        "trainings",
+        "epochs",
+        "loss",
+        "least",
+        "most",
+        "lr",
+        "weight_decay",
+        "test loss",
+        "test accuracy",
+    ]
+    rows = []
+    for name, some in searches(path).by_name.items():
+        first, losses = some[0], sorted(search.best.loss for search in some)
+        epochs = median(sum(trial.epochs for trial in search.trials) for search in some)
+        numbers = [f"{loss:.3f}" for loss in (median(losses), losses[0], losses[-1])]
+        point = [f"{rate:.2g}" for rate in (first.best.lr, first.best.weight_decay)]
+        test = [f"{first.test['loss']:.3f}", f"{100 * first.test['accuracy']:.1f} %"]
+        rows.append([name, str(len(first.trials)), f"{epochs:.0f}", *numbers, *point, *test])
+    return _table(head, rows)
+
+
+_KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid, "searches": _searches}
 
 
 # Records, and words of the marks.
+
+
+def _no_more(kind: str, words: Sequence[str]) -> None:
+    if words:
+        raise ValueError(f"table {kind} has the words {' '.join(words)!r}, expected none after the record")
 
 
 def _benchmarks(path: Path, test: str) -> list[Any]:

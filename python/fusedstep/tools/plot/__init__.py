@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fusedstep.tools.bench.record import load, read
+from fusedstep.tools.bench.searches import searches
 from fusedstep.tools.extras import is_missing
 
 from .losses import draw_losses
 from .measurements import draw_ratios, draw_roofline, draw_rules, draw_small, draw_throughput
 from .schedules import draw_schedules
 from .trajectories import draw_trajectories
+from .tuning import draw_tuning
 
 __all__ = [
     "PICTURES",
@@ -25,6 +27,7 @@ __all__ = [
     "draw_small",
     "draw_throughput",
     "draw_trajectories",
+    "draw_tuning",
     "main",
 ]
 
@@ -49,7 +52,7 @@ class Picture(NamedTuple):
 
 BENCH = Kind("bench --json FILE", read)
 CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
-
+TUNING = Kind("python benchmarks/tune.py FILE", searches)
 
 PICTURES = {
     "throughput": Picture("GB/s of a step over its size, beside limit and peers", draw_throughput, record=BENCH),
@@ -57,6 +60,7 @@ PICTURES = {
     "roofline": Picture("operations per second of every rule, under its roof", draw_roofline, record=BENCH),
     "small": Picture("the cost of a tensor in a step of many", draw_small, record=BENCH),
     "rules": Picture("the cost of a rule of one's own, beside other ways to have it", draw_rules, record=CASES),
+    "tuning": Picture("searches of learning rate and weight decay on the digits", draw_tuning, record=TUNING),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
     "trajectories": Picture("the paths of all optimizers over functions of two variables", draw_trajectories),
