@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from fusedstep.__main__ import main
 from fusedstep.tools import plot
 from fusedstep.tools.bench.searches import searches
 from fusedstep.tools.bench.tables import rewritten
-from tests.docs.test_pages import run
+from tests.docs.test_pages import ROOT, examples
 
-ROOT = Path(__file__).parents[2]
 RECORD = {
     "machine": {"date": "2026-11-29", "packages": {"optuna": "5.0.0"}, "fusedstep": {"commit": "d85c74d67d8c"}},
     "settings": {"epochs": 3, "side": 2, "seeds": 2},
@@ -122,9 +120,9 @@ def test_script(tune, tmp_path, monkeypatch):
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_the_page_trains_as_the_script_does(tune, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = run(ROOT / "docs" / "guide" / "tuning.md")
+def test_the_page_trains_as_the_script_does(tune):
+    names = {}
+    exec(examples(ROOT / "docs" / "guide" / "tuning.md")[0][1], names)
     data = tune.split()
     assert (names["x"] == data.x).all()
     assert (names["x_valid"] == data.x_test).all()
