@@ -18,7 +18,9 @@ using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its defa
 // What a plan asks for, in one step.
 struct Request {
     Number grad_scale{1, nullptr};         // factor on all gradients
-    bool skips_nonfinite = false;          // leave everything as it is if a gradient is not finite
+    Number loss_scale{1, nullptr};         // by which all gradients are divided
+    Number skip{0, nullptr};               // leave everything as it is unless this is 0
+    bool skips_nonfinite = false;          // the same if a gradient is not finite
     bool measures_updates = false;         // find out the norm of what is subtracted from the parameters
     bool captured = false;                 // the step is recorded into a CUDA graph
     std::span<const Stream> streams = {};  // one for each device of the session

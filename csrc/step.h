@@ -30,6 +30,8 @@ struct Clock {
     double memory[kMaxMemory];  // the numbers that the rule keeps between updates
 };
 
+constexpr int kShown = 2;  // numbers of a clock that others may see: `t`, and the first one of its memory
+
 // An axis of a tensor, for a gradient that does not lie in memory like its parameter.
 struct Axis {
     int64_t size;    // elements along the axis
@@ -45,6 +47,7 @@ struct Slot {
     int64_t origin = 0;     // number of the first element in the whole tensor: a multiple of 1024, a block of the norm
     uint64_t noise_id = 0;  // makes the random bits of each tensor different
     Clock* clock = nullptr;
+    void* shown[kShown] = {};  // where an update leaves what others see of its clock, or null
     // The axes, from the slowest to the fastest one in the parameter's memory, without those of one element, neighbours
     // joined where the gradient allows it. Null where the gradient lies in memory like its parameter.
     const Axis* grad_axes = nullptr;
@@ -52,7 +55,8 @@ struct Slot {
     Types types;
     int32_t row = 0;  // the row of the table of hyperparameters
     int32_t device = kHost;
-    bool has_grad = false;  // in this step; without a gradient, a tensor stays as it is, but for its average
+    Type shown_type = kFloat32;  // or kFloat64
+    bool has_grad = false;       // in this step; without a gradient, a tensor stays as it is, but for its average
 };
 
 // The type in which a step computes.
@@ -67,10 +71,11 @@ inline bool is_gathered(const Slot& slot) {
     return slot.grad_axes || !contains(direct, slot.types.grad);
 }
 
-// A hyperparameter: a value, or the address of a double on the device of the tensors.
+// A hyperparameter: a value, or the address of a number, float64 or float32, on the device of the tensors.
 struct Number {
     double value;
-    const double* at;
+    const void* at;
+    Type type = kFloat64;
 
     bool operator==(const Number&) const = default;
 };

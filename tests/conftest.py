@@ -150,3 +150,37 @@ def emulator(cupy):
     yield cupy.emulator
     cupy.emulator.emulator_reset_calls()
     cupy.emulator.emulator_set_device_count(1)
+
+
+class Recorder:
+    """A stream beside the current one: work in it can be captured as a graph, and is awaited at the end of a block."""
+
+    def __init__(self, cupy):
+        self.cupy = cupy
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def __enter__(self):
+        self.cupy.cuda.get_current_stream().synchronize()  # work of the block begins when its arrays are ready
+        self.stream.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self.stream.__exit__(*error)
+        self.stream.synchronize()
+
+    def capture(self, work):
+        """Return the graph of what `work` does, and what `work` returned; the graph has not run yet."""
+        self.stream.begin_capture()
+        try:
+            returned = work()
+        finally:
+            graph = self.stream.end_capture()
+        return graph, returned
+
+    def replay(self, graph):
+        graph.launch(self.stream)
+
+
+@pytest.fixture
+def recorder(cupy):
+    return Recorder(cupy)

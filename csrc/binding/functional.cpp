@@ -31,13 +31,14 @@ int64_t checked_t(const py::object& t) {
     return number;
 }
 
+// The step is made in the current stream of a library, or else of CuPy.
 void run(const RuleInfo& rule, std::span<const Slot> slots, std::span<const Number> hypers, double grad_scale,
-         int device, Foreigners foreign) {
+         int device, const dlpack::Exchange* library, Foreigners foreign) {
     Request request;
     request.grad_scale.value = grad_scale;
     if (device != kHost) {
         const Engine& engine = gpu_engine({"p"});
-        const Stream stream = current_stream(device);
+        const Stream stream = library ? current_stream(*library, device) : current_stream(device);
         request.streams = {&stream, 1};
         StreamOrder order(engine.streams, {&device, 1}, request.streams, std::move(foreign));
         order.begin();
@@ -97,12 +98,13 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     };
     std::vector<Gradient> grads(count);
     Foreigners foreign;
-    int device = kHost;  // the device of all arrays
+    int device = kHost;                         // the device of all arrays
+    const dlpack::Exchange* library = nullptr;  // of the first parameter
     const bool zeroes = around.zero_grad != 0;
     for (size_t i = 0; i < count; ++i) {
         Slot& slot = slots[i];
         const View p = look(held[i * roles], name(i * roles), Use::kUpdated, {}, &foreign);
-        if (i == 0) device = p.device;
+        if (i == 0) device = p.device, library = p.exchange;
         if (p.device != device) refuse_device(name(i * roles), p.device, name(0), device);
         written.add(p, i * roles);
         View& g = grads[i].view;
@@ -140,9 +142,10 @@ py::tuple update(const RuleInfo& rule, py::tuple arrays, py::bytes hypers, py::o
     for (size_t id = 0; id < held.size(); ++id)
         if ((id % roles != kGrad || zeroes) && counts_writes(held[id])) counting.push_back(held[id]);
     count_writes(counting);
+    if (library && std::ranges::any_of(held, is_cupy)) foreign.push_back({{}, device, current_stream(device)});
     std::array<Number, kMaxHypers> row;
     for (int j = 0; j < rule.hyper_count; ++j) row[j] = {values[j], nullptr};
-    run(rule, slots, {row.data(), static_cast<size_t>(rule.hyper_count)}, values[rule.hyper_count], device,
+    run(rule, slots, {row.data(), static_cast<size_t>(rule.hyper_count)}, values[rule.hyper_count], device, library,
         std::move(foreign));
 
     if (count == 0) {  // without a tensor, no session has advanced the clock

@@ -181,16 +181,16 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
              arg("measures_updates"))
         .def(
             "run",
-            [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream) {
-                return plan.run(params, grads, grad_scale, stream);
-            },
-            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"))
+            [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
+               py::object loss_scale,
+               py::object skip) { return plan.run(params, grads, {grad_scale, loss_scale, skip}, stream); },
+            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("loss_scale") = 1.0, arg("skip") = 0.0)
         .def(
             "run_and_set",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
                py::object owner, py::str name, py::object value) {
                 const Plan::Commitment commitment{owner, name, value};
-                return plan.run(params, grads, grad_scale, stream, &commitment);
+                return plan.run(params, grads, {grad_scale}, stream, &commitment);
             },
             arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("owner"), arg("name"), arg("value"))
         .def("wait", &Plan::wait)

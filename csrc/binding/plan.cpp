@@ -353,10 +353,28 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         tensor.bound = tensor.has(kParam) && !kept[i].is_none();
         if (!tensor.bound) continue;
         py::tuple arrays = kept[i];
-        if (arrays.size() != state_count + 2) throw py::value_error("bind: wrong number of arrays");
+        const size_t array_count = state_count + 2;
+        if (arrays.size() != array_count && arrays.size() != array_count + kShown)
+            throw py::value_error("bind: wrong number of arrays");
         const View& param = tensor.views[kParam];
         Like like{&param, param.format, states_of(param.type()), param_name(i), kAnywhere};
-        for (size_t j = 0; j < arrays.size(); ++j) {
+        std::ranges::fill(slots_[i].shown, nullptr);
+        Like one{nullptr, {kFloat32}, set_of(kFloat32, kFloat64), {}};
+        for (size_t j = array_count; j < arrays.size(); ++j) {
+            py::object array = arrays[j];
+            if (array.is_none()) continue;
+            const Name name{"counter", keys()[i].ptr()};
+            array = as_array(std::move(array), name);
+            const View seen = look(array, name, Use::kUpdated, one, &foreign_);
+            if (seen.size != 1 || seen.device != param.device)
+                throw py::value_error(name.text() + " has " + std::to_string(seen.size) + " elements " +
+                                      device_text(seen.device) + ", expected one " + device_text(param.device));
+            slots_[i].shown[j - array_count] = seen.data;
+            slots_[i].shown_type = seen.type();
+            one = {nullptr, seen.format, set_of(seen.type()), {}};
+            held_.push_back(std::move(array));
+        }
+        for (size_t j = 0; j < array_count; ++j) {
             const int role =
                 j < state_count ? kStates + static_cast<int>(j) : int(j == state_count ? kAverage : kMaster);
             py::object array = arrays[j];

@@ -40,10 +40,11 @@ public:
     // memory first.
     py::list check(py::object params, py::object grads, std::vector<bool> averaged);
 
-    // Take over what belongs to each tensor: in `kept` a tuple of its states, its average and its master, with None for
-    // what is not there, or None in place of the tuple; in `clock_of` the index of its clock; in `noise_ids` the number
-    // that tells its random bits from those of others; in `origins`, unless None, the number of its first element where
-    // it is a part of a larger tensor.
+    // Take over what belongs to each tensor: in `kept` a tuple of its states, its average, its master, and arrays of
+    // one number each, float32 or both float64, that shall follow `t` and the first number of the memory of its clock;
+    // with None for what is not there, or None in place of the tuple; in `clock_of` the index of its clock; in
+    // `noise_ids` the number that tells its random bits from those of others; in `origins`, unless None, the number of
+    // its first element where it is a part of a larger tensor.
     void bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array::c_style> clock_of,
               py::array_t<uint64_t, py::array::c_style> noise_ids, py::object origins);
 
@@ -52,11 +53,13 @@ public:
     void set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite,
                     bool measures_updates);
 
-    // Make a step, on GPUs in `stream` or, if `stream` is None, in CuPy's current one. Returns False, and has done
-    // nothing, if the arguments are not the tensors of this plan, or lack states; else True. Where gradients or updates
-    // were measured, returns a tuple: the norm of the gradients, the index of the tensor for whose gradient the step
-    // was skipped, and the norm of the updates, each or None; on GPUs, a PendingFinding, which can be read until
-    // kTickets - 1 further steps have been made.
+    // Make a step, on GPUs in `stream` or, if `stream` is None, in the current one of PyTorch where the first parameter
+    // is its tensor, else of CuPy. Gradients are divided by `loss_scale`, and nothing is updated unless `skip` is 0;
+    // each of them is a number, or one on a GPU. Returns False, and has done nothing, if the arguments are not the
+    // tensors of this plan, or lack states; else True. Where gradients or updates were measured, returns a tuple: the
+    // norm of the gradients, the index of the tensor for whose gradient the step was skipped, and the norm of the
+    // updates, each or None; on GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been
+    // made.
     //
     // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
     // without running any code of Python: nobody can interrupt the call in between.
@@ -65,7 +68,10 @@ public:
 
         py::object exchange() const;  // set the attribute, and return what it was before
     };
-    py::object run(py::object params, py::object grads, py::object grad_scale, py::object stream,
+    struct Numbers {
+        py::object grad_scale, loss_scale = py::float_(1.0), skip = py::float_(0.0);
+    };
+    py::object run(py::object params, py::object grads, const Numbers& numbers, py::object stream,
                    const Commitment* commitment = nullptr);
 
     // Whether a captured graph may still use memory of the plan.
@@ -115,9 +121,11 @@ private:
 
     bool zeroes(size_t i) const { return !rows_.empty() && rows_[slots_[i].row].zero_grad; }
     bool on_gpu() const { return !slots_.empty() && slots_.front().device != kHost; }
-    py::object run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment);
-    py::object run_on_gpu(py::handle grad_scale, py::handle stream, const Commitment* commitment);
+    py::object run_on_host(const Numbers& numbers, py::handle stream, const Commitment* commitment);
+    py::object run_on_gpu(const Numbers& numbers, py::handle stream, const Commitment* commitment);
+    Stream own_stream(int device) const;
     std::vector<Stream> streams_of(py::handle stream) const;
+    void note_streams();
     void find_devices();
     py::object run(const Engine& engine, const Request& request, const Commitment* commitment);
     void close_session();

@@ -16,12 +16,12 @@ py::tuple told(const Finding& found) {
 
 }  // namespace
 
-py::object Plan::run(py::object params, py::object grads, py::object grad_scale, py::object stream,
+py::object Plan::run(py::object params, py::object grads, const Numbers& numbers, py::object stream,
                      const Commitment* commitment) {
     Turn turn(*this);
     if (!fetch(params, grads)) return py::bool_(false);
     if (!check_arrays()) return py::bool_(false);
-    return on_gpu() ? run_on_gpu(grad_scale, stream, commitment) : run_on_host(grad_scale, stream, commitment);
+    return on_gpu() ? run_on_gpu(numbers, stream, commitment) : run_on_host(numbers, stream, commitment);
 }
 
 py::object Plan::Commitment::exchange() const {
@@ -30,21 +30,26 @@ py::object Plan::Commitment::exchange() const {
     return before;
 }
 
-py::object Plan::run_on_host(py::handle grad_scale, py::handle stream, const Commitment* commitment) {
-    if (!live_.empty() || (!PyFloat_CheckExact(grad_scale.ptr()) && is_on_gpu(grad_scale)))
+py::object Plan::run_on_host(const Numbers& numbers, py::handle stream, const Commitment* commitment) {
+    const auto is_there = [](py::handle number) { return !PyFloat_CheckExact(number.ptr()) && is_on_gpu(number); };
+    if (!live_.empty() || is_there(numbers.grad_scale) || is_there(numbers.loss_scale) || is_there(numbers.skip))
         throw py::type_error(
             "a hyperparameter or grad_scale is on a GPU, expected a number like params in host memory");
     if (!stream.is_none()) throw py::type_error("stream is given, expected None with params in host memory");
     Request request;
-    request.grad_scale.value = py::cast<double>(grad_scale);
+    request.grad_scale.value = py::cast<double>(numbers.grad_scale);
+    request.loss_scale.value = py::cast<double>(numbers.loss_scale);
+    request.skip.value = py::cast<double>(numbers.skip);
     return run(host_engine(), request, commitment);
 }
 
-py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream, const Commitment* commitment) {
+py::object Plan::run_on_gpu(const Numbers& numbers, py::handle stream, const Commitment* commitment) {
     const Engine& engine = gpu_engine(param_name(0));
     int device = hypers_device_;  // all numbers on GPUs must be on one
     Request request;
-    request.grad_scale = number_of(grad_scale, {"grad_scale"}, &device, &foreign_);
+    request.grad_scale = number_of(numbers.grad_scale, {"grad_scale"}, &device, &foreign_);
+    request.loss_scale = number_of(numbers.loss_scale, {"loss_scale"}, &device, &foreign_);
+    request.skip = number_of(numbers.skip, {"skip"}, &device, &foreign_);
     for (const py::object& number : live_)
         if (!is_cupy(number)) see_on_gpu(number, {"a hyperparameter"}, &foreign_);
     if (tensors_changed_) find_devices();
@@ -52,8 +57,12 @@ py::object Plan::run_on_gpu(py::handle grad_scale, py::handle stream, const Comm
         throw py::value_error("a hyperparameter or grad_scale is " + device_text(device) +
                               ", expected a number, or all of params there");
     const std::vector<Stream> streams = streams_of(stream);
+    note_streams();
     // CuPy's current stream counts as that of a foreign array: CuPy's memory comes from there, and returns to it.
-    if (!stream.is_none()) foreign_.push_back({{}, devices_[0], current_stream(devices_[0])});
+    if (!of_torch_)
+        for (size_t d = 0; d < devices_.size(); ++d)
+            if (const Stream theirs = current_stream(devices_[d]); theirs != streams[d])
+                foreign_.push_back({{}, devices_[d], theirs});
     StreamOrder order(engine.streams, devices_, streams, std::move(foreign_));
     order.begin();
     request.captured = order.is_captured();
@@ -115,11 +124,30 @@ void Plan::find_devices() {
         if (std::ranges::find(devices_, slot.device) == devices_.end()) devices_.push_back(slot.device);
 }
 
+// The stream of a device in which a step is made unless another one is given.
+Stream Plan::own_stream(int device) const {
+    const auto first = std::ranges::find_if(tensors_, [](const Tensor& tensor) { return tensor.has(kParam); });
+    const dlpack::Exchange* const library = first == tensors_.end() ? nullptr : first->views[kParam].exchange;
+    return library ? current_stream(*library, device) : current_stream(device);
+}
+
+// Note the streams of libraries whose arrays are recognised without a look that would note them.
+void Plan::note_streams() {
+    const dlpack::Exchange* last = nullptr;
+    for (const Tensor& tensor : tensors_)
+        for (int role : {kParam, kGrad}) {
+            const dlpack::Exchange* const library = tensor.views[role].exchange;
+            if (!library || library == last) continue;
+            last = library;
+            for (int device : devices_) note_stream(*library, device, &foreign_);
+        }
+}
+
 // The stream to use on each device.
 std::vector<Stream> Plan::streams_of(py::handle stream) const {
     if (stream.is_none()) {
         std::vector<Stream> streams;
-        for (int device : devices_) streams.push_back(current_stream(device));
+        for (int device : devices_) streams.push_back(own_stream(device));
         return streams;
     }
     if (devices_.size() > 1)
@@ -149,7 +177,7 @@ void Plan::refresh() {
     if (!session || !session->has_stale_clocks()) return;
     const Engine& engine = gpu_engine({"params"});
     for (int device : devices_)
-        if (engine.streams.is_capturing(device, current_stream(device)))
+        if (engine.streams.is_capturing(device, own_stream(device)))
             throw std::runtime_error(
                 "the step count is on a GPU, and cannot be read while its stream is captured; a number that depends on "
                 "it, as a schedule does, must be on the GPU too");

@@ -60,6 +60,19 @@ INLINE_HOST_DEVICE void derive(const double* hypers, Clock& clock, Derived& deri
     Around::derive(a, h.lr, clock, derived);
 }
 
+// Show the numbers of a clock where a tensor has places for them.
+template <class Tensor>
+INLINE_HOST_DEVICE void show(const Clock& clock, const Tensor& tensor) {
+    const double numbers[kShown] = {static_cast<double>(clock.t), clock.memory[0]};
+    for (int j = 0; j < kShown; ++j) {
+        if (!tensor.shown[j]) continue;
+        if (tensor.shown_type == kFloat64)
+            *static_cast<double*>(tensor.shown[j]) = numbers[j];
+        else
+            *static_cast<float*>(tensor.shown[j]) = static_cast<float>(numbers[j]);
+    }
+}
+
 // Call f(j) for each state of a rule. Not a loop: its index would not be a constant, and arrays of states that are
 // indexed by variables do not stay in registers.
 template <class Rule, class F>

@@ -39,6 +39,18 @@ def test_hyperparameters_may_be_on_the_gpu(cupy):
     assert gpu.t == host.t == {0: 4}
 
 
+def test_a_number_on_the_gpu_may_be_float32(cupy):
+    """It is the float32 number that counts, not the one of float64 that was rounded to it."""
+    host, gpu = fs.Adam(), fs.Adam(lr=cupy.asarray(np.full((), 0.1, F32)), beta1=cupy.asarray(np.full((), 0.8)))
+    host.lr, host.beta1 = float(F32(0.1)), 0.8
+    (p, g), (q, h) = pairs(cupy, 50, 50)
+    scale = cupy.asarray(np.full(1, 0.3, F32))
+    for _ in range(3):
+        host.step(p, g, grad_scale=float(F32(0.3)))
+        gpu.step(q, h, grad_scale=scale)
+    assert same(q, p)
+
+
 def test_a_momentum_on_the_gpu_may_be_0(cupy):
     host, gpu = fs.RMSprop(momentum=0.5), fs.RMSprop(momentum=cupy.asarray(np.zeros(())))
     (p, g), (q, h) = pairs(cupy, 9, 9)
@@ -53,9 +65,9 @@ def test_a_refused_hyperparameter_stays_refused(cupy):
     _, (q, h) = pairs(cupy, 9, 9)
     optimizer = fs.SGD()
     optimizer.step(q, h)
-    optimizer.lr = cupy.asarray(np.ones(1, F32))
+    optimizer.lr = cupy.asarray(np.ones(1, np.float16))
     for _ in range(2):
-        with pytest.raises(TypeError, match="lr is an array on a GPU, expected float64 and one element"):
+        with pytest.raises(TypeError, match="lr is an array on a GPU, expected float64 or float32, and one element"):
             optimizer.step(q, h)
     assert optimizer.t == {0: 1}
 
@@ -100,10 +112,12 @@ def test_numbers_on_the_gpu_that_cannot_be(cupy):
     with pytest.raises(TypeError, match=r"maximize is .*, expected True or False"):
         fs.Adam(maximize=number)
     q = cupy.asarray(np.ones(3, F32))
-    with pytest.raises(TypeError, match="lr is an array on a GPU, expected float64 and one element"):
+    with pytest.raises(TypeError, match="lr is an array on a GPU, expected float64 or float32, and one element"):
         fs.Adam(lr=cupy.asarray(np.ones(2))).step(q, q.copy())
-    with pytest.raises(TypeError, match="grad_scale is an array on a GPU, expected float64 and one element"):
-        fs.Adam().step(q, q.copy(), grad_scale=cupy.asarray(np.ones(1, F32)))
+    with pytest.raises(
+        TypeError, match="grad_scale is an array on a GPU, expected float64 or float32, and one element"
+    ):
+        fs.Adam().step(q, q.copy(), grad_scale=cupy.asarray(np.ones(1, np.float16)))
     for optimizer, scale in ((fs.Adam(lr=number), 1.0), (fs.Adam(), number)):
         with pytest.raises(TypeError, match="a hyperparameter or grad_scale is on a GPU, expected a number"):
             optimizer.step(np.ones(3), np.ones(3), grad_scale=scale)

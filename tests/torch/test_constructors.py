@@ -177,7 +177,7 @@ def test_a_global_norm_of_groups_of_several_rules_is_refused():
     groups = [{"params": [p], "momentum": 0.0}, {"params": [q], "momentum": 0.9}]
     optimizer = fusedstep.torch.SGD(groups, options={"clip_global_norm": 1.0})
     p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
-    with pytest.raises(ValueError, match="clip_global_norm stands in options, expected groups of one rule, not of "):
+    with pytest.raises(ValueError, match="clip_global_norm stands in options, expected parameters of one rule"):
         optimizer.step()
 
 

@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "binding/arrays/dlpack.h"
+#include "binding/arrays/gpu.h"
 #include "binding/arrays/layout.h"
 
 namespace fusedstep {
@@ -17,6 +18,7 @@ struct Library {
     PyTypeObject* type = nullptr;
     const dlpack::Exchange* exchange = nullptr;
     bool is_torch = false;
+    PyObject *is_neg = nullptr, *is_conj = nullptr;  // methods of the type of tensors
 };
 
 const dlpack::Exchange* exchange_in(PyTypeObject* type) {
@@ -42,7 +44,11 @@ Library library_of(py::handle array) {
         if (known[i].type == type) return known[i];
     const dlpack::Exchange* const exchange = exchange_in(type);
     if (!exchange) return {};
-    const Library found{type, exchange, offers(array, "is_neg") && offers(array, "requires_grad")};
+    const auto method = [&](const char* name) {
+        return py::getattr(reinterpret_cast<PyObject*>(type), name, py::object()).release().ptr();
+    };
+    Library found{type, exchange, offers(array, "is_neg") && offers(array, "requires_grad")};
+    if (found.is_torch) found.is_neg = method("is_neg"), found.is_conj = method("is_conj");
     const std::lock_guard lock(mutex);
     const int now = count.load(std::memory_order_relaxed);
     if (now == kMost) return found;
@@ -62,8 +68,10 @@ Format format_in(const dlpack::DataType& d) {
     return {};
 }
 
-bool is_host(const dlpack::Tensor& t) {
-    return t.device.type == dlpack::kCPU || t.device.type == dlpack::kCUDAHost;
+// The number of a GPU, kHost, or kAnywhere for memory of another kind.
+int device_of(const dlpack::Tensor& t) {
+    if (t.device.type == dlpack::kCPU || t.device.type == dlpack::kCUDAHost) return kHost;
+    return t.device.type == dlpack::kCUDA ? t.device.id : kAnywhere;
 }
 
 char* address_of(const dlpack::Tensor& t) {
@@ -99,17 +107,15 @@ View view_of(const dlpack::Tensor& t) {
 bool is_plain(const Library& library, const py::object& array, bool is_complex, Asked asked) {
     if (!library.is_torch || asked == Asked::kNothing) return true;
     static PyObject* const requires_grad = PyUnicode_InternFromString("requires_grad");
-    static PyObject* const is_neg = PyUnicode_InternFromString("is_neg");
-    static PyObject* const is_conj = PyUnicode_InternFromString("is_conj");
     py::object found;
     if (asked == Asked::kAll) {
         found = py::reinterpret_steal<py::object>(PyObject_GetAttr(array.ptr(), requires_grad));
         if (!found) throw py::error_already_set();
         if (found.ptr() != Py_False) return false;
     }
-    for (PyObject* method : {is_neg, is_conj}) {
-        if (method == is_conj && !is_complex) continue;
-        found = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(array.ptr(), method));
+    for (PyObject* method : {library.is_neg, is_complex ? library.is_conj : nullptr}) {
+        if (!method) continue;
+        found = py::reinterpret_steal<py::object>(PyObject_CallOneArg(method, array.ptr()));
         if (!found) throw py::error_already_set();
         if (found.ptr() != Py_False) return false;
     }
@@ -135,7 +141,7 @@ bool has_exchange(py::handle array) {
 
 bool is_exchanged_on_gpu(const py::object& array) {
     dlpack::Tensor t;  // what is wrong with an array without memory is told when it is looked at
-    return show(library_of(array), array, &t) && t.device.type == dlpack::kCUDA;
+    return show(library_of(array), array, &t) && device_of(t) != kHost && device_of(t) != kAnywhere;
 }
 
 bool View::is_elsewhere(const py::object& array, char** moved) const {
@@ -144,8 +150,7 @@ bool View::is_elsewhere(const py::object& array, char** moved) const {
     dlpack::Tensor t;
     if (!show(library, array, &t)) return false;
     const size_t n = axes() - format.pairs;
-    if (!is_host(t) || device != kHost || format_in(t.dtype) != format || static_cast<size_t>(t.ndim) != n)
-        return false;
+    if (device_of(t) != device || format_in(t.dtype) != format || static_cast<size_t>(t.ndim) != n) return false;
     if (!t.strides && n > 0) return false;
     const py::ssize_t itemsize = t.dtype.bits / 8;
     for (size_t i = 0; i < n; ++i)
@@ -204,24 +209,37 @@ bool are_kept(const py::list& places, const py::array_t<uint64_t, py::array::c_s
     for (py::handle place : places) {
         const auto parts = py::cast<py::tuple>(place);
         const auto dict = py::cast<py::dict>(parts[0]);
-        const auto names = py::cast<py::tuple>(parts[1]), tensors = py::cast<py::tuple>(parts[2]);
-        if (names.size() != tensors.size() || end - address < static_cast<py::ssize_t>(names.size())) return false;
-        for (size_t k = 0; k < names.size(); ++k, ++address) {
+        const auto tensors = py::cast<py::tuple>(parts[1]);
+        if (dict.size() != tensors.size() || end - address < static_cast<py::ssize_t>(tensors.size())) return false;
+        Py_ssize_t at = 0;
+        PyObject *name = nullptr, *found = nullptr;
+        for (size_t k = 0; k < tensors.size(); ++k, ++address) {
             const auto tensor = py::reinterpret_borrow<py::object>(PyTuple_GET_ITEM(tensors.ptr(), k));
-            PyObject* const found = PyDict_GetItemWithError(dict.ptr(), PyTuple_GET_ITEM(names.ptr(), k));
-            if (!found && PyErr_Occurred()) throw py::error_already_set();
-            if (found != tensor.ptr() || (*address && address_of(tensor) != *address)) return false;
+            if (!PyDict_Next(dict.ptr(), &at, &name, &found) || found != tensor.ptr()) return false;
+            if (*address && address_of(tensor) != *address) return false;
         }
     }
     return address == end;
 }
 
 Sight see_by_exchange(const py::object& array, const Name& name) {
+    const Library library = library_of(array);
     dlpack::Tensor t;
-    if (!show(library_of(array), array, &t))
+    if (!show(library, array, &t))
         throw py::type_error(text_of(array, name) + "shows no memory, expected a dense tensor with memory of its own");
-    if (!is_host(t)) throw py::type_error(text_of(array, name) + "in memory that is neither the host's nor a GPU's");
-    return {view_of(t), py::getattr(array, "dtype", py::none())};
+    Sight sight{view_of(t), py::getattr(array, "dtype", py::none())};
+    sight.view.device = device_of(t);
+    if (sight.view.device == kAnywhere)
+        throw py::type_error(text_of(array, name) + "in memory that is neither the host's nor a GPU's");
+    sight.view.exchange = library.exchange;
+    return sight;
+}
+
+Stream current_stream(const dlpack::Exchange& library, int device) {
+    void* stream = nullptr;
+    if (library.current_stream && library.current_stream(dlpack::kCUDA, device, &stream) != 0)
+        throw py::error_already_set();
+    return legacy_if_null(reinterpret_cast<Stream>(stream));
 }
 
 py::object capsule_of(const py::object& array) {
@@ -248,7 +266,8 @@ Sight see_capsule(const py::object& capsule, const Name& name) {
         if (managed->version.major == 1) t = &managed->tensor, flags = managed->flags, is_told = true;
     }
     if (!t) throw py::type_error(name.text() + " gives no capsule of DLPack 1, expected an array");
-    if (!is_host(*t)) throw py::type_error(name.text() + " is in memory that is neither the host's nor a GPU's");
+    if (device_of(*t) != kHost)
+        throw py::type_error(name.text() + " is in memory that is neither the host's nor a GPU's");
     if (!has_memory(*t)) throw py::type_error(name.text() + " shows no memory, expected a dense array");
     return {view_of(*t), py::str(text_of(t->dtype)), !(flags & (dlpack::kReadOnly | dlpack::kIsCopied)), is_told};
 }

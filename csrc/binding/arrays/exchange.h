@@ -1,7 +1,8 @@
-// Arrays of other libraries in host memory that show it by DLPack: by functions for C, or by a capsule.
+// Arrays of other libraries that show their memory by DLPack: by functions for C, or, in host memory, by a capsule.
 #pragma once
 
 #include "binding/arrays/view.h"
+#include "engine.h"
 
 namespace fusedstep {
 
@@ -12,6 +13,8 @@ bool is_exchanged_on_gpu(const py::object& array);
 // Raise BufferError for a tensor of PyTorch that requires a gradient or stands for negated or conjugated numbers.
 void check_plain(const py::object& array, const Name& name, Asked asked);
 Sight see_by_exchange(const py::object& array, const Name& name);
+// The stream of a GPU in which a library works now.
+Stream current_stream(const dlpack::Exchange& library, int device);
 
 // Whether an array is a tensor of PyTorch, which counts what is written to it, to refuse derivatives of other numbers
 // than those that were used.
@@ -21,8 +24,8 @@ void count_writes(const std::vector<py::object>& tensors);
 
 // The address of a tensor's memory, or 0 where it shows none.
 uintptr_t address_of(const py::object& array);
-// Whether the dicts of (dict, names, tensors) still have these tensors under these names, and these their memory at the
-// addresses, of which 0 stands for any.
+// Whether the dicts of (dict, tensors) still have these tensors in this order and no others, and these their memory at
+// the addresses, of which 0 stands for any.
 bool are_kept(const py::list& places, const py::array_t<uint64_t, py::array::c_style>& addresses);
 
 // The capsule of an array whose library has nothing but __dlpack__. The capsule keeps the memory alive.

@@ -4,6 +4,7 @@
 #include <deque>
 #include <mutex>
 
+#include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
 
 namespace fusedstep {
@@ -26,10 +27,6 @@ PyTypeObject* cupy_type() {
     if (!PyType_Check(type.ptr())) return nullptr;
     found = reinterpret_cast<PyTypeObject*>(type.release().ptr());
     return found;
-}
-
-Stream legacy_if_null(Stream stream) {
-    return stream ? stream : kLegacyStream;
 }
 
 // The format of an array with a __cuda_array_interface__, by its dtype or else by the typestr `text`. A typestr cannot
@@ -97,6 +94,12 @@ const Engine& gpu_engine(const Name& name) {
 }
 
 Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign) {
+    if (has_exchange(array)) {
+        Sight sight = see_by_exchange(array, name);
+        gpu_engine(name);
+        note_stream(*sight.view.exchange, sight.view.device, foreign);
+        return sight;
+    }
     py::dict interface;
     try {
         interface = py::dict(array.attr("__cuda_array_interface__"));
@@ -160,22 +163,34 @@ Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign)
 Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign) {
     if (PyFloat_CheckExact(object.ptr()) || !is_on_gpu(object)) return {py::cast<double>(object), nullptr};
     const View view = see_on_gpu(py::reinterpret_borrow<py::object>(object), name, foreign).view;
-    if (view.format != Format{kFloat64} || view.size != 1)
-        throw py::type_error(name.text() + " is an array on a GPU, expected float64 and one element");
-    if (reinterpret_cast<uintptr_t>(view.data) % sizeof(double))
-        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of 8 bytes");
+    if ((view.format != Format{kFloat64} && view.format != Format{kFloat32}) || view.size != 1)
+        throw py::type_error(name.text() + " is an array on a GPU, expected float64 or float32, and one element");
+    const auto itemsize = static_cast<uintptr_t>(kItemSize[view.type()]);
+    if (reinterpret_cast<uintptr_t>(view.data) % itemsize)
+        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
+                              std::to_string(itemsize) + " bytes");
     if (*device != kHost && *device != view.device)
         throw py::value_error(name.text() + " is " + device_text(view.device) + ", and another number " +
                               device_text(*device) + ", expected all on one GPU");
     *device = view.device;
-    return {1, reinterpret_cast<const double*>(
-                   view.data)};  // as a value, 1: an option that reads its number from a GPU counts as switched on
+    // As a value, 1: an option that reads its number from a GPU counts as switched on.
+    return {1, view.data, view.type()};
+}
+
+Stream legacy_if_null(Stream stream) {
+    return stream ? stream : kLegacyStream;
 }
 
 Stream current_stream(int device) {
     py::object cupy = loaded("cupy");
     if (!cupy) return kLegacyStream;
     return legacy_if_null(py::cast<Stream>(cupy.attr("cuda").attr("get_current_stream")(device).attr("ptr")));
+}
+
+void note_stream(const dlpack::Exchange& library, int device, Foreigners* foreign) {
+    const Stream stream = current_stream(library, device);
+    const auto is_it = [=](const Foreign& one) { return one.device == device && one.stream == stream && !one.array; };
+    if (std::ranges::none_of(*foreign, is_it)) foreign->push_back({{}, device, stream});
 }
 
 Stream stream_of(py::handle object) {

@@ -14,12 +14,16 @@ const Engine& gpu_engine(const Name& name);
 
 Sight see_on_gpu(const py::object& array, const Name& name, Foreigners* foreign);
 
-// A hyperparameter or factor, which may be a float64 array of one element on a GPU. All such arrays of a step are on
-// one GPU, whose number is kept in `device`.
+// A hyperparameter or factor, which may be an array of one element on a GPU, float64 or float32. All such arrays of a
+// step are on one GPU, whose number is kept in `device`.
 Number number_of(py::handle object, const Name& name, int* device, Foreigners* foreign);
 
 // The stream that CuPy uses now on a device, or the default stream where there is no CuPy.
 Stream current_stream(int device);
+// A stream whose handle may be 0, as that of the default stream is.
+Stream legacy_if_null(Stream stream);
+// Let a step on a device be in order with what a library does there now.
+void note_stream(const dlpack::Exchange& library, int device, Foreigners* foreign);
 // The stream of an object with __cuda_stream__.
 Stream stream_of(py::handle object);
 

@@ -83,8 +83,10 @@ bool is_array(py::handle object) {
 }
 
 bool is_on_gpu(py::handle object) {
-    return is_cupy(object) ||
-           (!PyObject_TypeCheck(object.ptr(), ndarray_type) && offers(object, "__cuda_array_interface__"));
+    if (is_cupy(object)) return true;
+    if (PyObject_TypeCheck(object.ptr(), ndarray_type)) return false;
+    if (has_exchange(object)) return is_exchanged_on_gpu(py::reinterpret_borrow<py::object>(object));
+    return offers(object, "__cuda_array_interface__");
 }
 
 namespace {
@@ -145,10 +147,7 @@ py::object view_with_dlpack(const py::object& source, const Name& name) {
 
 py::object as_array(py::object source, const Name& name, bool numbers) {
     if (is_numpy(source) || is_cupy(source)) return source;
-    if (has_exchange(source)) {
-        if (!is_exchanged_on_gpu(source) || offers(source, "__cuda_array_interface__")) return source;
-        return view_with_cupy(source, name);
-    }
+    if (has_exchange(source)) return source;
     if (numbers && is_number(source)) return py::module_::import("numpy").attr("asarray")(source);
     if (offers(source, "__array_interface__") && !is_number(source)) return view_with_numpy(source, name);
     if (offers(source, "__dlpack__") && offers(source, "__dlpack_device__")) return view_with_dlpack(source, name);

@@ -13,6 +13,10 @@
 
 namespace fusedstep {
 
+namespace dlpack {
+struct Exchange;
+}
+
 // NumPy's type of arrays, known once the module has been loaded.
 extern PyTypeObject* ndarray_type;
 
@@ -83,9 +87,10 @@ struct View {
     bool in_rows = false;       // whether rows are contiguous
     Asked asked = Asked::kAll;  // when the array is recognised
     int device = kHost;
-    PyObject* native = nullptr;  // the dtype by which an array of NumPy is recognised, which never dies
-    py::object seen = {};        // weak reference to an array of CuPy, which keeps its memory as long as it lives
-    int64_t size = 0;            // real numbers
+    const dlpack::Exchange* exchange = nullptr;  // the functions by which an array of another library shows its memory
+    PyObject* native = nullptr;                  // the dtype by which an array of NumPy is recognised, which never dies
+    py::object seen = {};  // weak reference to an array of CuPy, which keeps its memory as long as it lives
+    int64_t size = 0;      // real numbers
     Extents extents;
 
     Type type() const { return format.type; }
@@ -163,10 +168,10 @@ struct Sight {
     bool is_told = true;  // whether the array itself says if it may be written
 };
 
-// An array on a GPU that is not CuPy's. It must live until the work on it is done, and other work on it may be in a
-// stream.
+// An array on a GPU that is not CuPy's. It must live until the work on it is done, unless its library frees memory in
+// the order of the stream; and other work on it may be in the stream.
 struct Foreign {
-    py::object array;
+    py::object array;  // or nothing
     int device;
     uintptr_t stream;  // the stream of earlier work on the array, or 0
 };

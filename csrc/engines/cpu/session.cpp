@@ -7,6 +7,7 @@
 #include "element/float_mode.h"
 #include "element/norm.h"
 #include "element/philox.h"
+#include "element/scalars.h"
 #include "engine.h"
 #include "engines/cpu/dispatch.h"
 #include "engines/cpu/routines.h"
@@ -62,17 +63,16 @@ public:
     void set_hypers(std::span<const Number> table) override { rows_.set(table); }
 
     Outcome run(const Request& request) override {
-        const double grad_scale = request.grad_scale.value;
+        const double grad_scale = request.grad_scale.value / request.loss_scale.value;
         const bool measures = rows_.measures() || request.skips_nonfinite;
         Finding found{kUnmeasured, kNobody, kUnmeasured};
-        if (measures) {
-            found = measure(grad_scale, request.skips_nonfinite);
-            if (found.offender != kNobody) {
-                if (request.measures_updates) found.update_norm = 0;
-                for (const Task& task : tasks_)
-                    if (rows_.around(*task.slot).zero_grad != 0) zero_grad(*task.slot, 0, task.slot->size);
-                return found;
-            }
+        const bool tells = measures || request.measures_updates;
+        if (measures) found = measure(grad_scale, request.skips_nonfinite);
+        if (found.offender != kNobody || request.skip.value != 0) {
+            if (request.measures_updates) found.update_norm = 0;
+            for (const Task& task : tasks_)
+                if (rows_.around(*task.slot).zero_grad != 0) zero_grad(*task.slot, 0, task.slot->size);
+            return tells ? Outcome(found) : Done();
         }
         if (tile_bytes_ != 0) tiles_.reserve(tile_bytes_, bytes_);
         make_room_for_sums(request.measures_updates);
@@ -83,8 +83,7 @@ public:
         run_tasks(kernels, *rule_, routine, tasks_, bytes_, tile_bytes_ != 0 ? &tiles_ : nullptr);
         if (!averages_.empty()) run_tasks(kernels, *rule_, routine, averages_, bytes_of_averages_);
         if (request.measures_updates) found.update_norm = norm_of_updates();
-        if (measures || request.measures_updates) return found;
-        return Done();
+        return tells ? Outcome(found) : Done();
     }
 
     int64_t traffic() const override { return bytes_; }
@@ -173,6 +172,7 @@ private:
             const Slot& slot = *task.slot;
             const Derived& derived = rows_.advance(slot);
             task.derived = &derived;
+            show(*slot.clock, slot);
             if (derived.stochastic) task.noise = noise_key(derived.seed, slot.clock->t, slot.noise_id);
             if (!measured) task.scale = Around::scale(rows_.around(slot), grad_scale);
         }

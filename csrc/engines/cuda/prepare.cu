@@ -34,7 +34,13 @@ __global__ void own_tiles(const __grid_constant__ Table table) {
 }
 
 INLINE_HOST_DEVICE double value_of(const Number& number) {
-    return number.at ? *number.at : number.value;
+    if (!number.at) return number.value;
+    return number.type == kFloat32 ? *static_cast<const float*>(number.at) : *static_cast<const double*>(number.at);
+}
+
+// The factor on all gradients of a step.
+INLINE_HOST_DEVICE double scale_of(const Mode& how) {
+    return value_of(how.grad_scale) / value_of(how.loss_scale);
 }
 
 // The hyperparameters of a tensor, those of its rule first.
@@ -230,7 +236,7 @@ __global__ void __launch_bounds__(kManyThreads, 1)
     SquareSum all = add_shares(1);
     if (all.sum == HUGE_VAL) all = add_shares(kLargeUnit);
     if (threadIdx.x != 0) return;
-    found->norm = Around::norm(all, largest * value_of(how.grad_scale));
+    found->norm = Around::norm(all, largest * scale_of(how));
     found->update_norm = kUnmeasured;
     uint64_t offender = kNobody;
     for (int32_t d = 0; d < table.devices; ++d)
@@ -264,7 +270,7 @@ __global__ void __launch_bounds__(kManyThreads, 1)
         found->norm = kUnmeasured;
         found->offender = kNobody;
     }
-    found->update_norm = found->offender == kNobody ? root(sum) : 0;
+    found->update_norm = found->offender == kNobody && value_of(how.skip) == 0 ? root(sum) : 0;
 }
 
 INLINE_HOST_DEVICE bool is_averaged(const Tensor& tensor, const Around::Hyper& around) {
@@ -289,7 +295,7 @@ __device__ inline void prepare_tensors(const Table& table, const Mode& how, cons
     const auto& around = *reinterpret_cast<const Around::Hyper*>(hypers + own);
 
     Prepared& prepared = table.prepared[i];
-    prepared.skipped = how.skips_nonfinite && found->offender != kNobody;
+    prepared.skipped = value_of(how.skip) != 0 || (how.skips_nonfinite && found->offender != kNobody);
     prepared.derived.zero_grad = around.zero_grad != 0;
     prepared.averaged = table.gradients[i].order < 0 && !prepared.skipped && is_averaged(table.tensors[i], around);
     if (prepared.skipped || (table.gradients[i].order < 0 && !prepared.averaged)) return;
@@ -297,12 +303,13 @@ __device__ inline void prepare_tensors(const Table& table, const Mode& how, cons
         Around::derive(around, 0, table.clocks[i], prepared.derived);
     else
         derive(hypers, table.clocks[i], prepared.derived);
+    if (!prepared.averaged && table.tensors[i].device == table.device) show(table.clocks[i], table.tensors[i]);
     read_anew();
     prepared.noise = prepared.derived.stochastic
                          ? noise_key(prepared.derived.seed, table.clocks[i].t, table.tensors[i].noise_id)
                          : 0;
     if (prepared.averaged) return;
-    const double step_scale = value_of(how.grad_scale);
+    const double step_scale = scale_of(how);
     const double scale = how.measures ? Around::scale(around, step_scale, own_squares(table)[i], found->norm)
                                       : Around::scale(around, step_scale);
     prepared.scale64 = scale;

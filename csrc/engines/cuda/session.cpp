@@ -35,6 +35,8 @@ Tensor tensor_of(const Slot& slot, int32_t device) {
     tensor.size = slot.size;
     tensor.origin = slot.origin;
     tensor.noise_id = slot.noise_id;
+    std::copy(slot.shown, slot.shown + kShown, tensor.shown);
+    tensor.shown_type = slot.shown_type;
     tensor.device = device;
     tensor.param = slot.types.param;
     tensor.state = slot.types.state;
@@ -121,17 +123,17 @@ public:
         const bool measures = rows_.measures() || request.skips_nonfinite;
         int64_t& tickets = request.captured ? captured_tickets_ : tickets_;
         const bool is_short = rows_.variant() <= kDecayed && !request.measures_updates;
-        const Step step{
-            {request.grad_scale, gradient_count_, measures, request.skips_nonfinite, request.measures_updates},
-            is_short ? kShortBody : kFullBody,
-            std::ranges::any_of(slots_, [&](const Slot& slot) { return rows_.averages(slot); }),
-            request.captured,
-            tickets % kTickets + (request.captured ? kTickets : 0)};
+        const Step step{{request.grad_scale, request.loss_scale, request.skip, gradient_count_, measures,
+                         request.skips_nonfinite, request.measures_updates},
+                        is_short ? kShortBody : kFullBody,
+                        std::ranges::any_of(slots_, [&](const Slot& slot) { return rows_.averages(slot); }),
+                        request.captured,
+                        tickets % kTickets + (request.captured ? kTickets : 0)};
         const bool was_stale = stale_;
         make(step, request.streams);
-        advance_clocks();
+        if (request.skip.at || request.skip.value == 0) advance_clocks();
         // Last: another thread may have read clocks since the step was launched, before the host's copy was advanced.
-        if (was_stale || was_captured() || request.skips_nonfinite || reads_device_) stale_ = true;
+        if (was_stale || was_captured() || request.skips_nonfinite || request.skip.at || reads_device_) stale_ = true;
         if (!measures && !request.measures_updates) return Done();
         ++tickets;
         return Ticket(step.ticket);

@@ -24,9 +24,10 @@ struct Tensor {
     int64_t origin;        // number of the first element in the whole tensor
     int64_t first_tile;
     uint64_t noise_id;  // makes the random bits of each tensor different
-    int32_t device;     // index among the devices of the step
-    int8_t head;        // elements before the first one at a vector boundary, or kScattered where arrays disagree
-    Type param, state, master;
+    void* shown[kShown];
+    int32_t device;  // index among the devices of the step
+    int8_t head;     // elements before the first one at a vector boundary, or kScattered where arrays disagree
+    Type param, state, master, shown_type;
 };
 constexpr int8_t kScattered = -1;
 
@@ -75,7 +76,7 @@ struct Table {
 
 // How a step is made.
 struct Mode {
-    Number grad_scale;
+    Number grad_scale, loss_scale, skip;
     int64_t gradients;  // how many gradients the step has
     bool measures, skips_nonfinite, measures_updates;
 };

@@ -110,8 +110,8 @@ class Optimizer(Stateful):
     Every hyperparameter that is a number may be a function, a schedule: it is called with the number of finished
     updates of the parameter, 0 at the first, and returns the number; see `fusedstep.schedules`.
 
-    For parameters on a GPU, most numbers may also be a float64 array of one element on that GPU: each step reads it and
-    nobody checks it, so that a CUDA graph can be replayed with another learning rate.
+    For parameters on a GPU, most numbers may also be an array of one element on that GPU, float64 or float32: each step
+    reads it and nobody checks it, so that a CUDA graph can be replayed with another learning rate.
 
     An instance makes one step at a time. It can be copied, and pickled if its schedules can; parameters are not part of
     it.
@@ -180,7 +180,7 @@ class Optimizer(Stateful):
             states and step counts alone. Gradients are only read, unless `zero_grad`. None with bound objects.
         grad_scale : float or array
             Factor on all gradients of this step, for example 1 over the scale of the loss or over the number of
-            accumulated batches. For parameters on a GPU also a float64 array of one element on that GPU.
+            accumulated batches. For parameters on a GPU also an array of one element on that GPU, float64 or float32.
         grad_key : str or callable, optional
             The name of a gradient in a mapping, made of the name of its parameter: a format such as ``"d{}"``, or a
             function. By default the names are the same.

@@ -1,4 +1,4 @@
-"""The parameters of all groups that ask for one rule: a plan, and one call of the engine in each step."""
+"""The parameters that ask for one rule, on one kind of device: a plan, and one call of the engine in each step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ import torch
 from fusedstep import _cpu, optimizers
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.progress import CLOCK
+
+from .counters import Counters
 
 __all__ = ["KEPT", "Bucket", "local", "refuse_overlap", "state_dtype", "unless_refused"]
 
@@ -39,7 +41,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 def laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a copy of a tensor that lies in memory like another."""
-    made = torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype)
+    made = like.new_empty_strided(like.shape, like.stride(), dtype=tensor.dtype)
     made.copy_(tensor)
     return made
 
@@ -58,6 +60,12 @@ def state_dtype(p: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     """Return the type of the states of a parameter."""
     is_wide = options.get("state_dtype") == "float32" and p.dtype in _NARROW
     return torch.float32 if is_wide else p.dtype
+
+
+def is_capturing() -> bool:
+    """Return whether PyTorch records what it does on a GPU as a graph."""
+    found: bool = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    return found
 
 
 @contextmanager
@@ -100,31 +108,26 @@ def defaults(name: str) -> Mapping[str, Any]:
 
 class Bucket:
     """
-    What is kept of the parameters of one rule from step to step.
+    What is kept of the parameters of one rule, in host memory or on GPUs, from step to step.
 
     States belong to the optimizer of PyTorch, by PyTorch's names. They are looked at in each step, and bound to a plan
     anew where somebody has replaced one of them.
     """
 
-    def __init__(self, owner: Any, rule: str, groups: Sequence[dict[str, Any]]) -> None:
-        self.owner, self.rule, self.groups = owner, _cpu.rules[rule], groups
+    def __init__(self, owner: Any, rule: str, groups: Sequence[dict[str, Any]], on_gpu: bool) -> None:
+        self.owner, self.rule, self.groups, self.on_gpu = owner, _cpu.rules[rule], groups, on_gpu
         self.ours: type[Optimizer] = owner._ours
         self.recipes = self.ours._recipes(rule)
         theirs = dict(self.ours.torch_states)
         self.names = [theirs[name] for name in self.rule.states]
-        self.params: list[Tensor] = [p for group in groups for p in group["params"]]
+        placed = [(j, p) for j, group in enumerate(groups) for p in group["params"] if p.is_cuda == on_gpu]
+        self.params: list[Tensor] = [p for _, p in placed]
+        self.row_of = np.array([j for j, _ in placed], np.intp)
         # Numbers over all groups of the optimizer, which tell the random bits of one parameter from those of others.
         number_of = {id(p): k for k, p in enumerate(p for group in owner.param_groups for p in group["params"])}
         self.noise_ids = np.array([number_of[id(p)] for p in self.params], np.uint64)
-        sizes = [len(group["params"]) for group in groups]
-        self.row_of = np.repeat(np.arange(len(groups)), sizes)
         self.clocks = np.zeros(len(self.params), CLOCK)
-        # Numbers that PyTorch keeps in tensors of their own are elements of one array, which a step writes at once.
-        self.counters = {name: torch.zeros(len(self.params)) for name in owner._counters}
-        self.counts = {name: counter.numpy() for name, counter in self.counters.items()}  # the same memory
-        self.seen = {name: counts.tobytes() for name, counts in self.counts.items()}
-        clocks = {"step": self.clocks["t"], "mu_product": self.clocks["memory"][:, 0]}
-        self.clock_of = {name: clocks[name] for name in self.counters}  # what the engine advances in their place
+        self.counters = Counters([local(p).detach() for p in self.params], owner._counters, self.clocks)
         self.plan: Any = None
         self.told: Any = None
         self.is_simple = False  # whether the engine takes parameters and gradients as they are
@@ -134,12 +137,17 @@ class Bucket:
         found: Mapping[str, Any] = self.groups[self.row_of[i]].get("options", {})
         return found
 
-    def step(self, scale: float) -> None:
-        """Make a step with all gradients that there are, each times a factor."""
-        if not self.is_simple or not self.step_simply(scale):
+    def number(self, tensor: Any) -> Any:
+        """Return a number of GradScaler, a tensor: as it is, for a step that reads it on its GPU, or read now."""
+        if not self.on_gpu or len({local(p).device for p in self.params}) > 1:
+            return float(tensor)
+        return tensor.detach().to(local(self.params[0]).device)
+
+    def step(self, scale: Any, skip: Any) -> None:
+        """Make a step with all gradients that there are, each divided by `scale`, unless the number `skip` is not 0."""
+        if not self.is_simple or not self.step_simply(scale, skip):
             with torch.no_grad():
-                self.step_by_copies([plain_gradient(p.grad) for p in self.params], scale)
-        self.give_counters()
+                self.step_by_copies([plain_gradient(p.grad) for p in self.params], scale, skip)
 
     def check(self) -> None:
         """Refuse what the next step would refuse."""
@@ -147,21 +155,21 @@ class Bucket:
             averaged = [False] * len(self.params)  # of no use once there are hyperparameters
             self.plan.check(self.arrays, [plain_gradient(p.grad) for p in self.params], averaged)
 
-    def step_simply(self, scale: float) -> bool:
+    def step_simply(self, scale: Any, skip: Any) -> bool:
         """Make a step with parameters and gradients as they are; return False if some of them need more."""
         try:
-            return self.plan.run(self.params, None, scale, None) is not False
+            return self.plan.run(self.params, None, 1.0, None, scale, skip) is not False
         except (TypeError, BufferError):  # of a gradient that is sparse, conjugated or distributed
             return False
 
-    def step_by_copies(self, grads: list[Tensor | None], scale: float) -> None:
+    def step_by_copies(self, grads: list[Tensor | None], scale: Any, skip: Any) -> None:
         """Make a step where something is to be bound anew, or where parameters with gaps have dense copies."""
         for copy, p in self.copies:
             copy.copy_(p)
-        if self.plan.run(self.arrays, grads, scale, None) is False:
+        if self.plan.run(self.arrays, grads, 1.0, None, scale, skip) is False:
             self.bind(grads)
             self.tell()
-            if self.plan.run(self.arrays, grads, scale, None) is False:
+            if self.plan.run(self.arrays, grads, 1.0, None, scale, skip) is False:
                 raise RuntimeError("parameters, gradients or states changed during the step, expected them to stay")
         for copy, p in self.copies:
             p.copy_(copy)
@@ -185,12 +193,13 @@ class Bucket:
 
     def bind(self, grads: Sequence[Tensor | None]) -> None:
         """Make a plan of all parameters, with states for those that have gradients."""
+        if self.on_gpu and is_capturing():
+            raise RuntimeError("the stream is being captured, expected a step with these parameters before that")
+        if self.plan is not None:
+            self.plan.leave()
         self.plan = None
         with torch.no_grad(), unless_refused(self.owner.state):
             self.shown = [local(p).detach() for p in self.params]
-            for p in self.shown:
-                if p.is_cuda:
-                    raise NotImplementedError("a parameter is on a GPU, expected host memory: fusedstep.Adam steps it")
             self.arrays = [p if is_dense(p) else p.contiguous() for p in self.shown]
             self.copies = [(a, p) for a, p in zip(self.arrays, self.shown, strict=True) if a is not p]
             self.is_simple = not self.copies and all(local(p) is p for p in self.params)
@@ -199,19 +208,19 @@ class Bucket:
                 self.arrays = self.params
             plan = _cpu.Plan(self.rule.id, self.arrays, of_torch=True)
             looks = plan.check(self.arrays, [plain_gradient(grad) for grad in grads], averaged)
-            # The state of each parameter, names in it, and what is there; and the address of what the plan has.
-            self.known: list[tuple[dict[str, Any], tuple[str, ...], tuple[Tensor, ...]]] = []
-            addresses: list[int] = []
-            kept = []
-            for i, look in enumerate(looks):
-                kept.append(None if look is None else self.kept(i, look[4], averaged[i], addresses))
+            kept = [None if look is None else self.kept(i, look[4], averaged[i]) for i, look in enumerate(looks)]
             plan.bind(kept, self.clocks, np.arange(len(self.params)), self.noise_ids)
-        self.seen = {name: counts.tobytes() for name, counts in self.counts.items()}
-        self.addresses = np.array(addresses, np.uint64)
+            self.counters.give()
         self.values = list(self.owner.state.values())
+        # The state of each parameter of the plan, what is in it, and where; other things may be anywhere.
+        owns = [self.owner.state.get(p) for p, some in zip(self.params, kept, strict=True) if some]
+        self.known = [(own, tuple(own.values())) for own in owns if own]
+        used = {id(tensor) for some in kept if some for tensor in some[: len(self.names) + 2]}
+        found = [value for _, values in self.known for value in values]
+        self.addresses = np.array([_cpu.address_of(x) if id(local(x)) in used else 0 for x in found], np.uint64)
         self.plan, self.told = plan, None
 
-    def kept(self, i: int, has_grad: bool, is_averaged: bool, addresses: list[int]) -> tuple[Any, ...]:
+    def kept(self, i: int, has_grad: bool, is_averaged: bool) -> tuple[Any, ...]:
         """Return the states, the average and the master of a parameter; those that are lacking are made."""
         p, options = self.params[i], self.options(i)
         master, dtype = _MASTERS.get(options.get("master_weights", False), ("", None))
@@ -225,17 +234,15 @@ class Bucket:
             return (*(None for _ in self.names), None, None)
         own = self.owner.state[p]
         self.clocks["averaged"][i] = own.get("ema") is not None
-        if wanted and not self.counters:  # a buffer of momentum that is there has been updated
+        if wanted and not self.counters.starts:  # a buffer of momentum that is there has been updated
             is_there = all(own.get(name) is not None for name, _, _ in wanted)
             self.clocks["t"][i] = max(self.clocks["t"][i], 1) if is_there else 0
         tensors = {name: self.tensor(i, own, name, dtype, start) for name, dtype, start in [*wanted, *extra]}
-        counters = self.adopt_counters(i, own) if has_grad else []
-        names = [*tensors, *counters]
-        self.known.append((own, tuple(names), tuple(own[name] for name in names)))
-        addresses += [_cpu.address_of(tensor) for tensor in tensors.values()] + [0 for _ in counters]
+        counters = self.counters.adopt(i, own) if has_grad else []
         of = {name: local(tensor) for name, tensor in tensors.items()}
         states = [of[name] for name, _, _ in wanted] or [None] * len(self.names)
-        return (*states, of.get("ema"), of.get(master))
+        shown = [*counters, None][:2] if counters else []  # those of a clock that has memory are two
+        return (*states, of.get("ema"), of.get(master), *shown)
 
     def tensor(self, i: int, own: dict[str, Any], name: str, dtype: Any, start: complex | None) -> Tensor:
         """Return a tensor of the state of a parameter: a new one, or the one that is there, laid out like it."""
@@ -245,6 +252,9 @@ class Bucket:
             own[name] = found = self.new(i, name, dtype, start)
         elif found.shape != p.shape:
             raise ValueError(f"state {name} has shape {tuple(found.shape)}, expected {tuple(p.shape)}")
+        elif found.is_cuda != like.is_cuda:
+            places = ["on a GPU" if x.is_cuda else "in host memory" for x in (found, like)]
+            raise RuntimeError(f"state {name} is {places[0]}, expected it {places[1]}")
         elif local(found).stride() != like.stride() and found is local(found):
             own[name] = found = laid_out(found, like)
         return found
@@ -253,44 +263,18 @@ class Bucket:
         """Return a new state, or a copy of a parameter as its average or master."""
         p, like = self.params[i], self.arrays[i]
         if name == "remainder":
-            return torch.empty_strided(like.shape, like.stride(), dtype=dtype).zero_()
+            return like.new_empty_strided(like.shape, like.stride(), dtype=dtype).zero_()
         if start is None:
             return laid_out(like.to(dtype), like)
         if like is self.shown[i]:
             return torch.full_like(p.detach(), start, dtype=dtype, memory_format=torch.preserve_format)
         return torch.full_like(like, start, dtype=dtype)
 
-    # Counters: what PyTorch keeps as tensors of no dimension, and the engine in clocks.
-
-    def adopt_counters(self, i: int, own: dict[str, Any]) -> list[str]:
-        """Let the counters of a parameter be elements of the bucket's, and return their names."""
-        for name, counter in self.counters.items():
-            start = self.owner._counters[name]
-            counter[i] = float(own.get(name, start))
-            own[name] = counter[i]
-            counted, clock = self.counts[name], self.clock_of[name]
-            if counted.dtype.type(clock[i]) != counted[i]:  # else the clock has more digits of the same number
-                clock[i] = counted[i]
-        return list(self.counters)
-
-    def take_counters(self) -> None:
-        """Let clocks have the values of counters that somebody has changed since the last step."""
-        for name, values in self.counts.items():
-            if values.tobytes() != self.seen[name]:
-                changed = values != np.frombuffer(self.seen[name], values.dtype)
-                self.clock_of[name][changed] = values[changed]
-
-    def give_counters(self) -> None:
-        """Write what the clocks have become to the counters."""
-        for name, values in self.counts.items():
-            values[:] = self.clock_of[name]
-            self.seen[name] = values.tobytes()
-
     # Hyperparameters.
 
     def tell(self) -> None:
         """Hand counters that somebody has changed to the clocks, and hyperparameters that have changed to the plan."""
-        self.take_counters()
+        self.counters.take(self.plan)
         owner, scheduled = self.owner, self.owner._is_scheduled(self.groups)
         now = [owner._snapshot(group) for group in self.groups]
         if now == self.told and not scheduled:
@@ -304,6 +288,11 @@ class Bucket:
 
         pairs, row_of = [(j, 0) for j in range(len(self.groups))], self.row_of
         if scheduled:
+            if self.on_gpu and is_capturing():
+                raise RuntimeError(
+                    "the stream is being captured, expected lr_decay to be 0: the host computes its rates"
+                )
+            self.plan.refresh()
             both = np.stack([self.row_of, self.clocks["t"]], axis=1)
             found, row_of = np.unique(both, axis=0, return_inverse=True)
             pairs, row_of = [tuple(pair) for pair in found.tolist()], row_of.reshape(-1)

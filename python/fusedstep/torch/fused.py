@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from inspect import Signature, signature
 from itertools import chain
 from operator import is_
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.optim import optimizer as theirs
@@ -32,6 +32,43 @@ OPTIONS = (
 )
 
 
+class Seen(NamedTuple):
+    """What groups were: a step with the same groups looks at none of their numbers."""
+
+    groups: list[dict[str, Any]]  # copies
+    lists: list[list[Any]]  # of the parameters of each group
+    params: list[Any]
+
+    @classmethod
+    def of(cls, groups: Sequence[dict[str, Any]]) -> "Seen | None":
+        """Return what groups are, or None where a number is a tensor: it may change without being replaced."""
+        numbers = [value for group in groups for name, value in group.items() if name != "params"]
+        if any(isinstance(some, torch.Tensor) for value in numbers for some in _items(value)):
+            return None
+        lists = [group["params"] for group in groups]
+        return cls([_copied(group) for group in groups], lists, list(chain.from_iterable(lists)))
+
+    def is_of(self, groups: Sequence[dict[str, Any]]) -> bool:
+        """Return whether groups are still the same, and their parameters."""
+        lists = [group["params"] for group in groups]
+        return (
+            len(lists) == len(self.lists)
+            and all(map(is_, lists, self.lists))  # first: lists of tensors cannot be compared
+            and groups == self.groups
+            and sum(map(len, lists)) == len(self.params)
+            and all(map(is_, chain.from_iterable(lists), self.params))
+        )
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _copied(group: Mapping[str, Any]) -> dict[str, Any]:
+    copies = {name: type(value)(value) for name, value in group.items() if type(value) in (dict, list)}
+    return {**group, **copies, "params": group["params"]}
+
+
 class Fused(torch.optim.Optimizer):
     """The base of our classes, which stands before PyTorch's class among their bases."""
 
@@ -43,6 +80,7 @@ class Fused(torch.optim.Optimizer):
     _buckets: tuple[Any, list[Bucket]] | None = None
     _places: Sequence[int] = ()  # of the parameters of several rules, which do not overlap
     _known_options: Sequence[Mapping[str, Any]] = ()  # of the groups, as they were checked
+    _seen: "Seen | None" = None  # the groups of the last step
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Let editors and `help` see the arguments of PyTorch's class, and `options`; or those of a user's class."""
@@ -104,7 +142,7 @@ class Fused(torch.optim.Optimizer):
         RuntimeError
             If a gradient is sparse.
         ValueError, TypeError, BufferError
-            If a parameter, gradient or state cannot be used: it overlaps another, say, or is not in host memory.
+            If a parameter, gradient or state cannot be used: it overlaps another, say, or has another shape.
         """
         if torch.compiler.is_compiling():
             return _uncompiled_step(self, closure)
@@ -126,20 +164,22 @@ class Fused(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         attributes = self.__dict__  # GradScaler sets two of them, and deletes them after the step
-        found_inf = attributes.get("found_inf")
-        if found_inf is not None and float(found_inf):
-            return loss
-        scale = attributes.get("grad_scale")
+        scale, found_inf = attributes.get("grad_scale"), attributes.get("found_inf")
         for bucket in self._ready_buckets():
-            bucket.step(1.0 if scale is None else 1.0 / float(scale))
+            bucket.step(
+                1.0 if scale is None else bucket.number(scale), 0.0 if found_inf is None else bucket.number(found_inf)
+            )
         return loss
 
     def _ready_buckets(self) -> list[Bucket]:
         """Return the buckets of all groups, ready for a step; what is refused has changed nothing."""
-        options = [group.get("options", {}) for group in self.param_groups]
-        if options != self._known_options:
-            self._known_options = [self._checked(some) for some in options]
-        buckets = self._present_buckets()
+        is_seen = self._seen is not None and self._seen.is_of(self.param_groups)
+        if not is_seen:
+            self._seen = None
+            options = [group.get("options", {}) for group in self.param_groups]
+            if options != self._known_options:
+                self._known_options = [self._checked(some) for some in options]
+        buckets = self._buckets[1] if is_seen and self._buckets else self._present_buckets()
         if len(buckets) > 1:  # of one rule, the plan sees to it
             places = [local(p).data_ptr() for bucket in buckets for p in bucket.params]
             if places != self._places:
@@ -153,10 +193,14 @@ class Fused(torch.optim.Optimizer):
             for bucket in buckets:
                 bucket.values = list(self.state.values())
         for bucket in buckets:
-            bucket.tell()
+            bucket.counters.take(bucket.plan)
+            if not is_seen or bucket.told is None:
+                bucket.tell()
         if len(buckets) > 1:
             for bucket in buckets:
                 bucket.check()
+        if not is_seen and not self._is_scheduled(self.param_groups):
+            self._seen = Seen.of(self.param_groups)
         return buckets
 
     def _present_buckets(self) -> list[Bucket]:
@@ -165,16 +209,19 @@ class Fused(torch.optim.Optimizer):
         params = [group["params"] for group in self.param_groups]
         now = rules, list(map(len, params)), [self.state, *self.param_groups, *chain.from_iterable(params)]
         if self._buckets is None or not _is_same(self._buckets[0], now):
-            groups: dict[str, list[dict[str, Any]]] = {}
+            groups: dict[tuple[str, bool], list[dict[str, Any]]] = {}
             for rule, group in zip(rules, self.param_groups, strict=True):
                 self._check(group)
-                groups.setdefault(rule, []).append(group)
+                for on_gpu in sorted({p.is_cuda for p in group["params"]}):
+                    groups.setdefault((rule, on_gpu), []).append(group)
             limits = [group.get("options", {}).get("clip_global_norm") for group in self.param_groups]
             if len(groups) > 1 and any(limit is not None for limit in limits):
+                kinds = [f"{rule} on a GPU" if on_gpu else f"{rule} in host memory" for rule, on_gpu in groups]
                 raise ValueError(
-                    f"clip_global_norm stands in options, expected groups of one rule, not of {' and '.join(groups)}"
+                    "clip_global_norm stands in options, expected parameters of one rule on one kind of device, not "
+                    f"{' and '.join(kinds)}"
                 )
-            self._buckets = now, [Bucket(self, rule, some) for rule, some in groups.items()]
+            self._buckets = now, [Bucket(self, rule, some, on_gpu) for (rule, on_gpu), some in groups.items()]
         return self._buckets[1]
 
     def _rule(self, group: Mapping[str, Any]) -> str:
@@ -205,7 +252,7 @@ class Fused(torch.optim.Optimizer):
         found = [group.get(name) for name in self._names]
         found += group.get("betas", ())
         found.append(dict(group.get("options", ())))
-        return [value if value.__class__ is float else plain(value) for value in found]
+        return [value if value.__class__ is float else settled(value) for value in found]
 
     # What PyTorch casts to the type of the parameter when it loads a state dict is taken from the dict once more.
 
@@ -228,8 +275,14 @@ class Fused(torch.optim.Optimizer):
 
 
 def plain(value: Any) -> Any:
-    """Return a number that is a tensor as a float."""
-    return float(value) if isinstance(value, torch.Tensor) else value
+    """Return a number that is a tensor in host memory as a float; one on a GPU is read by each step."""
+    return float(value) if isinstance(value, torch.Tensor) and not value.is_cuda else value
+
+
+def settled(value: Any) -> Any:
+    """Return what tells a number from others: its value, or its place on a GPU."""
+    value = plain(value)
+    return ("at", value.data_ptr(), value.dtype) if isinstance(value, torch.Tensor) else value
 
 
 _hooked_step = torch.optim.Optimizer.profile_hook_step(Fused._plain_step)
