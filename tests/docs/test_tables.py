@@ -57,6 +57,10 @@ def test_tests():
     assert lines[0] == "| test | time | plain |"
     assert [line.split(" | ")[0] for line in lines[2:4]] == ["| step: plain", "| step: clip_global_norm"]
     assert lines[-1].startswith("| functional sgd | 712 ns |")
+    lines = made(f"tests {CASES} test_threads rule=adam")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        f"| threads: adam, {size}" for size in ("10,000", "100,000", "1,000,000", "30,000,000")
+    ]
 
 
 def test_grid():
@@ -83,6 +87,7 @@ def test_machine():
         (f"axis {CASES} size", "format is missing"),
         (f"axis {BENCH} size rule=lion dtype=float64", "has no case like"),
         (f"tests {CASES} test_nothing", "has no test_nothing, expected the name of a test"),
+        (f"tests {CASES} test_threads rule=lion", "has no test with 'test_threads rule=lion'"),
         (f"grid {CASES} test_over_float32 kind isa f64", "has no f64 of test_over_float32"),
     ],
 )

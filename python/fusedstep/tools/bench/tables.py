@@ -14,8 +14,8 @@ machine
     One sentence about the machine and the packages, of any kind of record.
 axis FIELD [FIELD=VALUE ...] [peers=NAME,...]
     Of `bench`: a row for each value of a field of `Case`, all other fields as they are in the usual case, or as given.
-tests NAME ...
-    Of `cases`: a row for each test of these names.
+tests NAME ... [FIELD=VALUE ...]
+    Of `cases`: a row for each test of these names, with the given values of its parameters.
 grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
     Of `cases`: one number of one test, over two of its parameters, and another that is the same in a row.
 searches
@@ -127,7 +127,11 @@ def _times(each: Measured, names: Sequence[str]) -> list[str]:
 
 
 def _tests(path: Path, words: Sequence[str]) -> list[str]:
-    found = [each for name in words for each in _benchmarks(path, name)]
+    fixed, _ = _given([word for word in words if "=" in word])
+    named = [each for name in words if "=" not in name for each in _benchmarks(path, name)]
+    found = [each for each in named if _has(each, fixed)]
+    if not found:
+        raise ValueError(f"{path} has no test with {' '.join(words)!r}, expected at least one")
     columns = list(dict.fromkeys(name for each in found for name in ratios_of(each)))
     rates = any("gb_per_s" in each["extra_info"] for each in found)
     rows = []
@@ -146,7 +150,7 @@ def _grid(path: Path, words: Sequence[str]) -> list[str]:
     found: dict[Any, dict[Any, str]] = {}
     for each in _benchmarks(path, test):
         params, info = each["params"], each["extra_info"]
-        if all(str(params[name]) == value for name, value in fixed.items()) and number in info:
+        if _has(each, fixed) and number in info:
             cells = found.setdefault(params[row], {})
             cells[params[column]] = _ratio(info[number])
             if also:
@@ -200,6 +204,11 @@ def _benchmarks(path: Path, test: str) -> list[Any]:
     if not found:
         raise ValueError(f"{path} has no {test}, expected the name of a test in it")
     return found
+
+
+def _has(benchmark: Any, fixed: Mapping[str, str]) -> bool:
+    params = benchmark["params"] or {}
+    return all(str(params.get(name)) == value for name, value in fixed.items())
 
 
 def _given(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
