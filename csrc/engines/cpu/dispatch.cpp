@@ -25,8 +25,10 @@ extern const Kernels kernels_neon;
 
 namespace {
 
-constexpr int64_t kBytesToFork = 1 << 20;     // a smaller step is made by the caller's thread alone
-constexpr int64_t kBytesPerPart = 256 << 10;  // a thread with less to do costs more time than it saves
+constexpr int64_t kBytesToFork = 1 << 20;       // a smaller step is made by the caller's thread alone
+constexpr int64_t kBytesPerThread = 256 << 10;  // a thread with less to do costs more time than it saves
+constexpr int64_t kBytesPerPart = 128 << 10;
+constexpr int kMostPartsOfThread = 8, kMostThreads = 1024;
 constexpr int64_t kZeroChunk = 2048;  // elements after which a gradient is zeroed, while it is in the nearest cache
 
 std::atomic<const Kernels*> current{nullptr};
@@ -43,17 +45,41 @@ void set_mode(FloatMode& mode, Type type) {
     type == kFloat64 ? mode.ieee() : mode.flush();
 }
 
-// How many threads share work that touches so many bytes.
-int parts_of(int64_t bytes) {
-    if (bytes < kBytesToFork) return 1;
-    return static_cast<int>(std::min<int64_t>(num_threads(), bytes / kBytesPerPart));
+// How work is shared: each thread has as many parts, which follow each other.
+struct Shares {
+    int threads, of_thread;
+
+    int parts() const { return threads * of_thread; }
+};
+
+// How threads share work that touches so many bytes.
+Shares shares_of(int64_t bytes) {
+    const auto threads =
+        static_cast<int>(std::min<int64_t>(std::min(num_threads(), kMostThreads), bytes / kBytesPerThread));
+    if (bytes < kBytesToFork || threads <= 1) return {1, 1};
+    return {threads, static_cast<int>(std::clamp<int64_t>(bytes / threads / kBytesPerPart, 1, kMostPartsOfThread))};
 }
 
+// Make all parts of a job. A thread makes its own parts, always the same ones, which may still be in its cache, and
+// then those that another thread has not begun: one that shares its core with other work keeps nobody waiting for long.
 template <class Job>
 void run(const Job& job) {
-    if (job.parts <= 1) return job.run(0);
-    run_parallel(
-        job.parts, [](void* self, int part) { static_cast<const Job*>(self)->run(part); }, const_cast<Job*>(&job));
+    const Shares shares = job.shares;
+    if (shares.threads == 1) return job.run(0, 0);
+    struct Shared {
+        const Job& job;
+        std::atomic<int> begun[kMostThreads] = {};  // how many parts of each thread
+    } shared{job};
+    const auto work = [](void* self, int thread) {
+        auto& [job, begun] = *static_cast<Shared*>(self);
+        const auto [threads, of_thread] = job.shares;
+        for (int i = 0; i < threads; ++i) {
+            const int owner = (thread + i) % threads;
+            for (int part; (part = begun[owner].fetch_add(1, std::memory_order_relaxed)) < of_thread;)
+                job.run(owner * of_thread + part, thread);
+        }
+    };
+    run_parallel(shares.threads, work, &shared);
 }
 
 void collect(const Kernels& kernels, const Gathering& what, void* tile) {
@@ -77,7 +103,7 @@ struct Step {
     const Routine* routine;  // of a rule that was made at run time, or null
     std::span<const Task> tasks;
     int64_t bytes;
-    int parts;
+    Shares shares;
     const Tiles* tiles;
 
     // The first element after a cut of a tensor whose bytes begin at `start`. Cuts lie on boundaries of cache lines of
@@ -93,31 +119,27 @@ struct Step {
         return std::clamp(index - past_line / width, int64_t(0), slot.size);
     }
 
-    void run(int part) const {
+    void run(int part, int thread) const {
+        const int parts = shares.parts();
         int64_t from = bytes * part / parts, to = bytes * (part + 1) / parts;
         FloatMode mode;
         Type type = kTypes;  // the type that the mode was set for
-        int64_t start = 0;
-        for (const Task& task : tasks) {
-            if (start >= to) break;
-            const Slot& slot = *task.slot;
-            int64_t end = start + slot.size * task.traffic;
-            if (end > from) {
-                int64_t first = part == 0 ? 0 : element(task, start, from);
-                int64_t last = part == parts - 1 ? slot.size : element(task, start, to);
-                if (first < last) {
-                    if (slot.types.param != type) {
-                        type = slot.types.param;
-                        set_mode(mode, type);
-                    }
-                    update(task, first, last, part);
-                }
+        auto task = std::ranges::upper_bound(tasks, from, {}, &Task::start);
+        if (task != tasks.begin()) --task;
+        for (; task != tasks.end() && task->start < to; ++task) {
+            const Slot& slot = *task->slot;
+            int64_t first = part == 0 ? 0 : element(*task, task->start, from);
+            int64_t last = part == parts - 1 ? slot.size : element(*task, task->start, to);
+            if (first >= last) continue;
+            if (slot.types.param != type) {
+                type = slot.types.param;
+                set_mode(mode, type);
             }
-            start = end;
+            update(*task, first, last, thread);
         }
     }
 
-    void update(Task task, int64_t first, int64_t last, int part) const {
+    void update(Task task, int64_t first, int64_t last, int thread) const {
         task.routine = routine;
         if (!task.slot->has_grad) return kernels.average(task, first, last);
         if (task.sums) return measure(task, first, last);
@@ -126,7 +148,7 @@ struct Step {
         const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
         const bool by_chance = derived.stochastic && converts;
         auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
-        if (is_gathered(*task.slot)) return gather(task, first, last, tiles->of(part), run);
+        if (is_gathered(*task.slot)) return gather(task, first, last, tiles->of(thread), run);
         if (!derived.zero_grad) return run(task, first, last);
         for (int64_t next; first < last; first = next) {
             next = std::min(first + kZeroChunk, last);
@@ -183,31 +205,31 @@ struct Step {
 struct Squares {
     const Kernels& kernels;
     std::span<const Slot* const> slots;
-    double* sums;   // one for each block
-    char* batches;  // room for a batch of blocks in each part, where a gradient is collected
+    std::span<const int64_t> starts;  // the first block of each slot
+    double* sums;                     // one for each block
+    char* batches;                    // room for a batch of blocks in each thread, where a gradient is collected
     int64_t batch_bytes;
     int64_t blocks;
-    int parts;
+    Shares shares;
 
-    void run(int part) const {
+    void run(int part, int thread) const {
+        const int parts = shares.parts();
         int64_t from = blocks * part / parts, to = blocks * (part + 1) / parts;
         FloatMode mode;
-        int64_t start = 0;
-        for (const Slot* slot : slots) {
-            if (start >= to) break;
-            int64_t end = start + blocks_of(slot->size);
-            int64_t first = std::max(from, start), last = std::min(to, end);
-            if (first < last) {
-                if (is_gathered(*slot)) {
-                    set_mode(mode, slot->types.param);
-                    gather(*slot, first - start, last - start, sums + start, batches + part * batch_bytes);
-                } else {
-                    const Type type = slot->types.grad;
-                    set_mode(mode, type);
-                    kernels.square[type](slot->arrays[kGrad], slot->size, first - start, last - start, sums + start);
-                }
+        size_t i = std::ranges::upper_bound(starts, from) - starts.begin();
+        for (i -= i > 0; i < slots.size() && starts[i] < to; ++i) {
+            const Slot& slot = *slots[i];
+            const int64_t start = starts[i], end = start + blocks_of(slot.size);
+            const int64_t first = std::max(from, start), last = std::min(to, end);
+            if (first >= last) continue;
+            if (is_gathered(slot)) {
+                set_mode(mode, slot.types.param);
+                gather(slot, first - start, last - start, sums + start, batches + thread * batch_bytes);
+            } else {
+                const Type type = slot.types.grad;
+                set_mode(mode, type);
+                kernels.square[type](slot.arrays[kGrad], slot.size, first - start, last - start, sums + start);
             }
-            start = end;
         }
     }
 
@@ -275,7 +297,7 @@ void set_num_threads(int count) {
 }
 
 void Tiles::reserve(int64_t bytes, int64_t traffic) {
-    threads_ = std::max(parts_of(traffic), 1);
+    threads_ = shares_of(traffic).threads;
     bytes_ = (bytes + kLine - 1) / kLine * kLine;
     if (bytes_ * threads_ + kLine > room_) {
         room_ = bytes_ * threads_ + kLine;
@@ -286,22 +308,25 @@ void Tiles::reserve(int64_t bytes, int64_t traffic) {
 
 void run_tasks(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, std::span<const Task> tasks,
                int64_t bytes, const Tiles* tiles) {
-    const int parts = tiles ? tiles->threads() : parts_of(bytes);
-    run(Step{kernels, loops_of(kernels, rule, routine, bytes), routine, tasks, bytes, parts, tiles});
+    Shares shares = shares_of(bytes);
+    if (tiles && shares.threads > tiles->threads()) shares = {tiles->threads(), 1};  // another caller has set a number
+    run(Step{kernels, loops_of(kernels, rule, routine, bytes), routine, tasks, bytes, shares, tiles});
 }
 
 void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     int64_t blocks = 0, bytes = 0;
     int64_t largest = 0;  // of the gradients that are collected
+    std::vector<int64_t> starts;
     for (const Slot* slot : slots) {
+        starts.push_back(blocks);
         blocks += blocks_of(slot->size);
         bytes += slot->size * kItemSize[slot->types.grad];
         if (is_gathered(*slot)) largest = std::max(largest, slot->size);
     }
-    const int parts = parts_of(bytes);
+    const Shares shares = shares_of(bytes);
     const int64_t batch = std::min<int64_t>(kTileBytes, largest * static_cast<int64_t>(sizeof(double)));
-    const auto batches = std::make_unique_for_overwrite<char[]>(std::max(parts, 1) * batch);
-    run(Squares{current_kernels(), slots, sums, batches.get(), batch, blocks, parts});
+    const auto batches = std::make_unique_for_overwrite<char[]>(shares.threads * batch);
+    run(Squares{current_kernels(), slots, starts, sums, batches.get(), batch, blocks, shares});
 }
 
 SquareSum sum_in_large_unit(const Slot& slot, double* sums) {

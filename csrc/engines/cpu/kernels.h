@@ -28,6 +28,7 @@ struct Task {
     uint64_t noise;          // key of the random bits, where rounding is stochastic
     int32_t loop;
     int32_t traffic;  // bytes that an update of one element reads and writes
+    int64_t start;    // bytes that the tasks before this one read and write
     // Where what is subtracted from the parameter is measured: the sums of its squares, one for each block of the
     // tensor, and, for a loop that updates one block, room for what it subtracts, in the type of the computation.
     double* sums = nullptr;

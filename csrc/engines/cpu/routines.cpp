@@ -90,7 +90,7 @@ bool agrees(const Made& made, const Kernels& kernels, const Routine& routine, En
         slot.size = n;
         const Type type = sizeof(T) == sizeof(double) ? kFloat64 : kFloat32;
         slot.types = {type, type, type};
-        Task task{&slot, &derived, 1, 0, 0, 0};
+        Task task{&slot, &derived, 1, 0, 0, 0, 0};
         task.routine = which == 0 ? &machine : &routine;
         kernels.made.measured(task, 0, n);
     }

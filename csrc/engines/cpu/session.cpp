@@ -53,7 +53,7 @@ public:
                 types.grad = computed_in(types.param);  // what the loop finds in a tile
                 tile_bytes_ = std::max(tile_bytes_, tile_bytes(slot));
             }
-            tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic});
+            tasks_.push_back({&slot, nullptr, 1, 0, loop_of(types), traffic, bytes_});
             bytes_ += slot.size * traffic;
         }
     }
@@ -186,7 +186,7 @@ private:
             const auto traffic =
                 static_cast<int32_t>(kItemSize[types.param] + kItemSize[types.master] + 2 * kItemSize[types.state]);
             const uint64_t noise = derived.stochastic ? noise_key(derived.seed, slot.clock->t, slot.noise_id) : 0;
-            averages_.push_back({&slot, &derived, 1, noise, kGeneric, traffic});
+            averages_.push_back({&slot, &derived, 1, noise, kGeneric, traffic, bytes_of_averages_});
             bytes_of_averages_ += slot.size * traffic;
         }
     }
