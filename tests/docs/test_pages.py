@@ -21,7 +21,13 @@ PAGES = [
     ),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-OPTIONAL = ("autograd", "gymnasium", "jax", "optuna", "torch")  # libraries that an example may use and the extra `test` lacks
+OPTIONAL = (
+    "autograd",
+    "gymnasium",
+    "jax",
+    "optuna",
+    "torch",
+)  # libraries that an example may use and the extra `test` lacks
 _BLOCK = re.compile(r"^```(python|pycon)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

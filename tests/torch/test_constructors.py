@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum
 
+import fusedstep as fs
 import fusedstep.torch
 from tests.rules import entries
 from tests.torch.pairs import CASES, INPUTS, NAMES, Pair, parameters, random
@@ -200,3 +201,11 @@ def test_betas_may_be_tensors():
     pair = Pair("Adam", parameters(), lr=torch.tensor(0.1), betas=betas, foreach=False)
     pair.step(3)
     pair.assert_close()
+
+
+def test_what_fusedstep_has_and_pytorch_has_not_is_told_where_it_belongs():
+    p = torch.ones(3, requires_grad=True)
+    with pytest.raises(TypeError, match=r"ema is an argument of its own, expected it in options: options=\{'ema': "):
+        fusedstep.torch.AdamW([p], ema=0.9)
+    with pytest.raises(TypeError, match=r"lr is a schedule, expected a number: torch.optim.lr_scheduler changes it"):
+        fusedstep.torch.AdamW([p], lr=fs.schedules.cosine(1e-2, 10))

@@ -313,3 +313,21 @@ def test_what_is_refused_changes_nothing(device):
     sides.gpu.step()
     device.synchronize()
     sides.assert_equal()
+
+
+def test_gradients_of_pytorch_beside_parameters_of_cupy(cupy, device):
+    """The step is made in CuPy's stream, after what made the gradient in PyTorch's and before what comes there."""
+    stream = cupy.cuda.Stream(non_blocking=True)
+    p, g = (cupy.asarray(np.zeros(3000, np.float32)) for _ in range(2))
+    grad = in_memory_of(g)
+    cupy.cuda.Device().synchronize()
+    optimizer = fs.SGD(lr=0.5)
+    for i in range(1, 4):  # the gradient is recognised from the second step on
+        with current_stream(stream):
+            with stream:
+                g.fill(i)
+            optimizer.step([p], [grad])
+            with stream:
+                g.fill(100.0)
+    device.synchronize()
+    assert (p.get() == -3.0).all()

@@ -224,7 +224,7 @@ void check_memory(const Sight& sight, const Name& name, Use use, const Like& lik
         throw py::value_error(name.text() +
                               (sight.is_told ? " is read-only, expected a writable array"
                                              : " does not tell by its DLPack that it may be written, expected a "
-                                               "writable array, such as NumPy's view of it") +
+                                               "writable array, such as NumPy's view of it if that is one, or a copy") +
                               (use == Use::kOverwritten ? ", or zero_grad=False" : ""));
 }
 

@@ -94,6 +94,11 @@ class Fused(torch.optim.Optimizer):
         cls.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), options])
 
     def __init__(self, *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        for name, value in kwargs.items():
+            if name in OPTIONS:
+                raise TypeError(f"{name} is an argument of its own, expected it in options: options={{{name!r}: ...}}")
+            if name != "params" and callable(value) and not isinstance(value, torch.Tensor):
+                raise TypeError(f"{name} is a schedule, expected a number: torch.optim.lr_scheduler changes it")
         super().__init__(*args, **kwargs)
         if options is not None:
             self.defaults["options"] = options = self._checked(options)
