@@ -7,9 +7,11 @@ several ranks, and a program that runs by itself needs none.
 
 from functools import cache
 
+from .files import load, same, save
+from .synchronous import Synchronous
 from .world import Alone, World, gathered, on_threads, threads
 
-__all__ = ["Alone", "World", "gathered", "on_threads", "threads", "world"]
+__all__ = ["Alone", "Synchronous", "World", "gathered", "load", "on_threads", "same", "save", "threads", "world"]
 
 
 @cache
