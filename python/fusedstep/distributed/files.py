@@ -103,5 +103,6 @@ def same(params: Any, world: World) -> None:
         for key, array in present(params).items():
             line = np.ascontiguousarray(array.transpose(order_of(array)))
             digest = blake2b(line.reshape(-1).view(np.uint8), digest_size=8).hexdigest()
-            agreement.add(f"params[{key!r}]", f"{array.dtype} {array.shape} with digest {digest}")
+            text = f"{array.dtype} of shape {array.shape} with digest {digest}"
+            agreement.add(f"params[{key!r}]", text, lambda text=text: text)
     agree(world, agreement)

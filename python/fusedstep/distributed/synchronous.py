@@ -171,7 +171,8 @@ class Synchronous:
         agreement.add("optimizer", type(opt).__name__)
         agreement.add("parameters", [(key, exchange.shapes[key], str(exchange.dtypes[key])) for key in exchange.shapes])
         agreement.add("gradients", [(key, str(dtype)) for key, dtype in exchange.types.items()])
-        agreement.add("hyperparameters", _text_of(opt._arguments()))
+        for name, value in opt._arguments().items():
+            agreement.add(name, _text_of(value), lambda value=value: _text_of(value))
         agreement.add("t", dict(opt.t))
 
     def _needs_squares(self) -> bool:
