@@ -68,9 +68,10 @@ class Exchange:
                 for key in types:
                     self._forests.setdefault(key, Forest(self.own.start, self.own.stop)).clear()
             elif odd := [key for key in {**types, **found} if types.get(key) != found.get(key)]:
+                now, before = found.get(odd[0]), types.get(odd[0])
                 raise ValueError(
-                    f"grads[{odd[0]!r}] is {found.get(odd[0])} in part {self.own[count - 1]} and {types.get(odd[0])} in "
-                    "the parts before, expected one dtype in all parts, or no gradient in any"
+                    f"grads[{odd[0]!r}] is {now} in part {self.own[count - 1]} and {before} in the parts before, "
+                    "expected one dtype in all parts, or no gradient in any"
                 )
             for key, line in lines.items():
                 self._forests[key].add(line)
@@ -80,7 +81,7 @@ class Exchange:
         return {key: self._forests[key].arrays for key in self.layout.keys if key in types}
 
     def _lines_of(self, gradient: Any) -> dict[Hashable, Array]:
-        """Return gradients as lines, in the order of their parameters in memory and in the type in which they are summed."""
+        """Return gradients as lines, in the order of their parameters in memory, in the type of their sum."""
         found = {key: array for key, array in arrays_by_key(gradient).items() if array is not None}
         for key, array in found.items():
             if key not in self.shapes:
@@ -137,7 +138,7 @@ class Exchange:
     # Norms.
 
     def squares(self, grads: Mapping[Hashable, Array]) -> Array:
-        """Return the sum of squares of each whole gradient, and its unit, in the order of the keys of all parameters."""
+        """Return the sum of squares of each whole gradient, and its unit, in the order of all keys."""
         keys = self.layout.keys
         found = np.zeros((len(keys), 2))
         found[:, 1] = 1

@@ -19,7 +19,7 @@ __all__ = ["load", "same", "save"]
 
 def save(path: checkpoint.Path, opt: Synchronous, params: Any, *, extra: Any = None) -> None:
     """
-    Write the file that one process would write by `fusedstep.save`, which anybody can load; all ranks have to call this.
+    Write the file that one process would write by `fusedstep.save`; all ranks have to call this.
 
     Parameters
     ----------

@@ -26,8 +26,8 @@ class Synchronous:
 
     A step has a fixed number of parts, micro-batches of one shape. Each rank computes the gradients of some parts, next
     to each other. Their sum is that of a balanced tree over all parts, so that its bits depend neither on the number of
-    ranks nor on who computes what. Each rank owns a piece of the parameters, as large as that of the others: it gets the
-    sums of the gradients there, keeps the states of the piece alone, updates it, and sends it to all.
+    ranks nor on who computes what. Each rank owns a piece of the parameters, as large as that of the others: it gets
+    the sums of the gradients there, keeps the states of the piece alone, updates it, and sends it to all.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class Synchronous:
         Parameters
         ----------
         rows : array or sequence
-            The rows of a batch, or their numbers: the same on every rank. They are cut into `parts` parts of one length.
+            The rows of a batch, or their numbers: the same on every rank, cut into `parts` parts of one length.
 
         Yields
         ------
@@ -227,7 +227,7 @@ class Synchronous:
         exchange = self._exchange_of(params)
         owned = {piece.key: piece for piece in exchange.layout.pieces(self.world.rank)}
 
-        def cut(part: str, key: Hashable, name: str, array: Array) -> Array:
+        def cut(_part: str, key: Hashable, _name: str, array: Array) -> Array:
             line = exchange.line(key, array)
             return line[owned[key].begin : owned[key].end] if key in owned else line[:0]
 
