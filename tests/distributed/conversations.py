@@ -21,7 +21,11 @@ def plan(seed, size, rounds, largest):
     random = np.random.default_rng(seed)
     return [
         [
-            (*random.choice(size, 2, replace=False).tolist(), int(largest ** random.random()) - 1, random.choice(DTYPES))
+            (
+                *random.choice(size, 2, replace=False).tolist(),
+                int(largest ** random.random()) - 1,
+                random.choice(DTYPES),
+            )
             for _ in range(random.integers(0, 3 * size))
         ]
         for _ in range(rounds)

@@ -89,7 +89,7 @@ def test_wrong_arrays_are_refused(grads, message):
 
 
 def test_wrong_layouts_are_refused():
-    with pytest.raises(ValueError, match="^size is 0, expected at least 1 rank"):
+    with pytest.raises(ValueError, match=r"^size is 0, expected at least 1 rank"):
         Layout(PARAMS, 0)
     with pytest.raises(ValueError, match=r"^params\['a'\] has strides \(16,\), expected no gaps"):
         Layout({"a": np.zeros(6)[::2]}, 2)

@@ -95,9 +95,7 @@ def test_the_sum_may_be_written_to_one_of_the_arrays():
             ranges = [parts_of(count, rank, size) for rank in range(size)]
             nodes = [node for share in ranges for node in nodes_of(share.start, share.stop)]
             for target in range(len(nodes)):
-                arrays = [
-                    balanced(parts_for(count)[place << level : (place + 1) << level]) for level, place in nodes
-                ]
+                arrays = [balanced(parts_for(count)[place << level : (place + 1) << level]) for level, place in nodes]
                 finish(nodes, arrays, arrays[target])
                 assert arrays[target].tobytes() == balanced(parts_for(count)).tobytes()
 
@@ -119,8 +117,8 @@ def test_a_forest_keeps_its_memory():
 def test_parts_too_many_or_too_few_are_refused():
     forest = Forest(2, 4)
     forest.add(np.zeros(1, np.float32))
-    with pytest.raises(ValueError, match="^part 3 has not been added, expected all parts to 3"):
+    with pytest.raises(ValueError, match=r"^part 3 has not been added, expected all parts to 3"):
         forest.arrays  # noqa: B018
     forest.add(np.zeros(1, np.float32))
-    with pytest.raises(ValueError, match="^part 4 is one too many, expected the parts 2 to 3"):
+    with pytest.raises(ValueError, match=r"^part 4 is one too many, expected the parts 2 to 3"):
         forest.add(np.zeros(1, np.float32))

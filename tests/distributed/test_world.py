@@ -97,7 +97,7 @@ def test_a_rank_that_returns_early_ends_who_waits_for_it():
         if world.rank == 0:
             world.wait(world.start([], [(1, np.zeros(1))]))
 
-    with pytest.raises(RuntimeError, match="^rank 0 waits for rank 1, which has returned"):
+    with pytest.raises(RuntimeError, match=r"^rank 0 waits for rank 1, which has returned"):
         on_threads(2, leave)
 
 
@@ -141,7 +141,7 @@ WRONGS = [
 def test_wrong_messages_are_refused_before_anything_is_sent(sends, receives, kind, message):
     worlds = threads(3)
     with pytest.raises(kind, match="^" + message):
-        worlds[1].start([(0, ARRAY), *sends] if not sends else sends, receives)
+        worlds[1].start(sends or [(0, ARRAY)], receives)
     worlds[0].timeout = 0
     with pytest.raises(TimeoutError):
         worlds[0].wait(worlds[0].start([], [(1, np.zeros(3))]))
@@ -153,7 +153,7 @@ def test_who_is_alone_has_nobody_to_talk_to():
 
 
 def test_a_world_has_ranks():
-    with pytest.raises(ValueError, match="^size is 0, expected at least 1 rank"):
+    with pytest.raises(ValueError, match=r"^size is 0, expected at least 1 rank"):
         threads(0)
-    with pytest.raises(ValueError, match="^size is -1, expected at least 1 rank"):
+    with pytest.raises(ValueError, match=r"^size is -1, expected at least 1 rank"):
         on_threads(-1, lambda world: None)
