@@ -5,7 +5,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from .world import TIMEOUT, Bytes, Message, as_bytes, too_late, unequal, until
@@ -43,20 +42,19 @@ def _mpi() -> Any:
 class _Transfer:
     """Messages that were started together, in pieces that MPI takes, and how far they are."""
 
-    def __init__(self, comm: Any, sends: list[tuple[int, Bytes]], receives: list[tuple[int, Bytes]]) -> None:
-        self._mpi = _mpi()
-        self._rank = comm.rank
-        byte = self._mpi.BYTE
+    def __init__(
+        self, mpi: Any, comm: Any, rank: int, sends: list[tuple[int, Bytes]], receives: list[tuple[int, Bytes]]
+    ) -> None:
+        self._mpi = mpi
+        self._rank = rank
         self.is_done = False
         self.is_large = any(array.size > _BUFFERED for _, array in (*sends, *receives))
-        self._received = [(rank, piece.size) for rank, array in receives for piece in _pieces(array)]
-        self._ranks = [rank for rank, _ in self._received]
-        self._requests = [comm.Irecv([piece, byte], rank) for rank, array in receives for piece in _pieces(array)]
-        for rank, array in sends:
-            for piece in _pieces(array):
-                self._ranks.append(rank)
-                self._requests.append(comm.Isend([piece, byte], rank))
-        self._statuses = [self._mpi.Status() for _ in self._requests]
+        incoming, outgoing = _pieces(receives), _pieces(sends)
+        self._received = [(rank, piece.size) for rank, piece in incoming]
+        self._ranks = [rank for rank, _ in (*incoming, *outgoing)]
+        self._requests = [comm.Irecv([piece, mpi.BYTE], rank) for rank, piece in incoming]
+        self._requests += [comm.Isend([piece, mpi.BYTE], rank) for rank, piece in outgoing]
+        self._statuses = [mpi.Status() for _ in self._requests]
         self._error: Exception | None = None
 
     def look(self) -> bool:
@@ -93,10 +91,12 @@ class _Transfer:
                 raise self._error
 
 
-def _pieces(array: Bytes) -> list[Bytes]:
-    if array.size <= _LARGEST:
-        return [array]
-    return [array[begin:end] for begin, end in pairwise([*range(0, array.size, _LARGEST), array.size])]
+def _pieces(messages: list[tuple[int, Bytes]]) -> list[tuple[int, Bytes]]:
+    """Return messages, of which those that are too long for MPI are cut."""
+    if all(array.size <= _LARGEST for _, array in messages):
+        return messages
+    starts = [(rank, array, begin) for rank, array in messages for begin in range(0, array.size, _LARGEST)]
+    return [(rank, array[begin : begin + _LARGEST]) for rank, array, begin in starts]
 
 
 class _Progress:
@@ -178,7 +178,7 @@ class MPIWorld:
     """
 
     def __init__(self, comm: Any = None, timeout: float = TIMEOUT) -> None:
-        mpi = _mpi()
+        self._mpi = mpi = _mpi()
         if comm is None:
             comm = mpi.COMM_WORLD
             launched = launched_size()
@@ -201,7 +201,7 @@ class MPIWorld:
         """Start to send and to receive arrays of NumPy; see `World.start`."""
         sent, received = as_bytes(self, sends, receives)
         with self._progress.lock:  # so that messages start in one order on all threads
-            transfer = _Transfer(self._comm, sent, received)
+            transfer = _Transfer(self._mpi, self._comm, self.rank, sent, received)
             self._progress.add(transfer)
         return transfer
 

@@ -53,9 +53,11 @@ class NCCLWorld:
         try:
             self._cupy: Any = import_module("cupy")
             self._nccl: Any = import_module("cupy.cuda.nccl")
+            if not self._nccl.available:
+                raise ImportError("CuPy has not found the library of NCCL")
         except ImportError as error:
-            advice = 'python -m pip install "fusedstep[cuda13]", and a CuPy with NCCL'
-            raise ImportError(f"ranks that talk by NCCL need CuPy: {advice} ({error})") from error
+            advice = 'python -m pip install "fusedstep[cuda13]" nvidia-nccl-cu13, or cuda12 and cu12'
+            raise ImportError(f"ranks that talk by NCCL need CuPy and NCCL: {advice} ({error})") from error
         self.rank = world.rank
         self.size = world.size
         self.timeout = timeout

@@ -36,7 +36,7 @@ class TorchWorld:
 
     With gloo, arrays travel from and to where they lie; read-only ones, which PyTorch cannot look at, are copied
     first. With NCCL, arrays of NumPy are copied to the GPU and back, and all ranks have to start the same messages in
-    the same calls.
+    the same calls. Neither tells of a message that is shorter than the array that it is received in.
 
     Parameters
     ----------

@@ -158,7 +158,7 @@ def finish(nodes: Sequence[Node], arrays: Sequence[Array], out: Array) -> None:
 
 
 def _row(nodes: list[tuple[Node, Array]], level: int, out: Array, rooms: list[Array]) -> list[Array]:
-    """Return the sums of all subtrees of a level; those that are not there are added up, the first of them in a room."""
+    """Return the sums of all subtrees of a level; missing ones are added up, the first of them in a room."""
     row = []
     while nodes:
         node, array = nodes[0]

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -125,36 +125,39 @@ class Alone:
 
 def check_ranks(world: World, sends: Sequence[Message], receives: Sequence[Message]) -> None:
     """Refuse messages to or from anybody but another rank of the world."""
-    for name, preposition, messages in (("sends", "to", sends), ("receives", "from", receives)):
+    for name, messages in (("sends", sends), ("receives", receives)):
         for i, (rank, _) in enumerate(messages):
             if not 0 <= rank < world.size or rank == world.rank:
                 others = f"another rank than {world.rank} of the {world.size} ranks"
                 wanted = others if world.size > 1 else "no message, as there is one rank only"
-                raise ValueError(f"{name}[{i}] is {preposition} rank {rank}, expected {wanted}")
+                raise ValueError(f"{name}[{i}] is {'to' if name == 'sends' else 'from'} rank {rank}, expected {wanted}")
 
 
-def as_bytes(
-    world: World, sends: Sequence[Message], receives: Sequence[Message]
-) -> tuple[list[tuple[int, Bytes]], list[tuple[int, Bytes]]]:
+def as_bytes(world: World, sends: Sequence[Message], receives: Sequence[Message]) -> list[list[tuple[int, Bytes]]]:
     """Return messages with the bytes of their arrays of NumPy, without those that are empty, or refuse them."""
     check_ranks(world, sends, receives)
-    sent = [(rank, _bytes_of(array, f"sends[{i}]", False)) for i, (rank, array) in enumerate(sends)]
-    received = [(rank, _bytes_of(array, f"receives[{i}]", True)) for i, (rank, array) in enumerate(receives)]
-    return [each for each in sent if each[1].size], [each for each in received if each[1].size]
+    for is_written, messages in ((False, sends), (True, receives)):
+        for i, (_, array) in enumerate(messages):
+            flags = array.flags if isinstance(array, np.ndarray) else None
+            if flags is None or not flags.c_contiguous or array.dtype.hasobject or (is_written and not flags.writeable):
+                _refuse(array, f"{'receives' if is_written else 'sends'}[{i}]")
+    return [
+        [(rank, array.reshape(-1).view(np.uint8)) for rank, array in messages if array.size]
+        for messages in (sends, receives)
+    ]
 
 
-def _bytes_of(array: Any, label: str, is_written: bool) -> Bytes:
+def _refuse(array: Any, label: str) -> NoReturn:
+    """Tell what is wrong with an array that cannot be sent or received."""
+    if is_on_gpu(array):
+        raise TypeError(f"{label} is on a GPU, expected an array of NumPy; distributed.nccl sends arrays of CuPy")
     if not isinstance(array, np.ndarray):
-        where = "on a GPU" if is_on_gpu(array) else f"of type {type(array).__name__}"
-        hint = "; distributed.nccl sends arrays of CuPy" if is_on_gpu(array) else ""
-        raise TypeError(f"{label} is {where}, expected an array of NumPy{hint}")
+        raise TypeError(f"{label} is of type {type(array).__name__}, expected an array of NumPy")
     if array.dtype.hasobject:
         raise TypeError(f"{label} has dtype {array.dtype}, expected numbers: objects cannot be sent as bytes")
     if not array.flags.c_contiguous:
         raise ValueError(f"{label} has strides {array.strides}, expected a C-contiguous array")
-    if is_written and not array.flags.writeable:
-        raise ValueError(f"{label} is read-only, expected a writable array")
-    return array.reshape(-1).view(np.uint8)
+    raise ValueError(f"{label} is read-only, expected a writable array")
 
 
 def too_late(world: World, ranks: Iterable[int]) -> TimeoutError:
