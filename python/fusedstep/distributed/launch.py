@@ -85,7 +85,7 @@ def _run(options: argparse.Namespace, mpiexec: Mpiexec | None, signals: Relay, f
 def _attempt(command: Sequence[str], environment: Mapping[str, str], signals: Relay) -> int:
     """Run one job, and return its exit code."""
     try:
-        signals.job = job = Job(command, environment)
+        signals.job = job = Job(command, environment, str(_RANK))
     except OSError as error:
         raise RuntimeError(f"{command[0]} cannot be started: {error.strerror}") from None
     try:
@@ -161,8 +161,9 @@ def _alive(hosts: Sequence[Host], mpiexec: Mpiexec | None, folder: Path | None) 
             return True
         command = mpiexec.command(1, ["true"], [Host(host.name, 1)], {}, folder)
         try:
-            quiet = {"stdin": DEVNULL, "stdout": DEVNULL, "stderr": DEVNULL}
-            done = subprocess.run(command, env=variables, timeout=20, **quiet)  # noqa: S603 (what find has found)
+            done = subprocess.run(  # noqa: S603 (what `find` has found)
+                command, env=variables, stdin=DEVNULL, capture_output=True, timeout=20
+            )
         except subprocess.TimeoutExpired:
             return False
         return done.returncode == 0

@@ -28,6 +28,8 @@ class Job:
         What to start.
     environment : mapping of str to str
         All of its environment.
+    rank : str
+        A word that stands in the command line of every rank, and in no other one.
 
     Notes
     -----
@@ -35,9 +37,10 @@ class Job:
     input. On Linux, it dies when this process is killed, and orphans in it become children of this process.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], rank: str) -> None:
         self._shared = _SharedFiles()
         self._kill_at = float("inf")
+        self._rank = rank
         self._process = subprocess.Popen(  # noqa: S603 (what the user has asked for)
             command,
             env=environment,
@@ -57,17 +60,32 @@ class Job:
 
         Files in shared memory that no process has mapped any more are removed if processes of the job had mapped them.
         """
+        watchful = time.monotonic() + 5  # ranks meet, and share memory
         while True:
             try:
-                code = self._process.wait(0.1)
+                code = self._process.wait(0.1 if time.monotonic() > watchful else 0.02)
                 break
             except subprocess.TimeoutExpired:
                 self._shared.look()
+                self._end_orphans()
             if time.monotonic() > self._kill_at:
                 self._end()
         self._end(0.5)
         self._shared.remove()
         return code if code >= 0 else 128 - code
+
+    def _end_orphans(self) -> None:
+        """
+        Kill what ranks have started and left, once no rank is there any more.
+
+        The command waits until nobody holds the output of a rank, and such a process may hold it for ever.
+        """
+        children = _read(f"/proc/self/task/{os.getpid()}/children").split()
+        if len(children) > 1 and not any(self._rank in _read(f"/proc/{each}/cmdline") for each in _descendants()):
+            kept = {self._process.pid, *_descendants(self._process.pid)}
+            for process in _descendants():
+                if process not in kept:
+                    _kill(process)
 
     def _end(self, patience: float = 0.0) -> None:
         """Kill all processes of the job that are there after `patience` seconds."""
@@ -126,14 +144,14 @@ def _adopt() -> Callable[[], None] | None:
     return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _descendants() -> Iterator[int]:
-    """Yield the processes that come of this one, parents first."""
+def _descendants(root: int | None = None) -> Iterator[int]:
+    """Yield the processes that come of one, by default of this one, parents first."""
     parents: dict[int, list[int]] = {}
     for process in _processes():
         words = _read(f"/proc/{process}/stat").rpartition(") ")[2].split()
         if words:
             parents.setdefault(int(words[1]), []).append(process)
-    found = [os.getpid()]
+    found = [root or os.getpid()]
     for process in found:
         found += parents.get(process, [])
     yield from found[1:]

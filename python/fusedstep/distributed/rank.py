@@ -21,7 +21,8 @@ def main() -> None:
     if not sys.flags.safe_path:
         sys.path[0] = os.getcwd()  # as with `python -m`: the folder of this file has modules of the names torch and ray
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # a pipe to mpiexec, which Python would write to in blocks
+        # A pipe to mpiexec gets lines, neither blocks as by default nor pieces of lines as with PYTHONUNBUFFERED.
+        sys.stdout.reconfigure(line_buffering=True, write_through=False)
     try:
         run_module("mpi4py", run_name="__main__")
     except KeyboardInterrupt:
