@@ -29,7 +29,7 @@ class Job:
     environment : mapping of str to str
         All of its environment.
     rank : str
-        A word that stands in the command line of every rank, and in no other one.
+        The program that every rank runs: the second word of its command line.
 
     Notes
     -----
@@ -41,6 +41,7 @@ class Job:
         self._shared = _SharedFiles()
         self._kill_at = float("inf")
         self._rank = rank
+        self._look_at = time.monotonic() + 1
         self._process = subprocess.Popen(  # noqa: S603 (what the user has asked for)
             command,
             env=environment,
@@ -80,12 +81,15 @@ class Job:
 
         The command waits until nobody holds the output of a rank, and such a process may hold it for ever.
         """
-        children = _read(f"/proc/self/task/{os.getpid()}/children").split()
-        if len(children) > 1 and not any(self._rank in _read(f"/proc/{each}/cmdline") for each in _descendants()):
-            kept = {self._process.pid, *_descendants(self._process.pid)}
-            for process in _descendants():
-                if process not in kept:
-                    _kill(process)
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + 1
+        all_ = list(_descendants())
+        orphans = set(all_) - {self._process.pid, *_descendants(self._process.pid)}
+        commands = (_read(f"/proc/{process}/cmdline").split("\0") for process in all_)
+        if orphans and not any(self._rank in its[1:2] for its in commands):
+            for process in orphans:
+                _kill(process)
 
     def _end(self, patience: float = 0.0) -> None:
         """Kill all processes of the job that are there after `patience` seconds."""
