@@ -65,6 +65,7 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "optimizers": ("_cpu", "core", "optimizers"),
     "functional": ("core", "optimizers"),
     "presets": ("core", "optimizers", "presets", "schedules"),
+    "distributed": ("_cpu", "core", "distributed"),
     "torch": ("_cpu", "core", "optimizers", "torch"),
     "checkpoint": ("core",),
     "minibatches": ("core",),
