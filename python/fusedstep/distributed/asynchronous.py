@@ -228,9 +228,13 @@ class Asynchronous:
         if worker is not None:
             self._servers.leave(worker)
         elif not self._gone and not self.serves:
-            self._gone = "has left"
+            self.end()
             if self._worker is not None:
                 self._servers.leave(self._worker)
+
+    def end(self) -> None:
+        """Let this worker do no more; the servers are not told."""
+        self._gone = self._gone or "has left"
 
     def log(self) -> Log:
         """

@@ -28,11 +28,11 @@ __all__ = ["Ranks"]
 
 Bytes = npt.NDArray[np.uint8]
 
-_PULL, _PUSH, _LEAVE, _FAREWELL = range(4)  # whoever leaves with a farewell waits for the end of the run
+_PULL, _PUSH, _LEAVE, _END, _QUIT = range(5)  # a worker that ends waits for the end of the run, one that quits does not
 _CALL, _DATA = 1, 2  # tags
 _SMALL = 1 << 16  # bytes up to which arrays travel together, in one message
 _MOST = 1 << 30  # bytes of a message: some libraries refuse 2 GiB
-_EAGER, _NAP = 0.1, 1e-3  # seconds of waiting without naps, and of a nap
+_EAGER, _NAP = 2e-4, 5e-5  # seconds of waiting without naps, and of a nap: the server may need this core
 _POLLS, _SERVER_NAP = 200, 50e-6  # calls of a server that find nobody before it naps, and seconds of its nap
 _GRACE = 10.0  # seconds that a worker waits longer than a server, which knows whom it waits for
 
@@ -136,7 +136,7 @@ class Ranks:
         if -1 in told:
             raise RuntimeError(f"rank {told.index(-1)} could not begin to serve, expected all servers: see its error")
         first = max(told)
-        self._number = first + comm.rank
+        self._first, self._number = first, first + comm.rank
         if self._shard is not None:
             self._shard.empty(first)
             for rank in range(self._workers):
@@ -204,9 +204,10 @@ class Ranks:
         parcel = self._parcels[comm.rank - self._workers]
         grads = {key: np.empty_like(p) for key, p in shard.params.items()}
         waiting: dict[int, float] = {}  # rank -> until when it waits at most
-        staying: list[int] = []
+        staying: list[int] = []  # ranks that wait for the end of the run
+        ended = 0
         idle, heard = 0, time.monotonic()
-        while shard.clock:
+        while ended < self._workers:
             if not comm.Iprobe(self._mpi.ANY_SOURCE, _CALL, status):
                 idle += 1
                 if idle > _POLLS:
@@ -216,7 +217,7 @@ class Ranks:
             rank, idle, heard = status.source, 0, time.monotonic()
             comm.Recv(header, rank, _CALL)
             what, number = header.tolist()
-            worker = self._number - comm.rank + rank
+            worker = self._first + rank
             if what == _PULL:
                 waiting[rank] = heard + self._timeout
             elif what == _PUSH:
@@ -227,10 +228,11 @@ class Ranks:
             else:
                 shard.leave(worker)
                 self._answer(rank, [], None)
-                if what == _FAREWELL:
+                ended += what != _LEAVE
+                if what == _END:
                     staying.append(rank)
             for rank in list(waiting):
-                worker = self._number - comm.rank + rank
+                worker = self._first + rank
                 if shard.may_pull(worker):
                     del waiting[rank]
                     error = self._tried(lambda w=worker: shard.pull(w))
@@ -243,7 +245,7 @@ class Ranks:
         for rank, deadline in list(waiting.items()):
             if now > deadline:
                 del waiting[rank]
-                worker = self._number - self._comm.rank + rank
+                worker = self._first + rank
                 text = f"rank {rank} has waited {self._timeout:g} s {shard.waits_for(worker)}"
                 self._answer(rank, parcel.send(shard.params), TimeoutError(text))
         if now > heard + self._timeout + _GRACE:
@@ -275,12 +277,12 @@ class Ranks:
         try:
             result = work(opt)
         except BaseException:
-            opt.leave()  # so that others do not wait for this rank, should it be the only one to end
+            self._ask(_QUIT, 0)  # so that others do not wait for this rank, should it be the only one to end
             raise
-        if not opt._gone:
-            opt._gone = "has left"
-            self._ask(_FAREWELL, 0)
-            self._receive_end([])
+        finally:
+            opt.end()
+        self._ask(_END, 0)
+        self._receive_end([])
         return result
 
     def _end(self, shard: Shard, staying: Sequence[int]) -> None:

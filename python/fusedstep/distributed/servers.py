@@ -124,16 +124,17 @@ class InProcess:
 
     def run(self, opt: Any, work: Work, workers: int | None, may_fail: int) -> list[Any]:
         outcomes: list[Any] = [None] * (workers or 1)
+        own = [opt.another() for _ in outcomes]
+        numbers = [mine.worker for mine in own]  # all join before the first begins, so that nobody runs ahead
 
         def one(i: int) -> None:
-            mine = opt.another()
             try:
-                outcomes[i] = work(mine)
+                outcomes[i] = work(own[i])
             except BaseException as error:  # who started the run hears of it
-                error.add_note(f"raised by worker {mine.worker}; all others have come to their end")
+                error.add_note(f"raised by worker {numbers[i]}; all others have come to their end")
                 outcomes[i] = Failure(error)
             finally:
-                mine.leave()
+                own[i].leave()
 
         threads = [threading.Thread(target=one, args=(i,)) for i in range(len(outcomes))]
         try:

@@ -10,12 +10,13 @@ import hashlib
 import operator
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fusedstep.core.arrays import Array
-from fusedstep.core.containers import present
+from fusedstep import _cpu
+from fusedstep.core.arrays import Array, as_array
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.overrides import where
 from fusedstep.core.progress import listed
@@ -88,7 +89,14 @@ def arrays_like(forms: Mapping[Hashable, Form], arrays: Any, label: str) -> dict
     TypeError, ValueError
         If keys, shapes or dtypes are others than those of `forms`.
     """
-    found = present(arrays)
+    keys, values = _cpu.leaves(arrays)
+    found = {
+        key: np.asarray(value, None if isinstance(value, np.generic) else forms[key].dtype)
+        if isinstance(value, (Number, np.generic)) and key in forms and forms[key].shape == ()  # arithmetic makes numbers of these
+        else as_array(value, f"{label}[{key!r}]")
+        for key, value in zip(keys, values, strict=True)
+        if value is not None
+    }
     for key in [*forms, *found]:
         if key not in found:
             raise ValueError(f"{label} lacks the key {key!r}, expected all keys of the servers: {listed(forms)}")
