@@ -7,11 +7,28 @@ several ranks, and a program that runs by itself needs none.
 
 from functools import cache
 
+from .asynchronous import Asynchronous
 from .files import load, same, save
+from .replay import replay
+from .shard import Log
 from .synchronous import Synchronous
 from .world import Alone, World, gathered, on_threads, threads
 
-__all__ = ["Alone", "Synchronous", "World", "gathered", "load", "on_threads", "same", "save", "threads", "world"]
+__all__ = [
+    "Alone",
+    "Asynchronous",
+    "Log",
+    "Synchronous",
+    "World",
+    "gathered",
+    "load",
+    "on_threads",
+    "replay",
+    "same",
+    "save",
+    "threads",
+    "world",
+]
 
 
 @cache
