@@ -195,7 +195,9 @@ def test_who_waits_for_a_dead_worker_is_told():
     alive.pull(params)
     alive.push(gradient(params, 1, 0))
     before = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"worker 1 has waited 0.2 s for worker 0, at 0: .* update 1, and staleness is 0"):
+    with pytest.raises(
+        TimeoutError, match=r"worker 1 has waited 0.2 s for worker 0, at 0: .* update 1, and staleness is 0"
+    ):
         alive.pull(params)
     assert time.monotonic() - before < 5
     opt.leave(dead.worker)

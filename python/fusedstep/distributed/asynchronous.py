@@ -206,7 +206,9 @@ class Asynchronous:
         worker = self.worker
         arrays = arrays_like(self._forms, grads, "grads")
         if not self._has_pulled:
-            raise RuntimeError("push comes before a pull, expected a pull before each push: a gradient is of parameters")
+            raise RuntimeError(
+                "push comes before a pull, expected a pull before each push: a gradient is of parameters"
+            )
         try:
             self._servers.push(worker, self._done, arrays)
         except BaseException as error:

@@ -130,7 +130,10 @@ class Ranks:
                 newcomer = self._shard.newcomer
             except Exception as found:  # the others are told before it is raised
                 newcomer, error = -1, found
-        told = [int.from_bytes(some, "little", signed=True) for some in self._all(newcomer.to_bytes(8, "little", signed=True))]
+        told = [
+            int.from_bytes(some, "little", signed=True)
+            for some in self._all(newcomer.to_bytes(8, "little", signed=True))
+        ]
         if error is not None:
             raise error
         if -1 in told:
@@ -160,7 +163,9 @@ class Ranks:
 
     def leave(self, worker: int) -> None:
         if worker != self._number:
-            raise RuntimeError(f"worker {worker} is another rank, expected {self._number}: MPI ends a job with its ranks")
+            raise RuntimeError(
+                f"worker {worker} is another rank, expected {self._number}: MPI ends a job with its ranks"
+            )
         self._ask(_LEAVE, 0)
 
     def _ask(
@@ -307,7 +312,9 @@ class Ranks:
             text = np.empty(size[0], np.uint8)
             part = {key: np.empty(*form) for key, form in parcel.forms.items()}
             messages, fill = parcel.receive(part)
-            self._wait([comm.Irecv(some, server, _DATA) for some in (text, *messages)], f"server {server}", self._timeout)
+            self._wait(
+                [comm.Irecv(some, server, _DATA) for some in (text, *messages)], f"server {server}", self._timeout
+            )
             fill()
             self._logs.append(pickle.loads(text.tobytes()))  # noqa: S301 (of a rank of this job)
             final |= part

@@ -92,7 +92,9 @@ def arrays_like(forms: Mapping[Hashable, Form], arrays: Any, label: str) -> dict
     keys, values = _cpu.leaves(arrays)
     found = {
         key: np.asarray(value, None if isinstance(value, np.generic) else forms[key].dtype)
-        if isinstance(value, (Number, np.generic)) and key in forms and forms[key].shape == ()  # arithmetic makes numbers of these
+        if isinstance(value, (Number, np.generic))
+        and key in forms
+        and forms[key].shape == ()  # arithmetic makes numbers of these
         else as_array(value, f"{label}[{key!r}]")
         for key, value in zip(keys, values, strict=True)
         if value is not None
@@ -106,7 +108,9 @@ def arrays_like(forms: Mapping[Hashable, Form], arrays: Any, label: str) -> dict
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{label}[{key!r}] is of type {type(array).__name__}, expected an array in host memory")
         if array.dtype != form.dtype:
-            raise TypeError(f"{label}[{key!r}] is {array.dtype}, expected {form.dtype} like the parameter of the servers")
+            raise TypeError(
+                f"{label}[{key!r}] is {array.dtype}, expected {form.dtype} like the parameter of the servers"
+            )
         if array.shape != form.shape:
             raise ValueError(
                 f"{label}[{key!r}] has shape {array.shape}, expected {form.shape} like the parameter of the servers"
@@ -215,7 +219,9 @@ class Shard:
         self.entries: list[Entry] = []
         self.version = 0
         self.clock: dict[int, int] = {}
-        self.newcomer = 0  # the number of the next worker: no number is given twice, or a replay could not tell them apart
+        self.newcomer = (
+            0  # the number of the next worker: no number is given twice, or a replay could not tell them apart
+        )
         self._gone: set[int] = set()
         self._finished: dict[int, int] = {}  # updates of each worker that is there
         self._seen: dict[int, int] = {}  # the version of each worker's last pull, if it has not been pushed to since
