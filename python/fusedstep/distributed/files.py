@@ -102,7 +102,7 @@ def same(params: Any, world: World) -> None:
     with agreement.noting():
         for key, array in present(params).items():
             line = np.ascontiguousarray(array.transpose(order_of(array)))
-            digest = blake2b(line.reshape(-1).view(np.uint8), digest_size=8).hexdigest()
+            digest = blake2b(line.reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
             text = f"{array.dtype} of shape {array.shape} with digest {digest}"
-            agreement.add(f"params[{key!r}]", text, lambda text=text: text)
+            agreement.add(f"params[{key!r}]", text, text.__str__)
     agree(world, agreement)

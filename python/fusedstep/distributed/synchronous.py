@@ -1,6 +1,7 @@
 """Synchronous steps: ranks compute parts of a gradient, and all of them get the parameters of one process."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -172,7 +173,7 @@ class Synchronous:
         agreement.add("parameters", [(key, exchange.shapes[key], str(exchange.dtypes[key])) for key in exchange.shapes])
         agreement.add("gradients", [(key, str(dtype)) for key, dtype in exchange.types.items()])
         for name, value in opt._arguments().items():
-            agreement.add(name, _text_of(value), lambda value=value: _text_of(value))
+            agreement.add(name, _text_of(value), partial(_text_of, value))
         agreement.add("t", dict(opt.t))
 
     def _needs_squares(self) -> bool:
@@ -259,5 +260,5 @@ def _text_of(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: {_text_of(some)}" for key, some in value.items()) + "}"
     if callable(value):
-        return getattr(value, "__qualname__", type(value).__qualname__)
+        return str(getattr(value, "__qualname__", type(value).__qualname__))
     return repr(value)
