@@ -67,6 +67,7 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "checkpoint": ("core",),
     "minibatches": ("core",),
     "loss_scale": ("core", "schedules"),
+    "distributed": ("_cpu", "checkpoint", "core", "distributed"),
 }
 
 
@@ -76,6 +77,12 @@ def test_walls(room):
     for module in GRAPH:
         if is_in(module, f"fusedstep.{room}"):
             assert not {name for name in GRAPH[module] if not is_in(name, *may)}, module
+
+
+def test_nobody_imports_distributed():
+    for module in GRAPH:
+        if not is_in(module, "fusedstep.distributed", "fusedstep.tools"):
+            assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.distributed")}, module
 
 
 def test_the_product_imports_no_tool():
