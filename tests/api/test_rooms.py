@@ -70,7 +70,7 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "checkpoint": ("core",),
     "minibatches": ("core",),
     "loss_scale": ("core", "schedules"),
-    "distributed": ("_cpu", "core", "distributed"),
+    "distributed": ("_cpu", "checkpoint", "core", "distributed"),
 }
 USERS = ("distributed",)  # rooms that use the package as a program does: import fusedstep as fs
 
@@ -82,6 +82,12 @@ def test_walls(room):
         if is_in(module, f"fusedstep.{room}"):
             foreign = {name for name in GRAPH[module] if not is_in(name, *may)}
             assert not foreign - ({"fusedstep"} if room in USERS else set()), module
+
+
+def test_nobody_imports_distributed():
+    for module in GRAPH:
+        if not is_in(module, "fusedstep.distributed", "fusedstep.tools"):
+            assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.distributed")}, module
 
 
 def test_the_product_imports_no_tool():

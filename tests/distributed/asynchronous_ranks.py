@@ -1,4 +1,4 @@
-"""A program for ranks of MPI: an asynchronous run and its replay. Arguments: shards, staleness or -, what goes wrong."""
+"""A program for ranks of MPI: a run and its replay. Its arguments are shards, staleness or -, and what goes wrong."""
 
 import sys
 import time

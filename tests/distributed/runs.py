@@ -16,12 +16,8 @@ def first(dtype="float32", keys=None):
 
 def gradient(params, worker, step):
     """Return gradients that are another function of the parameters for each worker and step."""
-    return {
-        key: (p * p.dtype.type(0.5) + np.asarray(0.01 * ((worker * 31 + step * 7) % 13) - 0.05, p.dtype)).astype(
-            p.dtype
-        )
-        for key, p in params.items()
-    }
+    shift = 0.01 * ((worker * 31 + step * 7) % 13) - 0.05
+    return {key: (p * p.dtype.type(0.5) + np.asarray(shift, p.dtype)).astype(p.dtype) for key, p in params.items()}
 
 
 def worker(steps, dtype="float32", naps=0.0):

@@ -147,9 +147,7 @@ def test_a_worker_that_raises_holds_up_nobody():
     results = distributed.Asynchronous(fs.Adam(), None, first(), staleness=0, timeout=30).run(work, 3, may_fail=1)
     assert sorted(map(str, results)) == ["done", "done", "no gradient"]
     again = first()
-    with pytest.raises(ArithmeticError):
-        opt.run(work, 3)  # three new workers, of which none has the number 1
-        raise ArithmeticError
+    assert opt.run(work, 3) == ["done"] * 3  # new workers, of which none has the number 1
     distributed.replay(opt.log(), fs.Adam(), again, gradient)
     assert same_bits(again, params)
 
@@ -195,9 +193,7 @@ def test_who_waits_for_a_dead_worker_is_told():
     alive.pull(params)
     alive.push(gradient(params, 1, 0))
     before = time.monotonic()
-    with pytest.raises(
-        TimeoutError, match=r"worker 1 has waited 0.2 s for worker 0, at 0: .* update 1, and staleness is 0"
-    ):
+    with pytest.raises(TimeoutError, match=r"worker 1 has waited 0.2 s for worker 0, at 0: .* update 1, .* is 0"):
         alive.pull(params)
     assert time.monotonic() - before < 5
     opt.leave(dead.worker)
@@ -261,7 +257,7 @@ def test_order_of_calls():
     with pytest.raises(RuntimeError, match="push comes before a pull"):
         opt.push(gradient(params, 0, 0))
     params["w"].flags.writeable = False
-    with pytest.raises(ValueError, match="'w'.*read-only"):
+    with pytest.raises(ValueError, match=r"'w'.*read-only"):
         opt.pull(params)
     opt.leave()
     opt.leave()
@@ -286,7 +282,7 @@ def test_a_step_that_a_server_refuses_ends_the_worker():
 def test_a_replay_finds_other_gradients():
     _, log = run(fs.Adam, shards=2)
     params = first()
-    with pytest.raises(ValueError, match="shard . ends with other bits"):
+    with pytest.raises(ValueError, match=r"shard . ends with other bits"):
         distributed.replay(log, fs.Adam(), params, lambda p, w, step: gradient(p, w, step + (w == 1 and step == 3)))
     assert same_bits(params, first())
     with pytest.raises(ValueError, match="params has the keys"):

@@ -1,4 +1,4 @@
-"""Servers that die come back from their files with all that they had answered, and the run is still one that replays."""
+"""Servers that die come back from their files with all that they had answered, and the run can still be replayed."""
 
 import copy
 import os

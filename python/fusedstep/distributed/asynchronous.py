@@ -61,8 +61,9 @@ class Asynchronous:
         If a parameter is not in host memory, or an argument has a wrong type.
     ValueError
         If `shards` is no number of servers for these tensors and ranks; if `clip_global_norm` is set with several
-        shards, none of which sees all gradients of a push, `dampen` with overrides of lr, or `zero_grad`; if the optimizer's options
-        do not fit the parameters; if ranks begin with different parameters; or if the files at `path` belong to others.
+        shards, none of which sees all gradients of a push, `dampen` with overrides of lr, or `zero_grad`; if the
+        optimizer's options do not fit the parameters; if ranks begin with different parameters; or if the files at
+        `path` belong to others.
     ImportError
         If a package of the engine is missing.
     TimeoutError
@@ -206,9 +207,7 @@ class Asynchronous:
         worker = self.worker
         arrays = arrays_like(self._forms, grads, "grads")
         if not self._has_pulled:
-            raise RuntimeError(
-                "push comes before a pull, expected a pull before each push: a gradient is of parameters"
-            )
+            raise RuntimeError("push comes before a pull, expected a pull before each push")
         try:
             self._servers.push(worker, self._done, arrays)
         except BaseException as error:

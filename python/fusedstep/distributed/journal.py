@@ -9,7 +9,6 @@ import base64
 import os
 import struct
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from fusedstep.checkpoint import load, save
 from fusedstep.core.arrays import Array
 from fusedstep.core.optimizer import Optimizer
 
-from .shard import Entry, Options, Shard
+from .shard import Options, Shard
 
 __all__ = ["SavedShard", "saved"]
 
@@ -59,6 +58,8 @@ class SavedShard(Shard):
         super().__init__(optimizer, params, options)
         self._path = path
         self._records = 0  # over all times
+        self._file: int | None = None
+        self._size = 0
         if os.path.exists(f"{path}.npz"):
             self._load()
             self._repeat()
@@ -88,14 +89,16 @@ class SavedShard(Shard):
     def _written(self, what: int, worker: int, value: int, grads: Mapping[Hashable, Array], action: Any) -> None:
         """Write a record and do what it says, or neither."""
         arrays = [np.ascontiguousarray(grads[key]).reshape(-1).view(np.uint8) for key in self.params if key in grads]
+        file = self._file
+        assert file is not None  # noqa: S101 (for mypy: the constructor opens it)
         record = _RECORD.pack(what, worker, value, sum(a.nbytes for a in arrays))
         try:
             for data in (record, *arrays):
-                _write_all(self._file, data)
+                _write_all(file, data)
             action()
         except BaseException:
-            os.ftruncate(self._file, self._size)
-            os.lseek(self._file, self._size, os.SEEK_SET)
+            os.ftruncate(file, self._size)
+            os.lseek(file, self._size, os.SEEK_SET)
             raise
         self._size += len(record) + sum(a.nbytes for a in arrays)
         self._records += 1
@@ -125,9 +128,18 @@ class SavedShard(Shard):
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
         _write_all(file, _HEAD.pack(_MAGIC, self._records))
         os.replace(draft, f"{self._path}.journal")
-        with suppress(AttributeError):  # the first time, there is none
-            os.close(self._file)
+        self.close()
         self._file, self._size = file, _HEAD.size
+
+    def close(self) -> None:
+        """Close the journal."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", None) is not None:
+            self.close()
 
     def _load(self) -> None:
         extra = load(f"{self._path}.npz", self.optimizer, self.params, hyperparameters="mine")
@@ -170,12 +182,10 @@ def saved(optimizer: Optimizer, params: Mapping[Hashable, Array], options: Optio
 
 
 def _records(path: str) -> Iterator[tuple[int, int, int, int, bytes]]:
-    """Yield number, what, worker, value and data of each record that is complete. The last one may have been cut off."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    """Yield number, what, worker, value and data of each record that is complete: the last may have been cut off."""
+    if not os.path.exists(path):
         return
-    with file:
+    with open(path, "rb") as file:
         head = file.read(_HEAD.size)
         if len(head) < _HEAD.size or head[: len(_MAGIC)] != _MAGIC:
             raise ValueError(f"{path} is no journal of a shard, expected a file of an earlier run or none")

@@ -12,6 +12,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,8 +108,8 @@ class Ranks:
         comm = MPI.COMM_WORLD
         if (comm.rank, comm.size) != (world.rank, world.size):
             raise ValueError(
-                f"world is rank {world.rank} of {world.size}, expected rank {comm.rank} of {comm.size}, a process of MPI: "
-                "start the program by mpiexec, or give world=None and let `run` start workers"
+                f"world is rank {world.rank} of {world.size}, expected rank {comm.rank} of {comm.size}, one of "
+                "MPI: start the program by mpiexec, or give world=None and let `run` start workers"
             )
         if len(keys) >= comm.size:
             raise ValueError(f"shards is {len(keys)} with {comm.size} ranks, expected less, so that some are workers")
@@ -116,6 +117,7 @@ class Ranks:
         self._keys, self._options, self._timeout = tuple(map(tuple, keys)), options, timeout
         self._workers = comm.size - len(keys)
         self._servers = range(self._workers, comm.size)
+        self.serves = comm.rank in self._servers
         forms = forms_of(params)
         self._parcels = [Parcel({key: forms[key] for key in some}) for some in keys]
         self._final: dict[Hashable, Array] | None = None
@@ -130,41 +132,33 @@ class Ranks:
                 newcomer = self._shard.newcomer
             except Exception as found:  # the others are told before it is raised
                 newcomer, error = -1, found
-        told = [
-            int.from_bytes(some, "little", signed=True)
-            for some in self._all(newcomer.to_bytes(8, "little", signed=True))
-        ]
+        told = [int(np.frombuffer(some, np.int64)[0]) for some in self._all(np.int64(newcomer).tobytes())]
         if error is not None:
             raise error
         if -1 in told:
             raise RuntimeError(f"rank {told.index(-1)} could not begin to serve, expected all servers: see its error")
         first = max(told)
-        self._first, self._number = first, first + comm.rank
+        self._first, self._number = first, first + int(comm.rank)
         if self._shard is not None:
             self._shard.empty(first)
             for rank in range(self._workers):
                 self._shard.join(first + rank, 0)
 
-    @property
-    def serves(self) -> bool:
-        rank: int = self._comm.rank
-        return rank in self._servers
-
-    # Workers.
+    # Workers. Servers know a worker by its rank.
 
     def join(self) -> int:
         return self._number
 
-    def pull(self, worker: int, params: Mapping[Hashable, Array]) -> None:
+    def pull(self, worker: int, params: Mapping[Hashable, Array]) -> None:  # noqa: ARG002
         self._ask(_PULL, 0, receive=params)
 
-    def push(self, worker: int, number: int, grads: Mapping[Hashable, Array]) -> None:
+    def push(self, worker: int, number: int, grads: Mapping[Hashable, Array]) -> None:  # noqa: ARG002
         self._ask(_PUSH, number, send=grads)
 
     def leave(self, worker: int) -> None:
         if worker != self._number:
             raise RuntimeError(
-                f"worker {worker} is another rank, expected {self._number}: MPI ends a job with its ranks"
+                f"worker {worker} is another rank, expected {self._number}: ranks do not die alone"
             )
         self._ask(_LEAVE, 0)
 
@@ -229,7 +223,7 @@ class Ranks:
                 messages, fill = parcel.receive(grads)
                 self._wait([comm.Irecv(some, rank, _DATA) for some in messages], f"rank {rank}", self._timeout)
                 fill()
-                self._answer(rank, [], self._tried(lambda w=worker, n=number: shard.push(w, n, grads)))
+                self._answer(rank, [], self._tried(partial(shard.push, worker, number, grads)))
             else:
                 shard.leave(worker)
                 self._answer(rank, [], None)
@@ -240,7 +234,7 @@ class Ranks:
                 worker = self._first + rank
                 if shard.may_pull(worker):
                     del waiting[rank]
-                    error = self._tried(lambda w=worker: shard.pull(w))
+                    error = self._tried(partial(shard.pull, worker))
                     self._answer(rank, parcel.send(shard.params), error)
         self._end(shard, staying)
 
@@ -301,7 +295,7 @@ class Ranks:
 
     def _receive_end(self, sends: list[Any]) -> None:
         comm, shard, final = self._comm, self._shard, dict[Hashable, Array]()
-        for k, (server, parcel) in enumerate(zip(self._servers, self._parcels, strict=True)):
+        for server, parcel in zip(self._servers, self._parcels, strict=True):
             if shard is not None and server == comm.rank:
                 self._logs.append((tuple(shard.entries), shard.digest()))
                 final |= shard.params
@@ -312,9 +306,8 @@ class Ranks:
             text = np.empty(size[0], np.uint8)
             part = {key: np.empty(*form) for key, form in parcel.forms.items()}
             messages, fill = parcel.receive(part)
-            self._wait(
-                [comm.Irecv(some, server, _DATA) for some in (text, *messages)], f"server {server}", self._timeout
-            )
+            receives = [comm.Irecv(some, server, _DATA) for some in (text, *messages)]
+            self._wait(receives, f"server {server}", self._timeout)
             fill()
             self._logs.append(pickle.loads(text.tobytes()))  # noqa: S301 (of a rank of this job)
             final |= part
@@ -336,7 +329,7 @@ class Ranks:
     def _check_same(self, params: Mapping[Hashable, Array], forms: Mapping[Hashable, Form]) -> None:
         digest = hashlib.sha256(repr((forms, self._keys, self._options)).encode())
         for p in params.values():
-            digest.update(_bytes(np.ascontiguousarray(p)))
+            digest.update(_bytes(np.ascontiguousarray(p)).data)
         told = self._all(digest.digest())
         if other := [rank for rank, some in enumerate(told) if some != told[0]]:
             raise ValueError(

@@ -1,6 +1,4 @@
-"""
-Servers and workers that are actors of Ray, on one machine or many: workers come and go, and servers come back.
-"""
+"""Servers and workers that are actors of Ray, on one machine or many: workers come and go, and servers come back."""
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
@@ -167,9 +165,7 @@ class Actors:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from None
             except ray.exceptions.RayActorError as error:
                 if not self._comes_back or time.monotonic() > deadline:
-                    wanted = (
-                        "one that comes back: with path=, servers do" if not self._comes_back else "it to come back"
-                    )
+                    wanted = "it to come back" if self._comes_back else "one that comes back: with path=, servers do"
                     raise RuntimeError(f"server {k} is gone, expected {wanted}") from error
                 time.sleep(_LONGEST_NAP)
                 ref = getattr(self._servers[k], method).remote(*arguments)

@@ -74,8 +74,8 @@ def forms_of(params: Mapping[Hashable, Array]) -> dict[Hashable, Form]:
     for key, p in params.items():
         if not isinstance(p, np.ndarray):
             raise TypeError(
-                f"params[{key!r}] is of type {type(p).__name__}, expected an array in host memory: asynchronous servers "
-                "compute on CPUs"
+                f"params[{key!r}] is of type {type(p).__name__}, expected an array in host memory: servers of "
+                "asynchronous runs compute on CPUs"
             )
     return {key: Form(p.shape, p.dtype) for key, p in params.items()}
 
@@ -90,15 +90,13 @@ def arrays_like(forms: Mapping[Hashable, Form], arrays: Any, label: str) -> dict
         If keys, shapes or dtypes are others than those of `forms`.
     """
     keys, values = _cpu.leaves(arrays)
-    found = {
-        key: np.asarray(value, None if isinstance(value, np.generic) else forms[key].dtype)
-        if isinstance(value, (Number, np.generic))
-        and key in forms
-        and forms[key].shape == ()  # arithmetic makes numbers of these
-        else as_array(value, f"{label}[{key!r}]")
-        for key, value in zip(keys, values, strict=True)
-        if value is not None
-    }
+    found = {}
+    for key, value in zip(keys, values, strict=True):
+        if isinstance(value, (Number, np.generic)) and key in forms and forms[key].shape == ():
+            # Arithmetic of NumPy makes numbers of arrays without dimensions.
+            found[key] = np.asarray(value, None if isinstance(value, np.generic) else forms[key].dtype)
+        elif value is not None:
+            found[key] = as_array(value, f"{label}[{key!r}]")
     for key in [*forms, *found]:
         if key not in found:
             raise ValueError(f"{label} lacks the key {key!r}, expected all keys of the servers: {listed(forms)}")
@@ -108,12 +106,10 @@ def arrays_like(forms: Mapping[Hashable, Form], arrays: Any, label: str) -> dict
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{label}[{key!r}] is of type {type(array).__name__}, expected an array in host memory")
         if array.dtype != form.dtype:
-            raise TypeError(
-                f"{label}[{key!r}] is {array.dtype}, expected {form.dtype} like the parameter of the servers"
-            )
+            raise TypeError(f"{label}[{key!r}] is {array.dtype}, expected {form.dtype} like that of the servers")
         if array.shape != form.shape:
             raise ValueError(
-                f"{label}[{key!r}] has shape {array.shape}, expected {form.shape} like the parameter of the servers"
+                f"{label}[{key!r}] has shape {array.shape}, expected {form.shape} like that of the servers"
             )
     return {key: found[key] for key in forms}
 
@@ -219,9 +215,7 @@ class Shard:
         self.entries: list[Entry] = []
         self.version = 0
         self.clock: dict[int, int] = {}
-        self.newcomer = (
-            0  # the number of the next worker: no number is given twice, or a replay could not tell them apart
-        )
+        self.newcomer = 0  # the number of the next worker: none is given twice, or a replay could not tell them apart
         self._gone: set[int] = set()
         self._finished: dict[int, int] = {}  # updates of each worker that is there
         self._seen: dict[int, int] = {}  # the version of each worker's last pull, if it has not been pushed to since
@@ -342,7 +336,7 @@ class Shard:
             states = self.optimizer.state.get(key, {})
             average = self.optimizer.ema.get(key)
             for array in (p, *(states[name] for name in sorted(states)), *([] if average is None else [average])):
-                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+                digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def _check_is_here(self, worker: int) -> None:

@@ -18,8 +18,6 @@ from .world import World
 
 __all__ = ["Synchronous"]
 
-NORMS = ("clip_norm", "clip_global_norm")
-
 
 class Synchronous:
     """
@@ -146,8 +144,8 @@ class Synchronous:
             grads,
             grad_scale=grad_scale,
             origins=exchange.layout.origins(self.world.rank),
-            sums=exchange.squares(grads) if self._needs_squares() else None,
-            whole=present(params),
+            wholes=present(params),
+            sums=exchange.squares(grads) if self.optimizer._measures() else None,
         )
         exchange.share_lines(lines)
         return result
@@ -175,14 +173,6 @@ class Synchronous:
         for name, value in opt._arguments().items():
             agreement.add(name, _text_of(value), partial(_text_of, value))
         agreement.add("t", dict(opt.t))
-
-    def _needs_squares(self) -> bool:
-        """Return whether some option asks for a norm, or for gradients that are finite."""
-        some = [self.optimizer._arguments(), *self.optimizer.overrides.values()]
-        return any(
-            values.get("skip_nonfinite") or values.get("measure") or any(values.get(name) is not None for name in NORMS)
-            for values in some
-        )
 
     # States.
 
