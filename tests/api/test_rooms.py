@@ -65,7 +65,6 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "optimizers": ("_cpu", "core", "optimizers"),
     "functional": ("core", "optimizers"),
     "presets": ("core", "optimizers", "presets", "schedules"),
-    "distributed": ("_cpu", "core", "distributed"),
     "torch": ("_cpu", "core", "optimizers", "torch"),
     "checkpoint": ("core",),
     "minibatches": ("core",),
@@ -82,12 +81,6 @@ def test_walls(room):
         if is_in(module, f"fusedstep.{room}"):
             foreign = {name for name in GRAPH[module] if not is_in(name, *may)}
             assert not foreign - ({"fusedstep"} if room in USERS else set()), module
-
-
-def test_nobody_imports_distributed():
-    for module in GRAPH:
-        if not is_in(module, "fusedstep.distributed", "fusedstep.tools"):
-            assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.distributed")}, module
 
 
 def test_the_product_imports_no_tool():

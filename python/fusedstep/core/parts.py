@@ -44,8 +44,7 @@ class Parts(NamedTuple):
         for key, part, whole in zip(keys, arrays, wholes, strict=True):
             if part is None or whole is None:
                 continue
-            pairs = 2 if np.dtype(part.dtype).kind == "c" else 1
-            size, end = pairs * whole.size, self.origins[key] + pairs * part.size
+            size, end = numbers_in(whole), self.origins[key] + numbers_in(part)
             if end > size or (end < size and end % BLOCK and part.size):
                 raise ValueError(
                     f"params[{key!r}] ends at element {end} of {size}, expected an end of the tensor or a multiple of "
@@ -55,6 +54,11 @@ class Parts(NamedTuple):
     def origins_of(self, keys: list[Hashable]) -> list[int]:
         """Return the number of the first element of each part, in the order of the keys."""
         return [self.origins[key] for key in keys]
+
+
+def numbers_in(array: Any) -> int:
+    """Return how many real numbers are in an array; its parts may be arrays of real numbers where it is complex."""
+    return int(array.size) * (2 if np.dtype(array.dtype).kind == "c" else 1)
 
 
 def parts(params: Any, settings: Settings, origins: Mapping[Hashable, int], wholes: Any, sums: Any) -> Parts:

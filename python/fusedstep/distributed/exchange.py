@@ -1,13 +1,14 @@
 """What the ranks of a synchronous step send each other: parts of gradients, sums of squares, and new parameters."""
 
 from collections.abc import Hashable, Iterable, Mapping
+from numbers import Number
 from typing import Any
 
 import numpy as np
 
 from fusedstep import _cpu
-from fusedstep.core.arrays import Array, is_narrow, order_of
-from fusedstep.core.containers import arrays_by_key, present
+from fusedstep.core.arrays import Array, as_array, is_narrow, order_of
+from fusedstep.core.containers import present
 
 from .layout import BLOCK, Layout, Parcel, Piece
 from .tree import Forest, finish, nodes_of, parts_of
@@ -82,7 +83,12 @@ class Exchange:
 
     def _lines_of(self, gradient: Any) -> dict[Hashable, Array]:
         """Return gradients as lines, in the order of their parameters in memory, in the type of their sum."""
-        found = {key: array for key, array in arrays_by_key(gradient).items() if array is not None}
+        keys, arrays = _cpu.leaves(gradient)
+        found = {
+            key: np.asarray(array) if isinstance(array, (Number, np.generic)) else as_array(array, f"grads[{key!r}]")
+            for key, array in zip(keys, arrays, strict=True)
+            if array is not None
+        }
         for key, array in found.items():
             if key not in self.shapes:
                 raise ValueError(f"grads[{key!r}] belongs to no parameter, expected keys of params")

@@ -157,9 +157,7 @@ class Ranks:
 
     def leave(self, worker: int) -> None:
         if worker != self._number:
-            raise RuntimeError(
-                f"worker {worker} is another rank, expected {self._number}: ranks do not die alone"
-            )
+            raise RuntimeError(f"worker {worker} is another rank, expected {self._number}: ranks do not die alone")
         self._ask(_LEAVE, 0)
 
     def _ask(

@@ -60,10 +60,10 @@ class World(Protocol):
     timeout: float
 
     @property
-    def rank(self) -> int: ...  # noqa: D102 (an attribute of the class)
+    def rank(self) -> int: ...
 
     @property
-    def size(self) -> int: ...  # noqa: D102
+    def size(self) -> int: ...
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> Any:
         """
