@@ -17,12 +17,15 @@ using Stream = uintptr_t;  // a handle of the CUDA runtime; 1 and 2 are its defa
 
 // What a plan asks for, in one step.
 struct Request {
-    Number grad_scale{1, nullptr};         // factor on all gradients
-    Number loss_scale{1, nullptr};         // by which all gradients are divided
-    Number skip{0, nullptr};               // leave everything as it is unless this is 0
-    bool skips_nonfinite = false;          // the same if a gradient is not finite
-    bool measures_updates = false;         // find out the norm of what is subtracted from the parameters
-    bool captured = false;                 // the step is recorded into a CUDA graph
+    Number grad_scale{1, nullptr};  // factor on all gradients
+    Number loss_scale{1, nullptr};  // by which all gradients are divided
+    Number skip{0, nullptr};        // leave everything as it is unless this is 0
+    bool skips_nonfinite = false;   // the same if a gradient is not finite
+    bool measures_updates = false;  // find out the norm of what is subtracted from the parameters
+    bool captured = false;          // the step is recorded into a CUDA graph
+    // The sum of squares of each slot's gradient, in place of measuring, or none. Where slots are parts of tensors,
+    // these are the sums of the whole tensors. On GPUs there are none.
+    std::span<const SquareSum> sums = {};
     std::span<const Stream> streams = {};  // one for each device of the session
 };
 
@@ -51,6 +54,9 @@ public:
     virtual Outcome run(const Request& request) = 0;
     // The bytes that a step reads and writes, or an upper bound: a caller lets others work during a long step.
     virtual int64_t traffic() const = 0;
+    // The sums of squares of what the last step has subtracted from the parameters, if it measured that: one for each
+    // block of each slot with a gradient. Empty if the engine keeps none.
+    virtual std::span<const double> squares_of_updates() const { return {}; }
 
     // The rest is for engines whose work goes on after `run` has returned; others keep these defaults.
 
@@ -115,7 +121,10 @@ static_assert(layout_of({"low high"}) != layout_of({"high low"}) && layout_of({"
 constexpr const char* kEngineCapsule = "fusedstep.Engine";
 
 const Engine& host_engine();
-// Write the sum of squares of each block of a gradient in host memory; see norm.h.
-void sum_blocks(const Slot& slot, double* sums);
+// Write the sum of squares of each block of a gradient in host memory, in a unit of SquareSum; see norm.h.
+void sum_blocks(const Slot& slot, double unit, double* sums);
+// Write the sum of arrays of `size` elements to `out`, which may be one of them, in the order of a balanced tree; see
+// engines/cpu/sum.h. `type` is that of `out`: float64 where all arrays are, or float32 where none is.
+void sum_parts(std::span<const Summand> parts, int64_t size, Type type, void* out);
 
 }  // namespace fusedstep

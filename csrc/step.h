@@ -96,6 +96,12 @@ struct SquareSum {
 };
 constexpr double kLargeUnit = 0x1p600;
 
+// One of the arrays of a sum, in host memory.
+struct Summand {
+    const void* data;
+    Type type;
+};
+
 // What surrounds the rule in a loop: each variant contains the ones before it. While arrays are in a cache, a loop that
 // contains less is faster.
 enum Variant : int32_t {

@@ -3,12 +3,10 @@
 #include <pybind11/stl.h>
 
 #include "binding/arrays/exchange.h"
-#include "binding/arrays/layout.h"
 #include "binding/functional.h"
 #include "binding/plan.h"
 #include "binding/programs.h"
-#include "element/float_mode.h"
-#include "element/norm.h"
+#include "binding/sums.h"
 #include "engines/cpu/dispatch.h"
 #include "engines/cpu/routines.h"
 #include "programs/made.h"
@@ -57,26 +55,6 @@ void use_isa(const std::string& name) {
     throw py::value_error("this processor does not run " + name);
 }
 
-// The sum of squares of each block of an array in host memory, whose elements are numbered row by row; see norm.h.
-py::array_t<double> sums_of_blocks(py::object array) {
-    const View view = look(as_array(array, {"array"}), {"array"}, Use::kRead);
-    if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
-    Slot slot;
-    View in_rows;
-    in_rows.format = {view.type()};
-    in_rows.set_extents(view.shape(), row_strides(view.shape(), kItemSize[view.type()]));
-    const std::vector<Axis> axes = axes_of(in_rows, view);
-    slot.grad_axes = axes.empty() ? nullptr : axes.data();
-    slot.grad_axis_count = static_cast<int32_t>(axes.size());
-    slot.arrays[kGrad] = view.data;
-    slot.size = view.size;
-    slot.types.grad = view.type();
-    slot.types.param = view.type();
-    py::array_t<double> sums(blocks_of(view.size));
-    sum_blocks(slot, sums.mutable_data());
-    return sums;
-}
-
 // The keys of the arrays in containers of any depth, and the arrays.
 py::tuple leaves(py::object params) {
     const Tree tree(params);
@@ -92,14 +70,6 @@ void tell_writes(py::object params) {
     for (const py::object& array : found)
         if (counts_writes(array)) counting.push_back(array);
     count_writes(counting);
-}
-
-// The sum of sums of blocks, over all levels above them; see norm.h.
-double sum_of_sums(py::array_t<double, py::array::c_style> sums) {
-    std::vector<double> copy(sums.data(), sums.data() + sums.size());
-    FloatMode mode;
-    mode.ieee();
-    return total(copy.data(), static_cast<int64_t>(copy.size()));
 }
 
 }  // namespace
@@ -155,8 +125,9 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
     m.def("use_isa", &use_isa, arg("name"));
     m.def("num_threads", &num_threads);
     m.def("set_num_threads", &set_num_threads, arg("count"));
-    m.def("sums_of_blocks", &sums_of_blocks, arg("array"));
+    m.def("sums_of_blocks", &sums_of_blocks, arg("array"), arg("param") = py::none(), arg("unit") = 1.0);
     m.def("sum_of_sums", &sum_of_sums, arg("sums"));
+    m.def("sum_parts", py::overload_cast<py::list, py::object>(&sum_parts), arg("arrays"), arg("out"));
     m.def(
         "update",
         [](int rule, py::tuple arrays, py::bytes hypers, py::object t, py::tuple memory) {
@@ -182,17 +153,21 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def(
             "run",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
-               py::object loss_scale,
-               py::object skip) { return plan.run(params, grads, {grad_scale, loss_scale, skip}, stream); },
-            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("loss_scale") = 1.0, arg("skip") = 0.0)
+               py::object loss_scale, py::object skip,
+               py::object sums) { return plan.run(params, grads, {grad_scale, loss_scale, skip, sums}, stream); },
+            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("loss_scale") = 1.0, arg("skip") = 0.0,
+            arg("sums") = py::none())
         .def(
             "run_and_set",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
-               py::object owner, py::str name, py::object value) {
+               py::object owner, py::str name, py::object value, py::object sums) {
                 const Plan::Commitment commitment{owner, name, value};
-                return plan.run(params, grads, {grad_scale}, stream, &commitment);
+                return plan.run(params, grads, {grad_scale, py::float_(1.0), py::float_(0.0), sums}, stream,
+                                &commitment);
             },
-            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("owner"), arg("name"), arg("value"))
+            arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("owner"), arg("name"), arg("value"),
+            arg("sums") = py::none())
+        .def("squares_of_updates", &Plan::squares_of_updates)
         .def("wait", &Plan::wait)
         .def("refresh", &Plan::refresh)
         .def("leave", &Plan::leave)

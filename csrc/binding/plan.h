@@ -61,6 +61,10 @@ public:
     // updates, each or None; on GPUs, a PendingFinding, which can be read until kTickets - 1 further steps have been
     // made.
     //
+    // `sums`, where it is not None, has for each tensor the sum of squares of its gradient and the unit of the sum.
+    // They stand in place of those that would be measured: the tensors may be parts of those that have these sums. In
+    // host memory only.
+    //
     // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
     // without running any code of Python: nobody can interrupt the call in between.
     struct Commitment {
@@ -70,9 +74,14 @@ public:
     };
     struct Numbers {
         py::object grad_scale, loss_scale = py::float_(1.0), skip = py::float_(0.0);
+        py::object sums = py::none();
     };
     py::object run(py::object params, py::object grads, const Numbers& numbers, py::object stream,
                    const Commitment* commitment = nullptr);
+
+    // For each tensor with a gradient, the sums of squares, block by block, of what the last step has subtracted from
+    // it, where that was measured and not skipped; else None. In host memory only.
+    py::list squares_of_updates() const;
 
     // Whether a captured graph may still use memory of the plan.
     bool was_captured() const { return !captured_.empty() || (session_ && session_->was_captured()); }

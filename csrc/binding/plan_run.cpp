@@ -4,6 +4,8 @@
 #include "binding/arrays/exchange.h"
 #include "binding/gil.h"
 #include "binding/plan.h"
+#include "binding/sums.h"
+#include "element/norm.h"
 
 namespace fusedstep {
 namespace {
@@ -40,10 +42,14 @@ py::object Plan::run_on_host(const Numbers& numbers, py::handle stream, const Co
     request.grad_scale.value = py::cast<double>(numbers.grad_scale);
     request.loss_scale.value = py::cast<double>(numbers.loss_scale);
     request.skip.value = py::cast<double>(numbers.skip);
+    const std::vector<SquareSum> sums = square_sums(numbers.sums, tensors_.size());
+    request.sums = sums;
     return run(host_engine(), request, commitment);
 }
 
 py::object Plan::run_on_gpu(const Numbers& numbers, py::handle stream, const Commitment* commitment) {
+    if (!numbers.sums.is_none())
+        throw py::type_error("sums is given, expected None with params on a GPU, which measures its own gradients");
     const Engine& engine = gpu_engine(param_name(0));
     int device = hypers_device_;  // all numbers on GPUs must be on one
     Request request;
@@ -109,6 +115,22 @@ py::object Plan::run(const Engine& engine, const Request& asked, const Commitmen
     if (auto* found = std::get_if<Finding>(&outcome)) return told(*found);
     if (auto* ticket = std::get_if<Ticket>(&outcome)) return py::cast(PendingFinding(session_, *ticket));
     return py::bool_(true);
+}
+
+py::list Plan::squares_of_updates() const {
+    const std::span<const double> sums = session_ ? session_->squares_of_updates() : std::span<const double>();
+    py::list found;
+    const double* next = sums.data();
+    for (const Slot& slot : slots_) {
+        if (sums.empty() || !slot.has_grad) {
+            found.append(py::none());
+            continue;
+        }
+        const int64_t blocks = blocks_of(slot.size);
+        found.append(py::array_t<double>(blocks, next));
+        next += blocks;
+    }
+    return found;
 }
 
 // End the session: the clocks come back to the host, and what a graph may use stays.

@@ -1,4 +1,4 @@
-"""The command line: `python -m fusedstep info | verify | bench | demo | plot`."""
+"""The command line: `python -m fusedstep info | verify | bench | demo | plot | run`."""
 
 import sys
 from importlib import import_module
@@ -13,6 +13,7 @@ COMMANDS = {
     "bench": "measure the kernels beside the memory's limit and other people's optimizers",
     "demo": "train a small network with every optimizer",
     "plot": "draw pictures: of measurements, of runs, of schedules",
+    "run": "run a program in several ranks with MPI, and again when one of them dies",
 }
 
 
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> int:
         for key, value in info().items():
             print(f"{key}: {_readable(value)}")
         return 0
-    code: int = import_module(f"fusedstep.tools.{command}").main(rest)
+    place = "distributed.launch" if command == "run" else f"tools.{command}"
+    code: int = import_module(f"fusedstep.{place}").main(rest)
     return code
 
 

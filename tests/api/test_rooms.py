@@ -1,6 +1,8 @@
 """The rooms of the package: which module may import which, and that no modules import each other in a circle."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -67,7 +69,9 @@ WALLS = {  # room -> the modules and packages of fusedstep that it may import
     "checkpoint": ("core",),
     "minibatches": ("core",),
     "loss_scale": ("core", "schedules"),
+    "distributed": ("_cpu", "checkpoint", "core", "distributed"),
 }
+USERS = ("distributed",)  # rooms that use the package as a program does: import fusedstep as fs
 
 
 @pytest.mark.parametrize("room", WALLS)
@@ -75,10 +79,29 @@ def test_walls(room):
     may = [f"fusedstep.{name}" for name in WALLS[room]]
     for module in GRAPH:
         if is_in(module, f"fusedstep.{room}"):
-            assert not {name for name in GRAPH[module] if not is_in(name, *may)}, module
+            foreign = {name for name in GRAPH[module] if not is_in(name, *may)}
+            assert not foreign - ({"fusedstep"} if room in USERS else set()), module
 
 
 def test_the_product_imports_no_tool():
     for module in GRAPH:
         if not is_in(module, "fusedstep.tools"):
             assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.tools")}, module
+
+
+def test_one_process_knows_nothing_of_many():
+    for module in GRAPH:
+        if not is_in(module, "fusedstep.distributed", "fusedstep.tools", "fusedstep.__main__"):
+            assert not {name for name in GRAPH[module] if is_in(name, "fusedstep.distributed")}, module
+
+
+def test_an_engine_is_imported_when_it_is_asked_for():
+    code = """
+import pkgutil, sys
+from fusedstep import distributed
+distributed.world()
+for module in pkgutil.iter_modules(distributed.__path__, "fusedstep.distributed."):
+    __import__(module.name)
+assert not {"mpi4py", "ray", "torch", "cupy"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

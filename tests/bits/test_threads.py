@@ -189,7 +189,7 @@ def test_what_limits_the_processors(monkeypatch, allowed, quota, expected):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
     monkeypatch.setattr(settings, "_cgroup_quota", lambda: quota)
-    assert settings._processors() == expected
+    assert settings.processors() == expected
 
 
 @pytest.mark.parametrize(

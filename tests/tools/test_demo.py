@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import fusedstep as fs
-from fusedstep.tools import demo
+from fusedstep.tools import demo, ranks
 from fusedstep.tools.digits import BATCH, gradients, initial_params, load, loss, rate, same_bits, train
 from tests.rules import entries
 
@@ -242,3 +242,12 @@ def test_command_gets_its_arguments():
     result = run("demo", "--quadratic")
     assert result.returncode == 0
     assert repr(demo.quadratic()["SGD"]) in result.stdout
+
+
+def test_ranks_end_with_the_same_bits(capsys, monkeypatch):
+    monkeypatch.setattr(ranks, "find_spec", lambda name: None)  # threads, also where there is MPI
+    assert demo.main(["--ranks", "3", "--epochs", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["1", "2", "3"]
+    assert len({line.rpartition(" ")[2] for line in lines[1:4]}) == 1
+    assert lines[4] == "The bits are the same."

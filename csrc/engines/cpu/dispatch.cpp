@@ -245,6 +245,29 @@ struct Squares {
     }
 };
 
+// A sum of arrays, as threads share it.
+struct Sum {
+    void (*sum)(const Summation& what, int64_t begin, int64_t end);
+    const Summation& what;
+    int64_t size;
+    Type type;
+    Shares shares;
+
+    // Cuts lie on boundaries of cache lines of the sum, so that no two threads write to one line.
+    int64_t cut(int part) const {
+        if (part == shares.parts()) return size;
+        const int64_t width = kItemSize[type], index = size / shares.parts() * part;
+        const int64_t past_line = (reinterpret_cast<intptr_t>(what.out) + index * width) % kLine;
+        return std::max(index - past_line / width, int64_t(0));
+    }
+
+    void run(int part, int) const {
+        FloatMode mode;
+        set_mode(mode, type);
+        sum(what, cut(part), cut(part + 1));
+    }
+};
+
 // The loops of a rule. With vectors of 512 bits the machine is slower than with those of 256 where memory decides.
 const Kernel& loops_of(const Kernels& kernels, const RuleInfo& rule, const Routine* routine, int64_t bytes) {
     if (!rule.made) return kernels.rules[rule.id];
@@ -329,7 +352,9 @@ void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     run(Squares{current_kernels(), slots, starts, sums, batches.get(), batch, blocks, shares});
 }
 
-SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
+void sum_blocks_in_large_unit(const Slot& slot, double* sums) {
+    FloatMode mode;
+    mode.ieee();
     double x[kBlock];
     for (int64_t b = 0; b < blocks_of(slot.size); ++b) {
         const int64_t first = b * kBlock, n = std::min(kBlock, slot.size - first);
@@ -337,7 +362,13 @@ SquareSum sum_in_large_unit(const Slot& slot, double* sums) {
         for (int64_t i = 0; i < n; ++i) x[i] *= 1 / kLargeUnit;
         sums[b] = block_sum<true>(n, [&](int64_t i, int64_t) -> const double* { return x + i; });
     }
-    return {total(sums, blocks_of(slot.size)), kLargeUnit};
+}
+
+void sum_parts(std::span<const Summand> parts, int64_t size, Type type, void* out) {
+    int64_t bytes_of_element = kItemSize[type];
+    for (const Summand& part : parts) bytes_of_element += kItemSize[part.type];
+    const Summation what{parts.data(), static_cast<int64_t>(parts.size()), out};
+    run(Sum{current_kernels().sum[type == kFloat64], what, size, type, shares_of(size * bytes_of_element)});
 }
 
 void zero_grad(const Slot& slot, int64_t begin, int64_t end) {

@@ -44,9 +44,8 @@ void run_tasks(const Kernels& kernels, const RuleInfo& rule, const Routine* rout
 // The sums of the squares of the blocks of each slot's gradient, one slot after the other.
 void sum_blocks(std::span<const Slot* const> slots, double* sums);
 
-// The sum of squares of a gradient of doubles whose squares overflow, in IEEE mode: infinite or NaN only if an element
-// is. `sums` has room for the sums of its blocks.
-SquareSum sum_in_large_unit(const Slot& slot, double* sums);
+// The same in kLargeUnit, for one gradient of doubles whose squares overflow: infinite or NaN only if an element is.
+void sum_blocks_in_large_unit(const Slot& slot, double* sums);
 
 // Set the elements [begin, end) of a slot's gradient to +0.
 void zero_grad(const Slot& slot, int64_t begin, int64_t end);

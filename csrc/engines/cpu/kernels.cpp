@@ -9,6 +9,7 @@
 #include "engines/cpu/convert.h"
 #include "engines/cpu/gather.h"
 #include "engines/cpu/runs.h"
+#include "engines/cpu/sum.h"
 #include "rules/all.h"
 
 #define STRING(x) #x
@@ -287,6 +288,7 @@ const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA),
                                         kernel_of_programs(),
                                         {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
                                         average,
-                                        {FUSEDSTEP_TYPES(SQUARE)}};
+                                        {FUSEDSTEP_TYPES(SQUARE)},
+                                        {sum<float>, sum<double>}};
 
 }  // namespace fusedstep

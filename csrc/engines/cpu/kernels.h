@@ -64,6 +64,13 @@ struct Kernel {
     Update measured;  // for doubles, telling what is subtracted; the generic loop tells it of floats
 };
 
+// A sum of arrays of the same number of elements.
+struct Summation {
+    const Summand* parts;
+    int64_t count;  // of the arrays
+    void* out;
+};
+
 struct Kernels {
     const char* isa;
     const Kernel* rules;  // in the order of the list of rules
@@ -74,6 +81,8 @@ struct Kernels {
     void (*average)(const Task& task, int64_t begin, int64_t end);
     // The sums of squares of the blocks [begin, end) of an array of `size` elements, by type; see norm.h.
     void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
+    // Write the elements [begin, end) of a sum of arrays: of floats, narrow or not, and of doubles.
+    void (*sum[2])(const Summation& what, int64_t begin, int64_t end);
 };
 
 }  // namespace fusedstep

@@ -67,7 +67,7 @@ public:
         const bool measures = rows_.measures() || request.skips_nonfinite;
         Finding found{kUnmeasured, kNobody, kUnmeasured};
         const bool tells = measures || request.measures_updates;
-        if (measures) found = measure(grad_scale, request.skips_nonfinite);
+        if (measures) found = measure(grad_scale, request);
         if (found.offender != kNobody || request.skip.value != 0) {
             if (request.measures_updates) found.update_norm = 0;
             for (const Task& task : tasks_)
@@ -88,6 +88,8 @@ public:
 
     int64_t traffic() const override { return bytes_; }
 
+    std::span<const double> squares_of_updates() const override { return sums_; }
+
 private:
     // The routine of a rule that was made at run time. It is kept while nothing is asked for that would change it.
     const Routine& routine_for(const Kernels& kernels) {
@@ -99,8 +101,8 @@ private:
         return routine_;
     }
 
-    // Read the gradients before the step, and set the factors that clip.
-    Finding measure(double grad_scale, bool skips_nonfinite) {
+    // Read the gradients: the sum of squares of each.
+    std::vector<SquareSum> sums_of_gradients() const {
         std::vector<const Slot*> slots;
         int64_t blocks = 0;
         for (const Task& task : tasks_) {
@@ -108,21 +110,37 @@ private:
             blocks += blocks_of(task.slot->size);
         }
         std::vector<double> block_sums(blocks);
-        std::vector<SquareSum> sums;
         sum_blocks(slots, block_sums.data());
+        FloatMode mode;
+        mode.ieee();
+        std::vector<SquareSum> sums;
+        double* next = block_sums.data();
+        for (const Slot* slot : slots) {
+            const int64_t count = blocks_of(slot->size);
+            sums.push_back({total(next, count), 1});
+            if (std::isinf(sums.back().sum) && slot->types.param == kFloat64) {
+                sum_blocks_in_large_unit(*slot, next);
+                sums.back() = {total(next, count), kLargeUnit};
+            }
+            next += count;
+        }
+        return sums;
+    }
+
+    // Measure the gradients before the step, unless that has been done, and set the factors that clip.
+    Finding measure(double grad_scale, const Request& request) {
+        std::vector<const Slot*> slots;
+        for (const Task& task : tasks_) slots.push_back(task.slot);
+        std::vector<SquareSum> sums;
+        if (request.sums.empty())
+            sums = sums_of_gradients();
+        else
+            for (const Slot* slot : slots) sums.push_back(request.sums[slot - slots_.data()]);
 
         FloatMode mode;
         mode.ieee();
-        double* next = block_sums.data();
         double largest = 0;
-        for (const Task& task : tasks_) {
-            const int64_t count = blocks_of(task.slot->size);
-            sums.push_back({total(next, count), 1});
-            if (std::isinf(sums.back().sum) && task.slot->types.param == kFloat64)
-                sums.back() = sum_in_large_unit(*task.slot, next);
-            next += count;
-            largest = larger(largest, magnitude(rows_.around(*task.slot).grad_scale));
-        }
+        for (const Slot* slot : slots) largest = larger(largest, magnitude(rows_.around(*slot).grad_scale));
         auto add_shares = [&](double unit) {
             std::vector<double> shares;
             for (size_t i = 0; i < tasks_.size(); ++i)
@@ -133,7 +151,7 @@ private:
         if (std::isinf(all.sum)) all = add_shares(kLargeUnit);
         Finding found{Around::norm(all, largest * grad_scale), kNobody, kUnmeasured};
         for (size_t i = 0; i < tasks_.size(); ++i) {
-            if (skips_nonfinite && found.offender == kNobody && !std::isfinite(sums[i].sum))
+            if (request.skips_nonfinite && found.offender == kNobody && !std::isfinite(sums[i].sum))
                 found.offender = slots[i] - slots_.data();
             tasks_[i].scale = Around::scale(rows_.around(*slots[i]), grad_scale, sums[i], found.norm);
         }
@@ -146,6 +164,7 @@ private:
         int64_t blocks = 0;
         for (const Task& task : tasks_) blocks += measures ? blocks_of(task.slot->size) : 0;
         sums_.resize(blocks);
+        copy_of_sums_.resize(blocks);
         sums_of_tensors_.resize(measures ? tasks_.size() : 0);
         double* next = sums_.data();
         for (Task& task : tasks_) {
@@ -158,8 +177,10 @@ private:
     double norm_of_updates() {
         FloatMode mode;
         mode.ieee();
+        std::vector<double>& copy = copy_of_sums_;  // the sums themselves may still be asked for
+        copy = sums_;
         for (size_t i = 0; i < tasks_.size(); ++i)
-            sums_of_tensors_[i] = total(tasks_[i].sums, blocks_of(tasks_[i].slot->size));
+            sums_of_tensors_[i] = total(copy.data() + (tasks_[i].sums - sums_.data()), blocks_of(tasks_[i].slot->size));
         return root(total(sums_of_tensors_.data(), static_cast<int64_t>(tasks_.size())));
     }
 
@@ -209,8 +230,9 @@ private:
     Rows rows_;
     int64_t bytes_ = 0;
     Tiles tiles_;
-    int64_t tile_bytes_ = 0;                      // of the largest tile that the tasks need, if any
-    std::vector<double> sums_, sums_of_tensors_;  // of squares of what is subtracted, where that is measured
+    int64_t tile_bytes_ = 0;  // of the largest tile that the tasks need, if any
+    // Of squares of what is subtracted, where that is measured.
+    std::vector<double> sums_, sums_of_tensors_, copy_of_sums_;
 };
 
 std::unique_ptr<Session> open(const RuleInfo& rule, std::span<const int>) {
@@ -234,7 +256,8 @@ const Engine& host_engine() {
     return engine;
 }
 
-void sum_blocks(const Slot& slot, double* sums) {
+void sum_blocks(const Slot& slot, double unit, double* sums) {
+    if (unit == kLargeUnit) return sum_blocks_in_large_unit(slot, sums);
     const Slot* const slots[] = {&slot};
     sum_blocks(slots, sums);
 }

@@ -5,7 +5,7 @@ This module knows no formula, pointer or device: it hands arrays and hyperparame
 """
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from .attributes import Average
 from .containers import Bound, renamed
 from .hyperparameters import Bounds, Scheduled, check, evaluated
 from .overrides import Matching, Settings, match
+from .parts import Parts, measures, parts
 from .plans import Planned, mark_of
 from .progress import Look, Progress
 from .result import PLAIN, Pendings, Result, told
@@ -252,6 +253,88 @@ class Optimizer(Stateful):
                     return self._result(now.plan, outcome)
             return self._step_anew(params, grads, grad_scale, stream)
 
+    def _step_parts(
+        self,
+        params: Any,
+        grads: Any,
+        *,
+        grad_scale: float = 1.0,
+        origins: Mapping[Hashable, int],
+        wholes: Any = None,
+        sums: Any = None,
+    ) -> Result:
+        """
+        Update parts of tensors in place, with the bits that the whole tensors would get.
+
+        Several processes share a step in this way: each has the states of its parts. All of them have all keys, with an
+        array without elements where they have nothing of a tensor, so that step counts and schedules are the same
+        everywhere.
+
+        Parameters
+        ----------
+        params, grads : mapping or sequence of arrays
+            The parts, and their gradients, as for `step`. States, averages and masters get the shapes of the parts.
+            The elements of a part are those of the tensor from `origins` on, as they lie in memory.
+        grad_scale : float
+            Factor on all gradients, as for `step`.
+        origins : mapping of int
+            Key -> number of the first element of the part in its tensor, a multiple of 1024. A part ends at a multiple
+            of 1024 or where its tensor ends. Complex numbers count as two elements.
+        wholes : like `params`, optional
+            The tensors, for functions in `overrides`. What they contain is not looked at.
+        sums : ndarray, optional
+            float64, of shape (tensors, 2), in the order of `params`: the sum of squares of the gradient of each tensor,
+            and its unit, 1 or 2**600. Needed where `_measures` says so, and not used elsewhere. It is
+            ``sum_of_sums(blocks)`` with the blocks of all parts, each ``sums_of_blocks(grad, param.dtype, unit)``. The
+            unit is 2**600 for float64 whose sum is otherwise infinite.
+
+        Returns
+        -------
+        Result
+            That of the step with whole tensors, but for `update_norm`, which is None unless the step was skipped; see
+            `_squares_of_updates`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `step`; if `origins`, `wholes` or `sums` do not fit the parts; if sums are needed and missing; or if
+            `measure` is "update", or sums are given, with parameters on a GPU. Nothing has changed then.
+        RuntimeError
+            As for `step`.
+        """
+        grad_scale = check("grad_scale", grad_scale)
+        with self._alone():
+            settings, version = self._settle()
+            cut = parts(params, settings, origins, wholes, sums)
+            if self._pending:
+                self._pending.make_room()
+            now: Planned | None = self._progress.plans.now
+            if now is not None:
+                now = self._told(now, self._progress, settings, version, cut.origins)
+            outcome = False if now is None else now.plan.run(params, grads, grad_scale, None, sums=sums)
+            if now is None or outcome is False:
+                result = self._step_anew(params, grads, grad_scale, None, cut)
+            else:
+                result = self._result(now.plan, outcome)
+        if settings.values["measure"] == "update" and not result.skipped:
+            return replace(result, update_norm=None)
+        return result
+
+    def _measures(self) -> bool:
+        """Return whether `_step_parts` needs sums of squares."""
+        return measures(self._settings_with())
+
+    def _squares_of_updates(self) -> dict[Hashable, Any]:
+        """
+        Return what the last step, one with `measure` that was not skipped, has subtracted: key -> sums of squares.
+
+        The sums are those of the blocks of each part with a gradient. The norm of the updates of whole tensors is the
+        root of ``sum_of_sums`` of the tensors' sums, each ``sum_of_sums`` of the blocks of all of its parts.
+        """
+        now = self._progress.plans.now
+        found = [] if now is None else zip(now.plan.keys, now.plan.squares_of_updates(), strict=True)
+        return {key: sums for key, sums in found if sums is not None}
+
     def _result(
         self, plan: _cpu.Plan, outcome: bool | tuple[float | None, int | None, float | None] | _cpu.PendingFinding
     ) -> Result:
@@ -270,8 +353,21 @@ class Optimizer(Stateful):
             self._settled = version  # last: what is interrupted before is done again
         return self._settings, version
 
-    def _told(self, planned: Planned, progress: Progress, settings: Settings, version: object) -> Planned | None:
-        """Return a plan after handing over hyperparameters that have changed, or None if they have made it useless."""
+    def _told(
+        self,
+        planned: Planned,
+        progress: Progress,
+        settings: Settings,
+        version: object,
+        origins: dict[Hashable, int] | None = None,
+    ) -> Planned | None:
+        """
+        Return a plan after handing over hyperparameters that have changed, or None if they have made it useless.
+
+        So it is, too, where its tensors are other parts than those that begin at `origins`.
+        """
+        if planned.origins != origins:
+            return None
         before = planned.matching.settings
         if settings.rule != before.rule or settings.overrides is not before.overrides:
             return None
@@ -279,21 +375,25 @@ class Optimizer(Stateful):
             planned.matching = match(settings, planned.plan.keys, None, progress.clock_of, planned.matching)
         self._matching = planned.matching
         planned.matching.hand_over(planned.plan, progress, planned.clock_index)
-        planned.told = None if planned.matching.is_scheduled else version
+        # A plan of parts must not be found by a step with whole tensors, which asks nothing but this.
+        planned.told = None if planned.matching.is_scheduled or origins is not None else version
         return planned
 
-    def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any) -> Result:
+    def _step_anew(self, params: Any, grads: Any, grad_scale: Any, stream: Any, cut: Parts | None = None) -> Result:
         """Make a step with parameters that the last plan does not know: by another plan, or by a new one."""
         if isinstance(params, Bound):
             raise TypeError(
                 "grads is given beside objects that are bound, expected None: their gradients are bound too"
             )
-        mark = mark_of(params)
+        mark, origins, sums = mark_of(params), None, None
+        if cut is not None:
+            origins, sums = cut.origins, cut.sums
+            mark = mark, tuple(origins.items())
         found = self._progress.plans.find(mark)
         if found is not None:
             self._progress.plans.use(found)
-            if found.told is self._version or self._told(found, self._progress, *self._settle()) is not None:
-                outcome = found.plan.run(params, grads, grad_scale, stream)
+            if found.told is self._version or self._told(found, self._progress, *self._settle(), origins) is not None:
+                outcome = found.plan.run(params, grads, grad_scale, stream, sums=sums)
                 if outcome is not False:
                     self._matching = found.matching
                     return self._result(found.plan, outcome)
@@ -302,15 +402,19 @@ class Optimizer(Stateful):
         rule = _cpu.rules[settings.rule]
         plan = _cpu.Plan(rule.id, params)
         self._progress.check_use(plan.keys)
-        matching = match(settings, plan.keys, params, self._progress.clock_of, self._matching)
+        if cut is not None:
+            cut.check(plan.keys, _cpu.leaves(params)[1], settings)
+        wholes = params if cut is None or cut.wholes is None else cut.wholes
+        matching = match(settings, plan.keys, wholes, self._progress.clock_of, self._matching)
         values_of = matching.values()
         averaged = [values_of[i]["ema"] is not None for i in matching.layer_of]
         looks = [None if seen is None else Look(*seen) for seen in plan.check(params, grads, averaged)]
         before, progress = self._progress, self._prepared_for(plan.keys, looks, matching, rule)
-        planned = Planned(plan, progress.bind(plan, rule), matching)
+        begin = None if cut is None else cut.origins_of(plan.keys)
+        planned = Planned(plan, progress.bind(plan, rule, begin), matching, origins)
         progress.plans.use(planned)
-        self._told(planned, progress, settings, version)
-        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress)
+        self._told(planned, progress, settings, version, origins)
+        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress, sums)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         progress.plans.add(mark, planned)

@@ -14,7 +14,7 @@ from fusedstep import _cpu
 from .hyperparameters import CLIPS, Range, Recipe, check_clips, evaluated
 from .progress import Progress, is_lasting, listed
 
-__all__ = ["Group", "Matching", "Noted", "Settings", "match", "noted", "recalled", "where"]
+__all__ = ["Group", "Matching", "Noted", "Settings", "has_functions", "match", "noted", "recalled", "where"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,9 +151,7 @@ class Matching(NamedTuple):
     def can_renew(self, settings: Settings) -> bool:
         """Return whether plan and arrays may stay as they are with other settings: no other rule, no new function."""
         same_overrides = settings.overrides is self.settings.overrides
-        return settings.rule == self.settings.rule and (
-            same_overrides or not any(map(_is_function, settings.overrides))
-        )
+        return settings.rule == self.settings.rule and (same_overrides or not has_functions(settings.overrides))
 
     @property
     def is_scheduled(self) -> bool:
@@ -256,7 +254,7 @@ def match(
             _check_noise(matching)
         return matching
 
-    found = concerning(overrides, keys, _cpu.leaves(params)[1] if any(map(_is_function, overrides)) else ())
+    found = concerning(overrides, keys, _cpu.leaves(params)[1] if has_functions(overrides) else ())
     used = {o for some in found for o in some}
     used |= before.used if overrides is before.settings.overrides else set()
     if any(o not in used and not _is_optional(o) for o in overrides):
@@ -330,6 +328,11 @@ def _asked(o: Hashable, function: Callable[[Hashable, Any], bool], key: Hashable
 def _is_function(override: Hashable) -> bool:
     """Return whether the key of an override is a function, which needs arrays."""
     return isinstance(override, where) and callable(override.condition)
+
+
+def has_functions(overrides: Iterable[Hashable]) -> bool:
+    """Return whether the keys of some overrides are functions, which need arrays."""
+    return any(map(_is_function, overrides))
 
 
 def _is_optional(override: Hashable) -> bool:

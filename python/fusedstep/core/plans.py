@@ -21,6 +21,7 @@ class Planned:
     plan: _cpu.Plan
     clock_index: npt.NDArray[np.int64]
     matching: Any  # a Matching of overrides.py
+    origins: dict[Hashable, int] | None = None  # where its tensors are parts of others
     told: object = None  # which hyperparameters the plan has been told; None where they change with every step
 
 

@@ -125,8 +125,12 @@ class Progress:
         other._clocks, other.plans = self._clocks.copy(), self.plans.emptied()
         return other
 
-    def bind(self, plan: _cpu.Plan, rule: _cpu.Rule) -> Array:
-        """Give the arrays and clocks of its parameters to a plan. Return the index of the clock of each."""
+    def bind(self, plan: _cpu.Plan, rule: _cpu.Rule, origins: list[int] | None = None) -> Array:
+        """
+        Give the arrays and clocks of its parameters to a plan. Return the index of the clock of each.
+
+        Where the parameters are parts of tensors, `origins` are the numbers of their first elements.
+        """
         kept: list[tuple[Array | None, ...] | None] = []
         for key in plan.keys:
             states = self.state.get(key, {})
@@ -134,7 +138,7 @@ class Progress:
             kept.append((*(states.get(name) for name in rule.states), self.ema.get(key), master))
         clock_index = np.array([self.clock_of[key] for key in plan.keys], np.int64)
         noise_ids = np.array([noise_id(key) for key in plan.keys], np.uint64)
-        plan.bind(kept, self._clocks, clock_index, noise_ids)
+        plan.bind(kept, self._clocks, clock_index, noise_ids, *([] if origins is None else [origins]))
         return clock_index
 
     def check_known(self, keys: Iterable[Hashable]) -> None:

@@ -164,7 +164,7 @@ def _has_driver() -> bool:
     return True
 
 
-def _processors() -> tuple[int, str]:
+def processors() -> tuple[int, str]:
     """Return the number of processors that this process may use, and what limits it."""
     count, why = os.cpu_count() or 1, "processors of this machine"
     if hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) < count:
@@ -218,7 +218,7 @@ def _choose() -> None:
     elif theirs.strip().isdecimal() and int(theirs) >= 1:
         count, _why["threads"] = int(theirs), "OMP_NUM_THREADS"
     else:
-        count, _why["threads"] = _processors()
+        count, _why["threads"] = processors()
     _cpu.set_num_threads(min(count, _MOST_THREADS))
 
 

@@ -381,6 +381,19 @@ class Stateful(Attributes):
         vars(self).update(saved.pop("attributes", {}))
         self._become(self._prepared(saved))
 
+    def _with_arrays(self, state: Mapping[Hashable, Mapping[str, Array]], ema: Mapping[Hashable, Array]) -> "Stateful":
+        """
+        Return an optimizer that knows what this one knows, with copies of other arrays in place of its own.
+
+        An optimizer whose steps were made with parts of tensors is saved as one with their states put together; those
+        of `state` and `ema`, by key, are arrays of the shapes of the tensors.
+        """
+        with self._alone():
+            known = self._known() | {"state": state, "ema": ema, "attributes": self._added()}
+        other = type(self).__new__(type(self))
+        other.__setstate__(known)
+        return other
+
     def _known(self) -> dict[str, Any]:
         """Return all that this optimizer is, as plain values and the arrays themselves."""
         values = self._arguments()

@@ -263,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("fusedstep-demo.png"), help="PNG of the loss curves (%(default)s)"
     )
     parser.add_argument("--quadratic", action="store_true", help="only show ten updates on f(x) = x^2, from x = 10")
+    parser.add_argument("--ranks", type=int, help="only train with AdamW on 1, 2, ... up to so many ranks (1 to 64)")
     return parser
 
 
@@ -291,6 +292,13 @@ def main(argv: list[str]) -> int:
         parser.error(f"--epochs is {epochs}, expected at least 1")
     if options.output.suffix != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output is {options.output}, expected a .png file in a folder that exists")
+
+    if options.ranks is not None:
+        if not 1 <= options.ranks <= 64:
+            parser.error(f"--ranks is {options.ranks}, expected 1 to 64")
+        if is_missing("demo", {"sklearn": ("scikit-learn", "demo")}):
+            return 2
+        return import_module("fusedstep.tools.ranks").print_runs(options.ranks, options.epochs or 5)  # type: ignore[no-any-return]
 
     needed = {"sklearn": ("scikit-learn", "demo"), "rich": ("rich", "demo"), "matplotlib": ("matplotlib", "demo")}
     if options.dtype == "bfloat16":

@@ -23,6 +23,7 @@ __all__ = [
     "Digits",
     "Params",
     "Run",
+    "accuracy",
     "gradients",
     "initial_params",
     "load",
@@ -115,7 +116,8 @@ def loss(params: Params, x: Array, y: Array) -> float:
     return float(-_forward(params, x)[1][np.arange(len(y)), y].mean())
 
 
-def _accuracy(params: Params, x: Array, y: Array) -> float:
+def accuracy(params: Params, x: Array, y: Array) -> float:
+    """Return the share of right answers."""
     return float((_forward(params, x)[1].argmax(axis=1) == y).mean())
 
 
@@ -182,8 +184,8 @@ def train(
         return Run(
             _placed(params, to_host),
             losses,
-            _accuracy(_widened(params), digits.x, digits.y),
-            _accuracy(_widened(params), digits.x_test, digits.y_test),
+            accuracy(_widened(params), digits.x, digits.y),
+            accuracy(_widened(params), digits.x_test, digits.y_test),
             seconds,
         )
 

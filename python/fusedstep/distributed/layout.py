@@ -1,0 +1,184 @@
+"""Which elements of which tensors each rank owns, and how pieces of tensors are packed into messages."""
+
+from bisect import bisect_right
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fusedstep.core.arrays import Array, order_of, same_order
+from fusedstep.core.containers import present
+
+__all__ = ["BLOCK", "Layout", "Parcel", "Piece"]
+
+BLOCK = 1024  # elements whose squares a norm adds up first: a piece begins at a whole number of them
+_SMALL = 1 << 16  # bytes of an array that is not worth a message of its own
+
+
+class Piece(NamedTuple):
+    """Elements of a tensor, which lie one after another in memory."""
+
+    key: Hashable
+    begin: int
+    end: int
+
+
+class Layout:
+    """
+    A cut of all tensors of a container among ranks.
+
+    The tensors are lines of elements, in the order of their keys, and the elements of a tensor are numbered as they lie
+    in its memory; a complex number is two of them. Each rank owns the same number of bytes, as nearly as the blocks of
+    a norm allow, which are not cut: all from the cut before it to that behind it. So of each tensor it has one piece,
+    or none. The cut depends on the keys, sizes and dtypes alone.
+
+    Parameters
+    ----------
+    params : mapping, sequence or array
+        What `step` takes as parameters.
+    size : int
+        How many ranks.
+
+    Attributes
+    ----------
+    keys : list
+        The keys of all tensors.
+
+    Raises
+    ------
+    ValueError
+        If `size` is less than 1, or if a tensor has gaps in memory.
+    """
+
+    def __init__(self, params: Any, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size is {size}, expected at least 1 rank")
+        arrays = present(params)
+        lines = {key: _line(array, order_of(array), f"params[{key!r}]") for key, array in arrays.items()}
+        self.keys: list[Hashable] = list(arrays)
+        self._orders = {key: order_of(array) for key, array in arrays.items()}
+        self._shapes = {key: array.shape for key, array in arrays.items()}
+        self._counts: list[int] = [line.size for line in lines.values()]
+        self._itemsizes: list[int] = [line.itemsize for line in lines.values()]
+        sizes = [line.nbytes for line in lines.values()]
+        self._starts = list(accumulate(sizes, initial=0))  # bytes before each tensor, and before the end
+        self._cuts = [self._cut(self._starts[-1] * rank // size) for rank in range(size)]
+        self._cuts.append((len(self.keys), 0))
+
+    def _cut(self, target: int) -> tuple[int, int]:
+        """Return where a block begins after about `target` bytes: the number of a tensor, and an element in it."""
+        tensor = bisect_right(self._starts, target) - 1  # the last one, if tensors before it are empty
+        if tensor == len(self.keys):
+            return tensor, 0
+        block = BLOCK * self._itemsizes[tensor]
+        element = (target - self._starts[tensor] + block // 2) // block * BLOCK
+        return (tensor, element) if element < self._counts[tensor] else (tensor + 1, 0)
+
+    def pieces(self, rank: int) -> list[Piece]:
+        """Return what a rank owns, in the order of the tensors, without pieces that are empty."""
+        (first, begin), (last, end) = self._cuts[rank : rank + 2]
+        pieces = []
+        for tensor in range(first, min(last + 1, len(self.keys))):
+            start = begin if tensor == first else 0
+            stop = end if tensor == last else self._counts[tensor]
+            if start < stop:
+                pieces.append(Piece(self.keys[tensor], start, stop))
+        return pieces
+
+    def origins(self, rank: int) -> dict[Hashable, int]:
+        """Return the first element of what a rank owns of each tensor, and 0 of tensors of which it owns nothing."""
+        return dict.fromkeys(self.keys, 0) | {piece.key: piece.begin for piece in self.pieces(rank)}
+
+    def lines(self, arrays: Any, name: str) -> dict[Hashable, Array]:
+        """
+        Return arrays as lines of elements, in the order of the memory of the parameters.
+
+        Parameters
+        ----------
+        arrays : mapping, sequence or array
+            What `step` takes as parameters or gradients: arrays with the keys and shapes of the parameters.
+        name : str
+            What errors call the arrays, such as ``"grads"``.
+
+        Returns
+        -------
+        dict
+            Views with one axis, by key. Those of complex arrays are real.
+
+        Raises
+        ------
+        ValueError
+            If keys or shapes are others, or if an array has gaps in memory or lies in another order than its parameter.
+        """
+        found = present(arrays)
+        for key in (*self.keys, *found):
+            if key not in found or key not in self._shapes:
+                problem = "is missing" if key not in found else "belongs to no parameter"
+                raise ValueError(f"{name}[{key!r}] {problem}, expected the keys of the parameters: {_some(self.keys)}")
+        for key, array in found.items():
+            if array.shape != self._shapes[key]:
+                raise ValueError(f"{name}[{key!r}] has shape {array.shape}, expected {self._shapes[key]}")
+        return {key: _line(found[key], self._orders[key], f"{name}[{key!r}]") for key in self.keys}
+
+    def views(self, lines: Mapping[Hashable, Array], rank: int) -> dict[Hashable, Array]:
+        """Return views of what a rank owns of lines; all keys are there, with empty views where it owns nothing."""
+        return {key: lines[key][:0] for key in self.keys} | {
+            piece.key: lines[piece.key][piece.begin : piece.end] for piece in self.pieces(rank)
+        }
+
+
+def _line(array: Array, order: Sequence[int], label: str) -> Array:
+    """Return an array without gaps as a view with one axis, in the order of memory, of real numbers."""
+    rows = array.transpose(order)
+    if not same_order(array, order) or not rows.flags.c_contiguous:
+        raise ValueError(f"{label} has strides {array.strides}, expected no gaps, and the order of the parameter")
+    line: Array = rows.reshape(-1)
+    return line.view(line.real.dtype) if line.dtype.kind == "c" else line
+
+
+def _some(keys: Sequence[Hashable]) -> str:
+    return ", ".join(map(repr, keys[:5])) + (", ..." if len(keys) > 5 else "")
+
+
+class Parcel:
+    """
+    Arrays that travel together between two ranks: large ones as they lie, and small ones in one message.
+
+    The sender and the receiver each make one, of arrays of the same sizes in the same order, and may use it in every
+    step as long as the arrays are the same.
+
+    Parameters
+    ----------
+    arrays : iterable of array
+        C-contiguous arrays of any dtypes.
+    """
+
+    def __init__(self, arrays: Iterable[Array]) -> None:
+        found = [array for array in arrays if array.size]
+        small = [array for array in found if array.nbytes < _SMALL]
+        self._small: list[Array] = []
+        self._large = found
+        self._packed = np.empty(0, np.uint8)
+        if len(small) > 1:
+            self._small = [array.reshape(-1).view(np.uint8) for array in small]
+            self._large = [array for array in found if array.nbytes >= _SMALL]
+            self._packed = np.empty(sum(array.size for array in self._small), np.uint8)
+
+    @property
+    def messages(self) -> list[Array]:
+        """The arrays to receive."""
+        return [self._packed, *self._large] if self._small else self._large
+
+    def pack(self) -> list[Array]:
+        """Return the arrays to send; small ones are copied."""
+        if self._small:
+            np.concatenate(self._small, out=self._packed)
+        return self.messages
+
+    def unpack(self) -> None:
+        """Copy what was received to the small arrays, when it is there."""
+        begin = 0
+        for array in self._small:
+            array[...] = self._packed[begin : begin + array.size]
+            begin += array.size
