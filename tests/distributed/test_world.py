@@ -8,6 +8,7 @@ import pytest
 
 from fusedstep import distributed
 from fusedstep.distributed import Alone, gathered, on_threads, threads
+from fusedstep.distributed.world import until
 from tests.distributed import conversations
 
 ARRAY = np.zeros(3)
@@ -76,6 +77,14 @@ def test_who_is_late_is_named():
     assert on_threads(3, conversations.late) == ["late", "slow", "slow"]
     assert on_threads(2, conversations.late) == ["late", "slow"]
     on_threads(2, conversations.late_and_again)
+
+
+def test_who_waits_leaves_the_processor_to_others():
+    times = []
+    assert not until(lambda: times.append(time.monotonic()), 0.4)
+    assert 0.4 <= times[-1] - times[0] < 5
+    assert 1 < sum(moment - times[0] > 0.15 for moment in times) <= 250  # naps of a millisecond
+    assert until(lambda: True, 0)
 
 
 def test_the_error_of_a_rank_ends_all():

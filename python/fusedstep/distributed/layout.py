@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, order_of, same_order
+from fusedstep.core.arrays import Array, order_of
 from fusedstep.core.containers import present
 
 __all__ = ["BLOCK", "Layout", "Parcel", "Piece"]
@@ -131,7 +131,7 @@ class Layout:
 def _line(array: Array, order: Sequence[int], label: str) -> Array:
     """Return an array without gaps as a view with one axis, in the order of memory, of real numbers."""
     rows = array.transpose(order)
-    if not same_order(array, order) or not rows.flags.c_contiguous:
+    if not rows.flags.c_contiguous:
         raise ValueError(f"{label} has strides {array.strides}, expected no gaps, and the order of the parameter")
     line: Array = rows.reshape(-1)
     return line.view(line.real.dtype) if line.dtype.kind == "c" else line
