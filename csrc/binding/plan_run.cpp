@@ -119,10 +119,13 @@ py::object Plan::run(const Engine& engine, const Request& asked, const Commitmen
 
 py::list Plan::squares_of_updates() const {
     const std::span<const double> sums = session_ ? session_->squares_of_updates() : std::span<const double>();
+    size_t expected = 0;
+    for (const Slot& slot : slots_) expected += slot.has_grad ? blocks_of(slot.size) : 0;
+    const bool is_measured = measures_updates_ && sums.size() == expected;
     py::list found;
     const double* next = sums.data();
     for (const Slot& slot : slots_) {
-        if (sums.empty() || !slot.has_grad) {
+        if (!is_measured || !slot.has_grad) {
             found.append(py::none());
             continue;
         }

@@ -1,9 +1,8 @@
 """The arguments of a step whose arrays are parts of larger tensors, as where several processes share the states."""
 
 from collections.abc import Hashable, Mapping
+from math import prod
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from fusedstep import _cpu
 
@@ -44,9 +43,10 @@ class Parts(NamedTuple):
         for key, part, whole in zip(keys, arrays, wholes, strict=True):
             if part is None or whole is None:
                 continue
-            pairs = 2 if np.dtype(part.dtype).kind == "c" else 1
-            size, end = pairs * whole.size, self.origins[key] + pairs * part.size
-            if end > size or (end < size and end % BLOCK and part.size):
+            numbers = 2 if "complex" in str(part.dtype) else 1  # of an element, also in other libraries
+            own, size = numbers * prod(part.shape), numbers * prod(whole.shape)
+            end = self.origins[key] + own
+            if end > size or (end < size and end % BLOCK and own):
                 raise ValueError(
                     f"params[{key!r}] ends at element {end} of {size}, expected an end of the tensor or a multiple of "
                     f"{BLOCK} elements"
