@@ -8,17 +8,10 @@
 
 #include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
-#include "element/around.h"
 #include "element/norm.h"
 
 namespace fusedstep {
 namespace {
-
-// What hyperparameter j of a rule is called.
-std::string_view hyper_name(const RuleInfo& rule, size_t j) {
-    const size_t own = rule.own_hyper_count;
-    return j < own ? word(rule.hypers, j) : word(names_around(), j - own);
-}
 
 py::object device_of(const View& view) {
     return view.device == kHost ? py::none() : py::object(py::int_(view.device));
@@ -405,58 +398,6 @@ void Plan::bind(py::list kept, py::array clocks, py::array_t<int64_t, py::array:
         }
         update_types(i);
     }
-}
-
-void Plan::set_hypers(py::list rows, py::array_t<int64_t, py::array::c_style> row_of, bool skip_nonfinite,
-                      bool measures_updates) {
-    Turn turn(*this);
-    const auto row_of_tensor = row_of.unchecked<1>();
-    if (static_cast<size_t>(row_of.size()) != tensors_.size())
-        throw py::value_error("set_hypers: expected a row of hyperparameters for each tensor");
-    for (py::ssize_t i = 0; i < row_of.size(); ++i)
-        if (row_of_tensor(i) < 0 || static_cast<size_t>(row_of_tensor(i)) >= rows.size())
-            throw py::index_error("set_hypers: no such row");
-    std::vector<Number> hypers;
-    hypers.reserve(rows.size() * rule_.hyper_count);
-    std::vector<py::object> live;
-    int device = kHost;
-    for (py::handle row : rows)
-        for (py::handle number : py::cast<py::list>(row)) {
-            if (PyFloat_CheckExact(number.ptr())) {
-                hypers.push_back({PyFloat_AS_DOUBLE(number.ptr()), nullptr});
-                continue;
-            }
-            const size_t j = hypers.size() % rule_.hyper_count;
-            hypers.push_back(number_of(number, {hyper_name(rule_, j)}, &device, &foreign_));
-            if (hypers.back().at) live.push_back(py::reinterpret_borrow<py::object>(number));
-        }
-    if (hypers.size() != rows.size() * rule_.hyper_count)
-        throw py::value_error("set_hypers: wrong number of hyperparameters");
-    const std::vector<Row> before = std::exchange(rows_, {});
-    std::array<double, kMaxHypers> values;
-    for (size_t begin = 0; begin < hypers.size(); begin += rule_.hyper_count) {
-        for (int j = 0; j < rule_.hyper_count; ++j) values[j] = hypers[begin + j].value;
-        const auto& around = *reinterpret_cast<const Around::Hyper*>(values.data() + rule_.own_hyper_count);
-        const Type master = around.master == 1 ? kFloat32 : around.master == 2 ? kUInt16 : kTypes;
-        rows_.push_back({around.averages(), around.zero_grad != 0, around.frozen != 0, master});
-    }
-    const auto zeroes = [](const Row& row) { return row.zero_grad; };
-    bool same_zeroes = std::ranges::equal(before, rows_, {}, zeroes, zeroes);
-    hypers_ = std::move(hypers);
-    live_ = std::move(live);
-    hypers_device_ = device;
-    hypers_changed_ = true;
-    skip_nonfinite_ = skip_nonfinite;
-    measures_updates_ = measures_updates;
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-        const bool same_row = slots_[i].row == row_of_tensor(i);
-        grads_changed_ = grads_changed_ || !same_row;
-        same_zeroes = same_zeroes && same_row;
-        slots_[i].row = static_cast<int32_t>(row_of_tensor(i));
-        tensors_[i].ready = is_ready(i);
-    }
-    // What overlaps a gradient matters once the gradient is written.
-    if (!same_zeroes && std::ranges::any_of(rows_, zeroes)) disjoint_ = false;
 }
 
 }  // namespace fusedstep

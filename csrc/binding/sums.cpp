@@ -17,9 +17,10 @@ py::array_t<double> sums_of_blocks(py::object array, py::object param, double un
     if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
     Type type = view.type();
     if (!param.is_none()) {
-        type = format_of(py::dtype::from_args(param).ptr()).type;
+        const auto dtype = py::dtype::from_args(param);
+        type = format_of(dtype.ptr()).type;
         if (!contains(kFloats, type))
-            throw py::type_error("param is " + std::string(py::str(param)) +
+            throw py::type_error("param is " + std::string(py::str(dtype)) +
                                  ", expected the dtype of a parameter, such as float32");
     }
     if (unit != 1 && !(unit == kLargeUnit && type == kFloat64))
