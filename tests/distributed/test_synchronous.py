@@ -7,7 +7,7 @@ import pytest
 import fusedstep as fs
 from fusedstep import distributed
 from fusedstep.distributed.tree import parts_of
-from tests.distributed.training import PARTS, Run, adamw, assert_equal, parameters, values
+from tests.distributed.synchronous_runs import PARTS, Run, adamw, assert_equal, parameters, values
 
 BF16 = ml_dtypes.bfloat16
 OPTIONS = [

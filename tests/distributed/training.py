@@ -1,103 +1,48 @@
-"""Training runs of any number of ranks, and the run of one process that they must equal."""
+"""
+A small training that any number of ranks makes with the same bits, and that resumes from its own checkpoint.
 
-from itertools import islice
+usage: training.py CHECKPOINT STEPS [DEATH]. DEATH is "attempt,step,rank": there and then, that rank is killed.
+"""
+
+import hashlib
+import os
+import signal
+import sys
 
 import numpy as np
+from mpi4py import MPI
 
 import fusedstep as fs
-from fusedstep import _cpu, distributed
-from fusedstep.core.containers import arrays_by_key
-from fusedstep.distributed.tree import parts_of
 
-F32 = np.float32
-PARTS = 8
-SHAPES = {"W": (60, 70), "b": (70,), "scale": (), "V": (70, 33), "none": (0, 3)}
+PARTS = 12
+ATTEMPT = int(os.environ["FUSEDSTEP_ATTEMPT"])
 
 
-def values(shape, seed, dtype=F32):
-    """Return numbers of many sizes, subnormal ones among them."""
-    rng = np.random.default_rng(seed)
-    made = rng.standard_normal(shape) * np.exp(rng.uniform(-95, 1, shape) * (rng.random(shape) < 0.1))
-    if np.dtype(dtype).kind == "c":
-        made = made + 1j * rng.standard_normal(shape)
-    return np.asarray(made, dtype)
+def gradient(params, step, part):
+    rng = np.random.default_rng([step, part])
+    return {key: p * 0.1 + rng.standard_normal(p.shape, np.float32) for key, p in params.items()}
 
 
-def parameters(dtype=F32, shapes=SHAPES):
-    return {key: values(shape, [k, 0], dtype) for k, (key, shape) in enumerate(shapes.items())}
+def main(path, steps, death=""):
+    world = MPI.COMM_WORLD
+    params = {"w": np.linspace(-1, 1, 5000, dtype=np.float32).reshape(50, 100), "b": np.ones(7, np.float32)}
+    opt = fs.AdamW(lr=1e-2, clip_global_norm=1.0)
+    done = fs.load(path, opt, params)["done"] if os.path.exists(path) else 0
+    print(f"attempt {ATTEMPT} rank {world.rank} of {world.size} from {done}")
+    while done < steps:
+        mine = range(PARTS * world.rank // world.size, PARTS * (world.rank + 1) // world.size)
+        shares = world.allgather([gradient(params, done, part) for part in mine])
+        parts = [part for share in shares for part in share]
+        opt.step(params, {key: np.sum([part[key] for part in parts], axis=0) for key in params}, grad_scale=1 / PARTS)
+        done += 1
+        if death and [ATTEMPT, done, world.rank] == [int(number) for number in death.split(",")]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if done % 5 == 0 and world.rank == 0:
+            fs.save(path, opt, params, extra={"done": done})
+        world.Barrier()
+    if world.rank == 0:
+        print("digest", hashlib.sha256(b"".join(p.tobytes() for p in params.values())).hexdigest())
 
 
-class Run:
-    """
-    A run: how its optimizer is made, its first parameters, and the gradient of a part of a step.
-
-    With one gradient that is not finite, or without one, as the tests need it.
-    """
-
-    def __init__(
-        self, make, params=parameters, *, steps=4, parts=PARTS, grad_dtype=None, change=lambda grads, at: grads
-    ):
-        self.make, self.params, self.steps, self.parts = make, params, steps, parts
-        self.grad_dtype, self.change = grad_dtype, change
-
-    def gradient(self, params, step, part):
-        leaves = arrays_by_key(params)
-        grads = {
-            key: values(p.shape, [k, 1 + step, part], self.grad_dtype or p.dtype)
-            for k, (key, p) in enumerate(leaves.items())
-        }
-        return self.change(grads, (step, part))
-
-    def alone(self):
-        """Return what one process gets, whose gradient is the sum of the balanced tree."""
-        params, opt = self.params(), self.make()
-        results = [opt.step(params, self.sum(params, k), grad_scale=1 / self.parts) for k in range(self.steps)]
-        return snapshot(params, opt.state_dict()), results
-
-    def sum(self, params, step):
-        gradients = [self.gradient(params, step, part) for part in range(self.parts)]
-        found = {}
-        for key, first in gradients[0].items():
-            if first is None:
-                continue
-            wide = first.real.dtype if first.real.dtype == np.float64 else np.dtype(F32)
-            reals = [np.ascontiguousarray(g[key]).reshape(-1) for g in gradients]
-            reals = [r.view(r.real.dtype) if r.dtype.kind == "c" else r for r in reals]
-            out = np.empty(reals[0].size, wide)
-            _cpu.sum_parts(reals, out)
-            found[key] = out.view(first.dtype if first.dtype.kind == "c" else wide).reshape(first.shape)
-        return found
-
-    def on(self, world, steps=None, opt=None, params=None, first=0):
-        """Return what a rank gets."""
-        params = self.params() if params is None else params
-        opt = distributed.Synchronous(self.make(), world, parts=self.parts) if opt is None else opt
-        own = parts_of(self.parts, world.rank, world.size)
-        results = [
-            opt.step(params, (self.gradient(params, k, part) for part in own), grad_scale=1 / self.parts)
-            for k in islice(range(first, self.steps), steps)
-        ]
-        return snapshot(params, opt.state_dict(params)), results
-
-
-def snapshot(params, saved):
-    """Return the bits of parameters and of a state dict, and the numbers in it."""
-    bits = {("params", key): p.tobytes() for key, p in arrays_by_key(params).items()}
-    for key, states in saved["state"].items():
-        bits |= {("state", key, name): np.ascontiguousarray(a).tobytes() for name, a in states.items()}
-    bits |= {("ema", key): np.ascontiguousarray(a).tobytes() for key, a in saved["ema"].items()}
-    return bits, saved["t"], saved["memory"]
-
-
-def assert_equal(run, size):
-    """Assert that each of some ranks gets what one process gets."""
-    (bits, *numbers), results = run.alone()
-    for (found, *counts), seen in distributed.on_threads(size, run.on):
-        assert found.keys() == bits.keys()
-        assert [key for key in bits if found[key] != bits[key]] == []
-        assert counts == numbers
-        assert [repr(r) for r in seen] == [repr(r) for r in results]
-
-
-def adamw(**options):
-    return lambda: fs.AdamW(lr=1e-2, **options)
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
