@@ -9,6 +9,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import distributed, optimizers
+from fusedstep.distributed.shard import Options, Shard
 from tests.distributed.runs import SIZES, first, gradient, same_bits, worker
 
 NAMES = [name for name in optimizers.__all__ if name != "Optimizer"]
@@ -61,11 +62,11 @@ def test_one_worker_has_the_bits_of_plain_steps():
     assert same_bits(params, plain)
 
 
-def test_an_optimizer_that_has_made_steps_goes_on():
+def test_an_optimizer_that_has_made_steps_goes_on(tmp_path):
     before, opt = first(), fs.Adam(lr=0.1)
     opt.step(before, gradient(before, 0, 0))
     params = {key: p.copy() for key, p in before.items()}
-    distributed.Asynchronous(opt, None, params, shards=2).run(worker(3))
+    distributed.Asynchronous(opt, None, params, shards=2, path=tmp_path / "run").run(worker(3))
     for step in range(3):
         opt.step(before, gradient(before, 0, step))
     assert same_bits(params, before)
@@ -124,6 +125,12 @@ def test_lateness_divides_a_schedule():
     slow.push({"p": np.ones(1)})
     slow.pull(mine)
     assert mine["p"].item() == -6.0 - 13.0
+
+
+def test_whole_tensors_are_dealt_to_the_shard_with_the_fewest_bytes():
+    params = {f"p{i}": np.zeros(n) for i, n in enumerate([5, 90, 40, 30, 20, 60])}
+    log = distributed.Asynchronous(fs.SGD(), None, params, shards=2).log()
+    assert log.keys == (("p0", "p1", "p3"), ("p2", "p4", "p5"))
 
 
 # Workers come and go.
@@ -272,8 +279,8 @@ def test_a_step_that_a_server_refuses_ends_the_worker():
     with pytest.raises(ValueError, match="lr"):
         opt.run(worker(5))
     assert [e.kind for e in opt.log().entries[0]] == ["pull", "push"] * 2 + ["pull"]
-    again = first()
-    distributed.replay(opt.log(), fs.SGD(lr=0.1), again, gradient)
+    assert not any(shard.clock for shard in opt._servers._shards)  # nobody waits for it
+    distributed.replay(opt.log(), fs.SGD(lr=0.1), first(), gradient)
 
 
 # Logs.
@@ -326,3 +333,27 @@ def test_gradients_may_share_the_memory_of_parameters():
     again = first()
     distributed.replay(opt.log(), fs.SGD(lr=0.1), again, lambda p, worker, step: p)
     assert same_bits(again, params)
+
+
+def test_a_gradient_function_may_use_its_arrays_again():
+    """Here worker 1 computes before worker 0, and one shard is told so much later than the other."""
+    keys, orders = (("a",), ("b",)), ([0, 1], [1, 0])
+    shards = [Shard(fs.SGD(lr=0.5), {key: np.ones(3)}, Options()) for (key,) in keys]
+    buffers = {"a": np.empty(3), "b": np.empty(3)}
+
+    def compute(params, number, step):
+        for key, g in buffers.items():
+            g[...] = params[key] * (number + 1)
+        return buffers
+
+    for shard, order, (key,) in zip(shards, orders, keys, strict=True):
+        for number in (0, 1):
+            shard.join(number, 0)
+            shard.pull(number)
+        for number in order:
+            shard.push(number, 0, {key: np.full(3, number + 1.0)})
+    entries = tuple(tuple(shard.entries) for shard in shards)
+    log = distributed.Log(keys, entries, tuple(shard.digest() for shard in shards), Options())
+    params = {"a": np.ones(3), "b": np.ones(3)}
+    distributed.replay(log, fs.SGD(lr=0.5), params, compute)
+    assert same_bits(params, {key: shard.params[key] for shard, (key,) in zip(shards, keys, strict=True)})
