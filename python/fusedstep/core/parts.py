@@ -57,7 +57,8 @@ class Parts(NamedTuple):
 
 def numbers_in(array: Any) -> int:
     """Return how many real numbers are in an array; its parts may be arrays of real numbers where it is complex."""
-    return prod(array.shape) * (2 if "complex" in str(array.dtype) else 1)  # of any library
+    size: int = prod(array.shape)
+    return 2 * size if "complex" in str(array.dtype) else size  # of any library
 
 
 def parts(params: Any, settings: Settings, origins: Mapping[Hashable, int], wholes: Any, sums: Any) -> Parts:
