@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from random import Random
+from threading import Timer
 
 import pytest
 
@@ -39,7 +40,7 @@ def environment():
 
 @pytest.fixture
 def start(environment, tmp_path):
-    """Start the command in a folder of its own; whatever is left of it at the end is killed."""
+    """Start the command in a folder of its own; it is killed at the end, or after a minute."""
     started = []
 
     def begin(*words, program=None, **variables):
@@ -54,11 +55,14 @@ def start(environment, tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        started.append(process)
+        watch = Timer(60, process.kill)
+        watch.start()
+        started.append((process, watch))
         return process
 
     yield begin
-    for process in started:
+    for process, watch in started:
+        watch.cancel()
         if process.poll() is None:
             process.kill()
         process.communicate()
