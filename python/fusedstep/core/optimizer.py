@@ -305,10 +305,10 @@ class Optimizer(Stateful):
         grad_scale = check("grad_scale", grad_scale)
         with self._alone():
             settings, version = self._settle()
-            cut = parts(params, settings, origins, wholes, sums)
+            now: Planned | None = self._progress.plans.now
+            cut = parts(params, settings, origins, wholes, sums, None if now is None else now.origins)
             if self._pending:
                 self._pending.make_room()
-            now: Planned | None = self._progress.plans.now
             if now is not None:
                 now = self._told(now, self._progress, settings, version, cut.origins)
             outcome = False if now is None else now.plan.run(params, grads, grad_scale, None, sums=sums)

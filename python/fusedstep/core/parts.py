@@ -61,12 +61,24 @@ def numbers_in(array: Any) -> int:
     return 2 * size if "complex" in str(array.dtype) else size  # of any library
 
 
-def parts(params: Any, settings: Settings, origins: Mapping[Hashable, int], wholes: Any, sums: Any) -> Parts:
-    """Return the parts of a step, as far as their arrays need not be known. Raises TypeError and ValueError."""
-    checked = {key: integer(f"origins[{key!r}]", origin, 0) for key, origin in origins.items()}
-    for key, origin in checked.items():
-        if origin % BLOCK:
-            raise ValueError(f"origins[{key!r}] is {origin}, expected a multiple of {BLOCK} elements")
+def parts(
+    params: Any,
+    settings: Settings,
+    origins: Mapping[Hashable, int],
+    wholes: Any,
+    sums: Any,
+    known: dict[Hashable, int] | None,
+) -> Parts:
+    """
+    Return the parts of a step, as far as their arrays need not be known; `known` are the origins of the last step.
+
+    Raises TypeError and ValueError.
+    """
+    if known is None or known != origins:
+        known = {key: integer(f"origins[{key!r}]", origin, 0) for key, origin in origins.items()}
+        for key, origin in known.items():
+            if origin % BLOCK:
+                raise ValueError(f"origins[{key!r}] is {origin}, expected a multiple of {BLOCK} elements")
     if sums is None and measures(settings):
         raise ValueError(
             "sums is None, expected the sums of squares of the gradients of whole tensors: clip_norm, clip_global_norm "
@@ -74,7 +86,7 @@ def parts(params: Any, settings: Settings, origins: Mapping[Hashable, int], whol
         )
     if settings.values["measure"] == "update" and any(map(is_on_gpu, _cpu.leaves(params)[1])):
         raise TypeError("params are on a GPU, expected host memory for parts of tensors with measure='update'")
-    return Parts(checked, wholes, sums)
+    return Parts(known, wholes, sums)
 
 
 def measures(settings: Settings) -> bool:
