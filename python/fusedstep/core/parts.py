@@ -43,8 +43,9 @@ class Parts(NamedTuple):
         for key, part, whole in zip(keys, arrays, wholes, strict=True):
             if part is None or whole is None:
                 continue
-            size, end = numbers_in(whole), self.origins[key] + numbers_in(part)
-            if end > size or (end < size and end % BLOCK and part.size):
+            size, own = numbers_in(whole), numbers_in(part)
+            end = self.origins[key] + own
+            if end > size or (end < size and end % BLOCK and own):
                 raise ValueError(
                     f"params[{key!r}] ends at element {end} of {size}, expected an end of the tensor or a multiple of "
                     f"{BLOCK} elements"
