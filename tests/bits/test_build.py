@@ -132,6 +132,16 @@ def test_sums_of_squares_are_vectorised(kernels):
         assert operations["add"] > 0
 
 
+def test_sums_of_arrays_are_vectorised(kernels):
+    found = {}
+    for name, code in instructions(kernels).items():
+        if match := re.search(r"RunOfSum<(float|double)>::add<(\d)>", name):
+            found[match.groups()] = Counter(m[1] for line in code for p in PACKED.values() if (m := p.match(line)))
+    assert found.keys() == {(t, count) for t in ("float", "double") for count in "2345678"}
+    for (_, count), operations in found.items():
+        assert operations["add"] >= int(count) - 1
+
+
 def test_float16_is_converted_by_the_instructions_for_it(kernels):
     if kernels.stem not in ("avx2", "avx512", "avx512_bf16"):
         pytest.skip("has none")

@@ -266,9 +266,8 @@ class Optimizer(Stateful):
         """
         Update parts of tensors in place, with the bits that the whole tensors would get.
 
-        Several processes share a step in this way: each has the states of its parts. All of them have all keys, with an
-        array without elements where they have nothing of a tensor, so that step counts and schedules are the same
-        everywhere.
+        Several processes share a step in this way, each with the states of its parts. All have all keys, with an array
+        without elements where they have nothing of a tensor, so that step counts are the same everywhere.
 
         Parameters
         ----------
@@ -296,11 +295,9 @@ class Optimizer(Stateful):
 
         Raises
         ------
-        TypeError, ValueError
+        TypeError, ValueError, RuntimeError
             As for `step`; if `origins`, `wholes` or `sums` do not fit the parts; if sums are needed and missing; or if
             `measure` is "update", or sums are given, with parameters on a GPU. Nothing has changed then.
-        RuntimeError
-            As for `step`.
         """
         grad_scale = check("grad_scale", grad_scale)
         with self._alone():
@@ -359,13 +356,9 @@ class Optimizer(Stateful):
         progress: Progress,
         settings: Settings,
         version: object,
-        origins: dict[Hashable, int] | None = None,
+        origins: Mapping[Hashable, int] | None = None,
     ) -> Planned | None:
-        """
-        Return a plan after handing over hyperparameters that have changed, or None if they have made it useless.
-
-        So it is, too, where its tensors are other parts than those that begin at `origins`.
-        """
+        """Return a plan after handing over hyperparameters that have changed, or None if it is of no use."""
         if planned.origins != origins:
             return None
         before = planned.matching.settings

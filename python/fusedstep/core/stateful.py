@@ -382,12 +382,7 @@ class Stateful(Attributes):
         self._become(self._prepared(saved))
 
     def _with_arrays(self, state: Mapping[Hashable, Mapping[str, Array]], ema: Mapping[Hashable, Array]) -> "Stateful":
-        """
-        Return an optimizer that knows what this one knows, with copies of other arrays in place of its own.
-
-        An optimizer whose steps were made with parts of tensors is saved as one with their states put together; those
-        of `state` and `ema`, by key, are arrays of the shapes of the tensors.
-        """
+        """Return an optimizer that knows what this one knows, with copies of whole arrays in place of parts of them."""
         with self._alone():
             known = self._known() | {"state": state, "ema": ema, "attributes": self._added()}
         other = type(self).__new__(type(self))
