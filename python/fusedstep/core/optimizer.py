@@ -187,9 +187,8 @@ class Optimizer(Stateful):
             function. By default the names are the same.
         stream : object, optional
             On a GPU, the stream in which to make the step: any object with ``__cuda_stream__``, as streams of CuPy and
-            PyTorch have it; by default the current stream of CuPy, or of PyTorch where the first parameter is its
-            tensor. The step waits for what has been put into the current streams before, and what is put there later
-            waits for the step.
+            PyTorch have it; by default CuPy's current one, or PyTorch's where the first parameter is its tensor. What
+            was put into the current streams before is waited for, and what is put there later waits for the step.
 
         Returns
         -------
