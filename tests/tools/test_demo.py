@@ -235,7 +235,7 @@ def test_unknown_command():
     result = run("dmeo")
     assert result.returncode == 2
     assert result.stdout == ""
-    assert result.stderr == "command is 'dmeo', expected one of info, verify, bench, demo, plot\n"
+    assert result.stderr == "command is 'dmeo', expected one of info, verify, bench, demo, plot, run\n"
 
 
 def test_command_gets_its_arguments():
