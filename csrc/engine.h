@@ -23,8 +23,8 @@ struct Request {
     bool skips_nonfinite = false;   // the same if a gradient is not finite
     bool measures_updates = false;  // find out the norm of what is subtracted from the parameters
     bool captured = false;          // the step is recorded into a CUDA graph
-    // The sum of squares of each slot's gradient, in place of measuring, or none. Where slots are parts of tensors,
-    // these are the sums of the whole tensors. On GPUs there are none.
+    // The sum of squares of each slot's gradient, in place of measuring, or none. Where slots are parts of tensors, the
+    // sums are those of the whole tensors. The engine for GPUs takes no sums.
     std::span<const SquareSum> sums = {};
     std::span<const Stream> streams = {};  // one for each device of the session
 };

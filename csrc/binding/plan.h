@@ -79,8 +79,8 @@ public:
     py::object run(py::object params, py::object grads, const Numbers& numbers, py::object stream,
                    const Commitment* commitment = nullptr);
 
-    // For each tensor with a gradient, the sums of squares, block by block, of what the last step has subtracted from
-    // it, where that was measured and not skipped; else None. In host memory only.
+    // For each tensor, the sums of squares, block by block, of what the last step has subtracted from the tensor. None
+    // for a tensor without a gradient, after a step that was skipped or measured no updates, and for tensors on GPUs.
     py::list squares_of_updates() const;
 
     // Whether a captured graph may still use memory of the plan.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, MutableMappin
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -381,7 +381,7 @@ class Stateful(Attributes):
         vars(self).update(saved.pop("attributes", {}))
         self._become(self._prepared(saved))
 
-    def _with_arrays(self, state: Mapping[Hashable, Mapping[str, Array]], ema: Mapping[Hashable, Array]) -> "Stateful":
+    def _with_arrays(self, state: Mapping[Hashable, Mapping[str, Array]], ema: Mapping[Hashable, Array]) -> Self:
         """Return an optimizer that knows what this one knows, with copies of whole arrays in place of parts of them."""
         with self._alone():
             known = self._known() | {"state": state, "ema": ema, "attributes": self._added()}

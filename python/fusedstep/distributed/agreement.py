@@ -1,16 +1,17 @@
 """What the ranks of a step must have in common, and how they tell each other that they have it, or what went wrong."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from .world import World, gathered
 
-__all__ = ["Agreement", "agree"]
+__all__ = ["Agreement", "agreed"]
+
+Prepared = TypeVar("Prepared")
 
 
 class _Fact(NamedTuple):
@@ -31,14 +32,6 @@ class Agreement:
         plain = data if isinstance(data, bytes) else repr(data).encode()
         self._facts.append(_Fact(name, plain, text or (lambda: repr(data))))
 
-    @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Keep an error until all ranks can be told of it; the block ends there."""
-        try:
-            yield
-        except Exception as error:
-            self.error = error
-
     @property
     def digest(self) -> bytes:
         """Eight bytes: zeros after an error."""
@@ -54,9 +47,13 @@ class Agreement:
         return json.dumps({fact.name: fact.text() for fact in self._facts}).encode()
 
 
-def agree(world: World, agreement: Agreement) -> None:
+def agreed(
+    world: World, prepare: Callable[[Agreement], Prepared], so_far: str = "no rank has written anything"
+) -> Prepared:
     """
-    Return if all ranks have the same facts; all ranks have to call this.
+    Return what `prepare` returns, if all ranks get as far and have the same facts; all ranks have to call this.
+
+    `prepare` is given an agreement, to which it adds the facts. Messages end with `so_far`.
 
     Raises
     ------
@@ -67,25 +64,30 @@ def agree(world: World, agreement: Agreement) -> None:
     ValueError
         If ranks have different facts: the message names a rank and what differs.
     """
+    agreement = Agreement()
+    try:
+        prepared = prepare(agreement)
+    except Exception as error:  # is raised when all ranks have been told
+        agreement.error = error
     others = [rank for rank in range(world.size) if rank != world.rank]
     digests = np.empty((world.size, 8), np.uint8)
     digests[world.rank] = np.frombuffer(agreement.digest, np.uint8)
     own = digests[world.rank].copy()
     world.wait(world.start([(k, own) for k in others], [(k, digests[k]) for k in others]))
     if agreement.error is None and (digests == own).all():
-        return
+        return prepared
     found = [json.loads(words) for words in gathered(world, agreement.words)]
     if agreement.error is not None:
-        agreement.error.add_note(f"This was raised on rank {world.rank} of {world.size}; no rank has written anything.")
+        agreement.error.add_note(f"This was raised on rank {world.rank} of {world.size}; {so_far}.")
         raise agreement.error
     for rank, words in enumerate(found):
         if isinstance(words, str):
-            raise RuntimeError(f"rank {rank} has raised {words}; no rank has written anything")
+            raise RuntimeError(f"rank {rank} has raised {words}; {so_far}")
     for rank, words in enumerate(found):
         for name in {**found[0], **words}:
             if found[0].get(name) != words.get(name):
                 raise ValueError(
                     f"rank {rank} has {name} {words.get(name)}, and rank 0 {found[0].get(name)}: expected the same on "
-                    "all ranks; no rank has written anything"
+                    f"all ranks; {so_far}"
                 )
     raise RuntimeError("ranks disagree about the step, and say the same of it in words: a digest has been damaged")

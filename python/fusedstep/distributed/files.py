@@ -8,9 +8,8 @@ import numpy as np
 from fusedstep import checkpoint
 from fusedstep.core.arrays import order_of
 from fusedstep.core.containers import present
-from fusedstep.core.optimizer import Optimizer
 
-from .agreement import Agreement, agree
+from .agreement import Agreement, agreed
 from .synchronous import Synchronous
 from .world import World
 
@@ -34,13 +33,12 @@ def save(path: checkpoint.Path, opt: Synchronous, params: Any, *, extra: Any = N
         What `fusedstep.save` raises, on rank 0; other ranks raise RuntimeError, which says what it was.
     """
     saved = opt.state_dict(params)
-    agreement = Agreement()
-    with agreement.noting():
+
+    def write(_: Agreement) -> None:
         if opt.world.rank == 0:
-            whole = _unused(opt.optimizer)
-            whole.load_state_dict(saved, hyperparameters="mine")
-            checkpoint.save(path, whole, params, extra=extra)
-    agree(opt.world, agreement)
+            checkpoint.save(path, opt.optimizer._with_arrays(saved["state"], saved["ema"]), params, extra=extra)
+
+    agreed(opt.world, write)
 
 
 def load(path: checkpoint.Path, opt: Synchronous, params: Any, **options: Any) -> Any:
@@ -65,21 +63,15 @@ def load(path: checkpoint.Path, opt: Synchronous, params: Any, **options: Any) -
         What `fusedstep.load` raises; ranks that have met no error raise RuntimeError, which says what it was. On these,
         parameters and states may be those of the file already.
     """
-    agreement = Agreement()
-    extra = None
-    with agreement.noting():
-        whole = _unused(opt.optimizer)
+
+    def read(_: Agreement) -> Any:
+        whole = type(opt.optimizer).__new__(type(opt.optimizer))  # with the same hyperparameters, and without a step
+        whole._begin(opt.optimizer._arguments())
         extra = checkpoint.load(path, whole, params, **options)
         opt.load_state_dict(whole.state_dict(), params, hyperparameters=options.get("hyperparameters", "saved"))
-    agree(opt.world, agreement)
-    return extra
+        return extra
 
-
-def _unused(opt: Optimizer) -> Optimizer:
-    """Return an optimizer with the same hyperparameters that has made no step."""
-    found = type(opt).__new__(type(opt))
-    found._begin(opt._arguments())
-    return found
+    return agreed(opt.world, read, "other ranks may have loaded it")
 
 
 def same(params: Any, world: World) -> None:
@@ -98,11 +90,12 @@ def same(params: Any, world: World) -> None:
     ValueError
         If a parameter differs between ranks: the message names it, and a rank.
     """
-    agreement = Agreement()
-    with agreement.noting():
+
+    def compare(agreement: Agreement) -> None:
         for key, array in present(params).items():
             line = np.ascontiguousarray(array.transpose(order_of(array)))
             digest = blake2b(line.reshape(-1).view(np.uint8).data, digest_size=8).hexdigest()
             text = f"{array.dtype} of shape {array.shape} with digest {digest}"
             agreement.add(f"params[{key!r}]", text, text.__str__)
-    agree(world, agreement)
+
+    agreed(world, compare)

@@ -11,7 +11,7 @@ from fusedstep.core.containers import present
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.result import Result
 
-from .agreement import Agreement, agree
+from .agreement import Agreement, agreed
 from .exchange import Exchange
 from .tree import parts_of
 from .world import World
@@ -128,31 +128,30 @@ class Synchronous:
         TimeoutError
             If a rank does not take part.
         """
-        agreement = Agreement()
-        exchange = mine = None
-        with agreement.noting():
-            exchange = self._exchange_of(params)
+
+        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], Exchange, dict[Hashable, list[Array]]]:
+            arrays = present(params)
+            exchange = self._exchange_of(arrays)
             mine = exchange.summed(gradients)
             self._add_facts(agreement, exchange, float(grad_scale))
-        agree(self.world, agreement)
-        if exchange is None or mine is None:  # an error of this rank, which `agree` has raised
-            raise AssertionError
+            return arrays, exchange, mine
+
+        arrays, exchange, mine = agreed(self.world, prepare)
         grads = exchange.sums(mine)
-        lines = exchange.layout.lines(params, "params")
+        lines = exchange.layout.lines(arrays, "params")
         result = self.optimizer._step_parts(
             exchange.layout.views(lines, self.world.rank),
             grads,
             grad_scale=grad_scale,
             origins=exchange.layout.origins(self.world.rank),
-            wholes=present(params),
+            wholes=arrays,
             sums=exchange.squares(grads) if self.optimizer._measures() else None,
         )
         exchange.share_lines(lines)
         return result
 
-    def _exchange_of(self, params: Any) -> Exchange:
+    def _exchange_of(self, arrays: dict[Hashable, Array]) -> Exchange:
         """Return the messages for these parameters: those of the last step, if shapes and types are the same."""
-        arrays = present(params)
         known = self._exchange
         if (
             known is None
@@ -160,7 +159,7 @@ class Synchronous:
             or known.dtypes != {key: array.dtype for key, array in arrays.items()}
             or known.orders != {key: order_of(array) for key, array in arrays.items()}
         ):
-            known = self._exchange = Exchange(params, self.world, self.parts)
+            known = self._exchange = Exchange(arrays, self.world, self.parts)
         return known
 
     def _add_facts(self, agreement: Agreement, exchange: Exchange, grad_scale: float) -> None:
@@ -190,7 +189,7 @@ class Synchronous:
         dict
             As `Optimizer.state_dict` returns it, with whole arrays.
         """
-        exchange = self._exchange_of(params)
+        exchange = self._exchange_of(present(params))
         saved = self.optimizer.state_dict()
         lines: dict[tuple[str, Hashable, str], Array] = {}
         for part, key, name, piece in _arrays_in(saved):
@@ -215,7 +214,7 @@ class Synchronous:
         **options
             As `Optimizer.load_state_dict` takes them.
         """
-        exchange = self._exchange_of(params)
+        exchange = self._exchange_of(present(params))
         owned = {piece.key: piece for piece in exchange.layout.pieces(self.world.rank)}
 
         def cut(_part: str, key: Hashable, _name: str, array: Array) -> Array:

@@ -139,9 +139,8 @@ class Bucket:
 
     def number(self, tensor: Any) -> Any:
         """Return a number of GradScaler, a tensor: as it is, for a step that reads it on its GPU, or read now."""
-        if not self.on_gpu or len({local(p).device for p in self.params}) > 1:
-            return float(tensor)
-        return tensor.detach().to(local(self.params[0]).device)
+        device = self.counters.only_device
+        return float(tensor) if not self.on_gpu or device is None else tensor.detach().to(device)
 
     def step(self, scale: Any, skip: Any) -> None:
         """Make a step with all gradients that there are, each divided by `scale`, unless the number `skip` is not 0."""
@@ -273,8 +272,7 @@ class Bucket:
     # Hyperparameters.
 
     def tell(self) -> None:
-        """Hand counters that somebody has changed to the clocks, and hyperparameters that have changed to the plan."""
-        self.counters.take(self.plan)
+        """Hand hyperparameters that have changed to the plan."""
         owner, scheduled = self.owner, self.owner._is_scheduled(self.groups)
         now = [owner._snapshot(group) for group in self.groups]
         if now == self.told and not scheduled:

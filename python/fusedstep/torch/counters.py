@@ -24,6 +24,7 @@ class Counters:
         self.starts, self.devices = starts, [p.device for p in params]
         self.clock_of = {name: clock_of[name] for name in starts}
         one_of = dict(zip(self.devices, params, strict=True))
+        self.only_device = self.devices[0] if len(one_of) == 1 else None
         number = torch.get_default_dtype()
         with torch.inference_mode(False):  # tensors that are made for inference do not count writes
             self.bases = {
