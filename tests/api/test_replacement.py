@@ -275,4 +275,4 @@ for k in range(100):
             arrays, meta = read(path)
             assert (arrays["w"] == meta["k"]).all()
     assert writer.returncode == 0
-    assert meta["k"] > 0
+    assert read(path)[1] == {"k": 99}
