@@ -1,4 +1,4 @@
-"""Memory that all ranks of one machine see: the world of MPI that has it, and parameters and gradients that lie there."""
+"""Memory that all ranks of one machine see: the world of MPI that has it, and parameters and gradients in it."""
 
 import ctypes
 import errno
