@@ -7,6 +7,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,7 +189,8 @@ def _planned(params: Any, agreement: Agreement | None = None) -> _Plan:
             places.append((end, array))
             end += -(-array.nbytes // _LINE) * _LINE
         if agreement is not None:
-            agreement.add(f"params[{key!r}]", _words(array))
+            words = _words(array)
+            agreement.add(f"params[{key!r}]", words, partial(str, words))
     return _Plan(end, places)
 
 
@@ -212,7 +214,8 @@ def _order(array: Array) -> list[int]:
     axes = list(range(array.ndim))
     if array.size == 0 or same_order(array, axes):
         return axes
-    return sorted(order_of(array), key=lambda axis: array.shape[axis] != 1)
+    short = [axis for axis in axes if array.shape[axis] == 1]
+    return short + [axis for axis in order_of(array) if axis not in short]
 
 
 def _laid(memory: Bytes, begin: int, array: Array) -> Array:
