@@ -436,7 +436,7 @@ def test_room_is_looked_at(monkeypatch, free, total, wanted, fits):
     if fits:
         MODULE._check_room(wanted)
     else:
-        text = rf"^nbytes of all ranks are {wanted:,} and /dev/shm has {free * 15 // 16:,} left, expected more: docker run "
+        text = rf"^nbytes of all ranks are {wanted:,} and /dev/shm has {free * 15 // 16:,} left, expected more: docker "
         with pytest.raises(MemoryError, match=text):
             MODULE._check_room(wanted)
     monkeypatch.setenv("OMPI_MCA_osc_sm_backing_directory", "/elsewhere")
