@@ -261,6 +261,23 @@ def test_steps_on_shared_parameters_have_the_bits_of_ordinary_ones():
     assert train(common, like(params, world)) == train(params, {key: np.empty_like(p) for key, p in params.items()})
 
 
+def test_nobody_reads_before_rank_0_has_written():
+    params = np.arange(4_000_000)
+
+    def make(world):
+        common = shared(params if world.rank == 0 else np.empty_like(params), world)
+        return (common[::-1] == params[::-1]).all()
+
+    assert on_threads(4, make) == [True] * 4
+
+
+@pytest.mark.parametrize("off", [0, 1, 40, 63])
+def test_memory_begins_at_a_cache_line(off):
+    (line,) = Alone().window(300)
+    found = MODULE._aligned(line[off : off + 200].data, 136)
+    assert (found.nbytes, found.ctypes.data - line.ctypes.data) == (136, 64 if off else 0)
+
+
 # What is refused.
 
 
@@ -419,7 +436,7 @@ def test_room_is_looked_at(monkeypatch, free, total, wanted, fits):
     if fits:
         MODULE._check_room(wanted)
     else:
-        text = rf"^nbytes of all ranks are {wanted:,} and /dev/shm has {free:,} bytes left, expected more: docker run "
+        text = rf"^nbytes of all ranks are {wanted:,} and /dev/shm has {free * 15 // 16:,} left, expected more: docker "
         with pytest.raises(MemoryError, match=text):
             MODULE._check_room(wanted)
     monkeypatch.setenv("OMPI_MCA_osc_sm_backing_directory", "/elsewhere")
@@ -497,7 +514,7 @@ def private():
 @needs_mpi
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_memory_of_ranks(size):
-    end = run(ranks(size, "sizes", "pass_on", "one_way", "wrong_number"))
+    end = run(ranks(size, "sizes", "pass_on", "one_way", "wrong_number", "in_order"))
     # Lines of several ranks may be mixed up.
     assert (end.returncode, [end.stdout.count(f"rank {rank} of {size} is done") for rank in range(size)]) == (
         0,

@@ -1,6 +1,5 @@
 """What ranks do with memory that they have in common, on the world of any engine; `python -m` runs it on MPI."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -9,6 +8,7 @@ import numpy as np
 
 from fusedstep import distributed
 from fusedstep.distributed import gathered, like, shared
+from fusedstep.distributed.mpi import MPIWorld
 from fusedstep.distributed.windows import array_at, place_of
 
 
@@ -39,13 +39,13 @@ def sizes(world):
         assert (memory[world.rank] == (world.rank - 1) % world.size).all()
 
 
-def pass_on(world, rounds=500, count=3000):
+def pass_on(world, rounds=1000, count=3000):
     """Write, send messages, read, send messages, many times: nobody sees a number of the round before."""
     own = like(np.empty(count, np.uint32), world)
     places = gathered(world, repr(tuple(place_of(own, world))).encode())
     seen = [array_at(world, eval(place), np.uint32, (count,)) for place in places]
     common = shared(np.zeros(world.size, np.int64), world)
-    for step in range(rounds):
+    for step in range(rounds // world.size):
         own[...] = step * world.size + world.rank
         common[world.rank] = step
         gathered(world, b"")
@@ -55,7 +55,7 @@ def pass_on(world, rounds=500, count=3000):
         gathered(world, b"")
 
 
-def one_way(world, rounds=500, count=3000):
+def one_way(world, rounds=1000, count=3000):
     """Let a message from each rank to the next one follow what it has written, and one back what has been read."""
     own = like(np.empty(count, np.uint32), world)
     above, below = (world.rank + 1) % world.size, (world.rank - 1) % world.size
@@ -63,7 +63,7 @@ def one_way(world, rounds=500, count=3000):
         return
     read = array_at(world, place_of(own, world)._replace(rank=below), np.uint32, (count,))
     word, heard = np.zeros(1), np.zeros(1)
-    for step in range(rounds):
+    for step in range(rounds // world.size):
         own[::-1] = step
         world.wait(world.start([(above, word)], [(below, heard)]))
         assert (read == step).all()
@@ -95,8 +95,7 @@ def wrong_number(world):
 
 def too_much(world):
     """Ask for more than there is, where one rank or all ranks want much, and then for less, which is there."""
-    room = os.statvfs("/dev/shm")
-    free = room.f_bavail * room.f_frsize
+    free = left()
     gathered(world, b"")  # all have looked
     for wanted in ((free + 1, 0), (0, free), (free // 2 + 1, free // 2)):
         try:
@@ -110,20 +109,25 @@ def too_much(world):
     sizes(world)
 
 
+def left():
+    """Return how many bytes of shared memory nobody has taken."""
+    found = os.statvfs("/dev/shm")
+    return found.f_bavail * found.f_frsize
+
+
 def too_late(world):
     """Ask for memory that is gone after all have looked: somebody else has been quicker."""
     module = sys.modules["fusedstep.distributed.windows"]
     make, other = module._make_present, "/dev/shm/other"
 
     def be_quicker(own):
-        if world.rank == 0:
-            with open(other, "wb") as file, contextlib.suppress(OSError):
-                while True:
-                    file.write(bytes(1 << 16))
+        if world.rank == 0:  # leaves a quarter, of which something is taken before the error
+            with open(other, "wb") as file:
+                os.posix_fallocate(file.fileno(), 0, left() - free // 4)
         return make(own)
 
     module._make_present = be_quicker
-    free = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize
+    free = left()
     for _ in range(5):  # what was made for them is given back
         gathered(world, b"")
         try:
@@ -141,6 +145,28 @@ def too_late(world):
     gathered(world, b"")
     assert world.windows == []
     world.window(free // 4 if world.rank == 0 else 0)[0][world.rank :: world.size] = 1
+
+
+def in_order(world):
+    """Let MPI put memory and messages in order: before a message leaves, and after one has come."""
+    if world.size == 1:
+        return
+    world.window(1)
+    calls, (win,) = [], world._wins
+
+    class Recorder:
+        def Sync(self):  # noqa: N802
+            calls.append("sync")
+            win.Sync()
+
+    world._wins[:] = [Recorder()]
+    start, wait = MPIWorld.start, MPIWorld.wait
+    MPIWorld.start = lambda *arguments: calls.append("start") or start(*arguments)
+    MPIWorld.wait = lambda *arguments: wait(*arguments) or calls.append("wait")
+    world.wait(world.start([], []))
+    MPIWorld.start, MPIWorld.wait = start, wait
+    world._wins[:] = [win]
+    assert calls == ["sync", "start", "wait", "sync"]
 
 
 def killed(world):
@@ -176,5 +202,6 @@ if __name__ == "__main__":
     assert found is distributed.windows()
     for function in sys.argv[1:]:
         found.windows.clear()  # each one begins as in a program of its own
+        getattr(found, "_wins", []).clear()
         globals()[function](found)
     print(f"rank {found.rank} of {found.size} is done")

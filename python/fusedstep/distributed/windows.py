@@ -50,7 +50,8 @@ class MPIWindows(MPIWorld):
     Notes
     -----
     A window of MPI can be freed by all its ranks together only. These are not: their memory, files in /dev/shm that no
-    longer have a name, is there until the ranks end, however they end.
+    longer have a name, is there until the ranks end, however they end. Who trains several models in one program keeps
+    the memory of the first one, and writes new numbers to it.
 
     MPI promises the order of memory and messages to those who call `MPI_Win_sync` between them, inside an epoch that
     `MPI_Win_lock_all` begins. So each window is in one such epoch for all its life, and `start` and `wait` make these
@@ -133,15 +134,15 @@ def _check_room(nbytes: int) -> None:
     except (AttributeError, OSError):  # another system, where shared memory is no file
         return
     free = found.f_bavail * found.f_frsize
-    if found.f_blocks and nbytes > free - free // 16:  # messages of MPI need some of it too
-        raise MemoryError(_too_little(nbytes, f"{folder} has {free:,} bytes left", folder))
+    free -= free // 16  # messages of MPI need some of it too, and Open MPI leaves a twentieth
+    if found.f_blocks and nbytes > free:
+        raise MemoryError(_too_little(f"nbytes of all ranks are {nbytes:,}", f"{folder} has {free:,} left", nbytes))
 
 
-def _too_little(nbytes: int, found: str, folder: str) -> str:
-    wanted = f"{-(-nbytes // (1 << 30)) + 1}g"
+def _too_little(wanted: str, found: str, nbytes: int) -> str:
+    size = f"{-(-nbytes // (1 << 30)) + 1}g"
     return (
-        f"nbytes of all ranks are {nbytes:,} and {found}, expected more: docker run --shm-size={wanted}, or mount -o "
-        f"remount,size={wanted} {folder}"
+        f"{wanted} and {found}, expected more: docker run --shm-size={size}, or mount -o remount,size={size} {_FOLDER}"
     )
 
 
@@ -155,7 +156,7 @@ def _make_present(own: Bytes) -> None:
         failed = libc.madvise(ctypes.c_void_p(begin), count, _MADV_POPULATE_WRITE)
         # An older kernel does not know this call. There is room then, as has been looked at.
         if failed and ctypes.get_errno() in (errno.EFAULT, errno.ENOMEM):
-            raise MemoryError(_too_little(own.size, "shared memory has come to its end", _FOLDER))
+            raise MemoryError(_too_little(f"nbytes is {own.size:,}", "shared memory has come to its end", own.size))
     own[...] = 0
 
 
