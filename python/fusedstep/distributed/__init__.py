@@ -12,8 +12,9 @@ from .files import load, same, save
 from .replay import replay
 from .shard import Log
 from .synchronous import Synchronous
+from .threaded import on_threads, threads
 from .windows import MPIWindows, like, shared
-from .world import Alone, Windows, World, gathered, on_threads, threads
+from .world import Alone, Windows, World, gathered
 
 __all__ = [
     "Alone",
