@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from sides import COMM, SIDES, Absent, Setting, Side, expected
+from sides import COMM, SIDES, AbsentError, Setting, Side, expected
 
 import fusedstep as fs
 
@@ -93,11 +93,13 @@ def race(size: int, rounds: int) -> dict[str, Any]:
         before = memory()
         try:
             sides[name] = side = make(setting)
-        except Absent as reason:
+        except AbsentError as reason:
             absent[name] = str(reason)
             continue
         turn(side, STEPS)
-        held = memory() - before + (0 if side.has_grads else setting.bucket.nbytes * (1 if side.is_alone else COMM.size))
+        held = (
+            memory() - before + (0 if side.has_grads else setting.bucket.nbytes * (1 if side.is_alone else COMM.size))
+        )
         about[name] = {"memory": held / size}
     for clip in {side.clip for side in sides.values()}:
         wanted = expected(setting, STEPS, clip) if COMM.rank == 0 else np.empty(size, np.float32)

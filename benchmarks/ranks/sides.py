@@ -14,7 +14,7 @@ import fusedstep as fs
 from fusedstep import distributed
 from fusedstep.tools.bench.machine import processors
 
-__all__ = ["CLIP", "SIDES", "Absent", "Setting", "Side", "expected"]
+__all__ = ["CLIP", "SIDES", "AbsentError", "Setting", "Side", "expected"]
 
 LR = 1e-3
 CLIP = 1.0
@@ -24,7 +24,7 @@ THREADS = processors()
 COMM = MPI.COMM_WORLD
 
 
-class Absent(Exception):
+class AbsentError(Exception):
     """Why a side takes no part."""
 
 
@@ -133,7 +133,7 @@ class Side:
 def alone(setting: Setting, threads: int) -> Side:
     """Return one process, which finds the sum of all gradients."""
     if threads > THREADS:
-        raise Absent(f"there are {THREADS} processors")
+        raise AbsentError(f"there are {THREADS} processors")
     params: list[Any] = []
     if setting.world.rank == 0:
         params = setting.params()
@@ -150,16 +150,14 @@ def synchronous(setting: Setting, clip: float | None) -> Side:
     """Return ours over messages."""
     params = setting.params()
     opt = distributed.Synchronous(adam(clip), setting.world)
-    return Side(
-        lambda: opt.step(params, [setting.grads]), params, setting.refill, True, clip=clip, world=setting.world
-    )
+    return Side(lambda: opt.step(params, [setting.grads]), params, setting.refill, True, clip=clip, world=setting.world)
 
 
 def common_memory(setting: Setting, clip: float | None) -> Side:
     """Return ours with one copy of the parameters, and gradients that are read where they lie."""
     missing = [name for name in ("windows", "shared", "like") if not hasattr(distributed, name)]
     if missing:
-        raise Absent(f"fusedstep.distributed has no {missing[0]}")
+        raise AbsentError(f"fusedstep.distributed has no {missing[0]}")
     world = distributed.windows()
     params = distributed.shared(setting.params(), world)
     grads = distributed.like(params, world)
@@ -170,9 +168,7 @@ def common_memory(setting: Setting, clip: float | None) -> Side:
         for grad, source in zip(grads, sources, strict=True):
             grad[...] = source
 
-    return Side(
-        lambda: opt.step(params, [grads]), params, refill, True, clip=clip, world=world, has_grads=True
-    )
+    return Side(lambda: opt.step(params, [grads]), params, refill, True, clip=clip, world=world, has_grads=True)
 
 
 def allreduce(setting: Setting, clip: float | None) -> Side:
@@ -189,7 +185,7 @@ def allreduce(setting: Setting, clip: float | None) -> Side:
 def torch_gloo(setting: Setting, is_sharded: bool) -> Side:
     """Return PyTorch's sum of one flat bucket, and its fused Adam: of all parameters, or of those that a rank owns."""
     if find_spec("torch") is None:
-        raise Absent("PyTorch is not installed")
+        raise AbsentError("PyTorch is not installed")
     import torch
     import torch.distributed as dist
 
@@ -203,9 +199,7 @@ def torch_gloo(setting: Setting, is_sharded: bool) -> Side:
     if is_sharded:
         from torch.distributed.optim import ZeroRedundancyOptimizer
 
-        opt: Any = ZeroRedundancyOptimizer(
-            params, torch.optim.Adam, parameters_as_bucket_view=True, lr=LR, fused=True
-        )
+        opt: Any = ZeroRedundancyOptimizer(params, torch.optim.Adam, parameters_as_bucket_view=True, lr=LR, fused=True)
     else:
         opt = torch.optim.Adam(params, lr=LR, fused=True)
 
