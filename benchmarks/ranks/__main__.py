@@ -85,7 +85,7 @@ def record(sizes: list[int], ranks: list[int], rounds: int) -> dict[str, Any]:
         "machine": about,
         "settings": {"rounds": rounds},
         "races": races,
-        "computing": launched(1, "computing.py"),
+        "computing": {count: launched(count, "computing.py") for count in sorted({1, machine.processors()})},
         "messages": launched(2, "messages.py"),
         "start": start(rounds),
         "link": link(),

@@ -7,13 +7,14 @@ the slowest rank. Sides take turns, backwards in every second round.
 
 import gc
 import json
+import os
 import sys
 import time
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from sides import COMM, SIDES, AbsentError, Setting, Side, expected
+from sides import COMM, HAS_TORCH, SIDES, AbsentError, Setting, Side, expected, start_torch
 
 import fusedstep as fs
 
@@ -32,11 +33,13 @@ def memory() -> int:
 
 
 def meet(does_nap: bool = False) -> None:
-    """Wait for all ranks; ranks that nap leave the processors to those that compute."""
+    """Wait for all ranks, and leave the processors to those that compute: MPI's own barrier would spin."""
     request = COMM.Ibarrier()
     while not request.Test():
         if does_nap:
             time.sleep(NAP)
+        else:
+            os.sched_yield()
 
 
 def turn(side: Side, calls: int) -> list[float]:
@@ -48,7 +51,7 @@ def turn(side: Side, calls: int) -> list[float]:
         if not is_out:
             side.refill()
         if not side.is_alone:
-            COMM.Barrier()
+            meet()
         begin = time.perf_counter()
         if not is_out:
             side.step()
@@ -87,6 +90,8 @@ def sent(side: Side) -> int:
 
 def race(size: int, rounds: int) -> dict[str, Any]:
     """Let all sides make steps over so many parameters, and return a race of the record."""
+    if HAS_TORCH:
+        start_torch()
     setting = Setting(size)
     sides, about, absent = {}, {}, {}
     for name, make in SIDES.items():
@@ -126,5 +131,5 @@ if __name__ == "__main__":
     result = race(int(sys.argv[1]), int(sys.argv[2]))
     if COMM.rank == 0:
         print(json.dumps(result))
-    if "torch" in sys.modules:
+    if HAS_TORCH:
         sys.modules["torch"].distributed.destroy_process_group()

@@ -14,7 +14,7 @@ import fusedstep as fs
 from fusedstep import distributed
 from fusedstep.tools.bench.machine import processors
 
-__all__ = ["CLIP", "SIDES", "AbsentError", "Setting", "Side", "expected"]
+__all__ = ["CLIP", "COMM", "HAS_TORCH", "SIDES", "AbsentError", "Setting", "Side", "expected", "start_torch"]
 
 LR = 1e-3
 CLIP = 1.0
@@ -22,6 +22,7 @@ SMALL = (64,) * 32 + (500,) * 8  # elements of the small tensors
 LARGE = 8  # how many large tensors share the rest
 THREADS = processors()
 COMM = MPI.COMM_WORLD
+HAS_TORCH = find_spec("torch") is not None
 
 
 class AbsentError(Exception):
@@ -184,14 +185,11 @@ def allreduce(setting: Setting, clip: float | None) -> Side:
 
 def torch_gloo(setting: Setting, is_sharded: bool) -> Side:
     """Return PyTorch's sum of one flat bucket, and its fused Adam: of all parameters, or of those that a rank owns."""
-    if find_spec("torch") is None:
+    if not HAS_TORCH:
         raise AbsentError("PyTorch is not installed")
     import torch
     import torch.distributed as dist
 
-    if not dist.is_initialized():
-        start_gloo(dist)
-        torch.set_num_threads(1)
     params = [torch.nn.Parameter(torch.from_numpy(p)) for p in setting.params()]
     bucket = torch.from_numpy(setting.bucket)
     for param, grad in zip(params, setting.tensors(bucket), strict=True):
@@ -210,8 +208,12 @@ def torch_gloo(setting: Setting, is_sharded: bool) -> Side:
     return Side(step, [p.detach().numpy() for p in params], setting.refill, False)
 
 
-def start_gloo(dist: Any) -> None:
-    """Start a process group beside MPI."""
+def start_torch() -> None:
+    """Start a process group of PyTorch beside MPI."""
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
     store = None
     if COMM.rank == 0:
         store = dist.TCPStore("127.0.0.1", 0, COMM.size, is_master=True, wait_for_workers=False)
@@ -219,6 +221,7 @@ def start_gloo(dist: Any) -> None:
     if store is None:
         store = dist.TCPStore("127.0.0.1", port, COMM.size)
     dist.init_process_group("gloo", store=store, rank=COMM.rank, world_size=COMM.size)
+    dist.all_reduce(torch.zeros(1))  # now its libraries are in memory
 
 
 def _sides() -> Iterator[tuple[str, Callable[[Setting], Side]]]:
