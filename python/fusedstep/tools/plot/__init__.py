@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fusedstep.tools.bench.ranks import ranks
+from fusedstep.tools.bench.ranks import ranks as read_ranks
 from fusedstep.tools.bench.record import load, read
 from fusedstep.tools.bench.searches import searches
 from fusedstep.tools.extras import is_missing
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 
 BENCH = Kind("bench --json FILE", read)
 CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
-RANKS = Kind("python benchmarks/ranks FILE", ranks)
+RANKS = Kind("python benchmarks/ranks FILE", read_ranks)
 TUNING = Kind("python benchmarks/tune.py FILE", searches)
 
 PICTURES = {
