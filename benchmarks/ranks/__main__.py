@@ -23,7 +23,7 @@ __all__ = ["main", "record", "write"]
 
 HERE = Path(__file__).parent
 PACKAGES = ("mpi4py", "mpich", "openmpi", "impi-rt")
-TIMEOUT = 300  # seconds of a launch
+TIMEOUT = 600  # seconds of a launch
 
 
 def launched(

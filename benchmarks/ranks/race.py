@@ -7,39 +7,27 @@ the slowest rank. Sides take turns, backwards in every second round.
 
 import gc
 import json
-import os
 import sys
 import time
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from sides import COMM, HAS_TORCH, SIDES, AbsentError, Setting, Side, expected, start_torch
+from sides import COMM, HAS_TORCH, SIDES, AbsentError, Setting, Side, expected, meet, start_torch
 
 import fusedstep as fs
 
 STEPS = 2  # before the race; then parameters are compared
 NEAR = 1e-5
-NAP = 0.001
 
 
 def memory() -> int:
     """Return the bytes in memory of all ranks; pages that some of them share count once."""
-    COMM.Barrier()
+    meet(does_nap=True)
     with open("/proc/self/smaps_rollup") as lines:
         (pss,) = (int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
     total: int = COMM.allreduce(pss)
     return total
-
-
-def meet(does_nap: bool = False) -> None:
-    """Wait for all ranks, and leave the processors to those that compute: MPI's own barrier would spin."""
-    request = COMM.Ibarrier()
-    while not request.Test():
-        if does_nap:
-            time.sleep(NAP)
-        else:
-            os.sched_yield()
 
 
 def turn(side: Side, calls: int) -> list[float]:
@@ -108,6 +96,7 @@ def race(size: int, rounds: int) -> dict[str, Any]:
         about[name] = {"memory": held / size}
     for clip in {side.clip for side in sides.values()}:
         wanted = expected(setting, STEPS, clip) if COMM.rank == 0 else np.empty(size, np.float32)
+        meet(does_nap=True)
         COMM.Bcast(wanted)
         for name, side in sides.items():
             if side.clip == clip:

@@ -1,5 +1,7 @@
 """The sides of a race of ranks: ways to make a step of Adam together, each in its best form."""
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,10 +16,11 @@ import fusedstep as fs
 from fusedstep import distributed
 from fusedstep.tools.bench.machine import processors
 
-__all__ = ["CLIP", "COMM", "HAS_TORCH", "SIDES", "AbsentError", "Setting", "Side", "expected", "start_torch"]
+__all__ = ["CLIP", "COMM", "HAS_TORCH", "SIDES", "AbsentError", "Setting", "Side", "expected", "meet", "start_torch"]
 
 LR = 1e-3
 CLIP = 1.0
+NAP = 0.001  # seconds
 SMALL = (64,) * 32 + (500,) * 8  # elements of the small tensors
 LARGE = 8  # how many large tensors share the rest
 THREADS = processors()
@@ -64,6 +67,16 @@ class Setting:
     def refill(self) -> None:
         """Write the gradient of this rank to the bucket, as a backward pass would."""
         self.bucket[...] = self.own
+
+
+def meet(does_nap: bool = False) -> None:
+    """Wait for all ranks, and leave the processors to those that compute: MPI's own barrier would spin."""
+    request = COMM.Ibarrier()
+    while not request.Test():
+        if does_nap:
+            time.sleep(NAP)
+        else:
+            os.sched_yield()
 
 
 def gradient(size: int, part: int) -> Any:
@@ -214,6 +227,7 @@ def start_torch() -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
+    meet(does_nap=True)
     store = None
     if COMM.rank == 0:
         store = dist.TCPStore("127.0.0.1", 0, COMM.size, is_master=True, wait_for_workers=False)
@@ -221,7 +235,10 @@ def start_torch() -> None:
     if store is None:
         store = dist.TCPStore("127.0.0.1", port, COMM.size)
     dist.init_process_group("gloo", store=store, rank=COMM.rank, world_size=COMM.size)
-    dist.all_reduce(torch.zeros(1))  # now its libraries are in memory
+    some = torch.ones(1, requires_grad=True)
+    some.grad = torch.ones(1)
+    dist.all_reduce(some.grad)
+    torch.optim.Adam([some], fused=True).step()  # now all that PyTorch imports late is in memory
 
 
 def _sides() -> Iterator[tuple[str, Callable[[Setting], Side]]]:
