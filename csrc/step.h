@@ -38,6 +38,12 @@ struct Axis {
     int64_t stride;  // bytes from one element of the gradient to the next one, of any sign
 };
 
+// One of the arrays of a sum, in host memory.
+struct Summand {
+    const void* data;
+    Type type;
+};
+
 constexpr int kHost = -1;  // the device of arrays in host memory; others are numbers of GPUs
 
 // A tensor, or a part of one: the engine updates the elements that its arrays hold.
@@ -52,6 +58,10 @@ struct Slot {
     // joined where the gradient allows it. Null where the gradient lies in memory like its parameter.
     const Axis* grad_axes = nullptr;
     int32_t grad_axis_count = 0;
+    // The arrays whose sum is the gradient, the first of which is arrays[kGrad]; all lie in memory like the parameter.
+    // Null where there is one array only.
+    const Summand* summands = nullptr;
+    int32_t summand_count = 0;
     Types types;
     int32_t row = 0;  // the row of the table of hyperparameters
     int32_t device = kHost;
@@ -65,10 +75,17 @@ constexpr Type computed_in(Type param) {
 }
 
 // Whether the loops find the elements of a gradient not where their parameter's are, or of a type that they do not
-// read.
+// read, or as the sum of several arrays.
 inline bool is_gathered(const Slot& slot) {
     const TypeSet direct = slot.types.param == kFloat64 ? set_of(kFloat64) : kNarrow | set_of(kFloat32);
-    return slot.grad_axes || !contains(direct, slot.types.grad);
+    return slot.grad_axes || slot.summands || !contains(direct, slot.types.grad);
+}
+
+// The bytes of a gradient that a step reads for each element.
+inline int64_t grad_bytes(const Slot& slot) {
+    int64_t bytes = slot.summands ? 0 : kItemSize[slot.types.grad];
+    for (int32_t i = 0; i < slot.summand_count; ++i) bytes += kItemSize[slot.summands[i].type];
+    return bytes;
 }
 
 // A hyperparameter: a value, or the address of a number, float64 or float32, on the device of the tensors.
@@ -95,12 +112,6 @@ struct SquareSum {
     double sum, unit;
 };
 constexpr double kLargeUnit = 0x1p600;
-
-// One of the arrays of a sum, in host memory.
-struct Summand {
-    const void* data;
-    Type type;
-};
 
 // What surrounds the rule in a loop: each variant contains the ones before it. While arrays are in a cache, a loop that
 // contains less is faster.

@@ -153,20 +153,21 @@ PYBIND11_MODULE(_cpu, m, py::mod_gil_not_used()) {
         .def(
             "run",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
-               py::object loss_scale, py::object skip,
-               py::object sums) { return plan.run(params, grads, {grad_scale, loss_scale, skip, sums}, stream); },
+               py::object loss_scale, py::object skip, py::object sums, py::object others) {
+                return plan.run(params, grads, {grad_scale, loss_scale, skip, sums, others}, stream);
+            },
             arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("loss_scale") = 1.0, arg("skip") = 0.0,
-            arg("sums") = py::none())
+            arg("sums") = py::none(), arg("others") = py::none())
         .def(
             "run_and_set",
             [](Plan& plan, py::object params, py::object grads, py::object grad_scale, py::object stream,
-               py::object owner, py::str name, py::object value, py::object sums) {
+               py::object owner, py::str name, py::object value, py::object sums, py::object others) {
                 const Plan::Commitment commitment{owner, name, value};
-                return plan.run(params, grads, {grad_scale, py::float_(1.0), py::float_(0.0), sums}, stream,
+                return plan.run(params, grads, {grad_scale, py::float_(1.0), py::float_(0.0), sums, others}, stream,
                                 &commitment);
             },
             arg("params"), arg("grads"), arg("grad_scale"), arg("stream"), arg("owner"), arg("name"), arg("value"),
-            arg("sums") = py::none())
+            arg("sums") = py::none(), arg("others") = py::none())
         .def("squares_of_updates", &Plan::squares_of_updates)
         .def("wait", &Plan::wait)
         .def("refresh", &Plan::refresh)

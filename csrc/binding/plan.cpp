@@ -8,6 +8,7 @@
 
 #include "binding/arrays/exchange.h"
 #include "binding/arrays/layout.h"
+#include "binding/sums.h"
 #include "element/norm.h"
 
 namespace fusedstep {
@@ -276,6 +277,46 @@ bool Plan::check_arrays() {
     if (!disjoint_) check_overlap();
     if (tree_.is_one_array()) check_single();
     return ready;
+}
+
+// Take the further arrays of gradients that are sums, which all lie in memory like their parameter.
+void Plan::take_summands(py::object others) {
+    if (others.is_none() && summands_.empty()) return;
+    for (Slot& slot : slots_) {
+        slot.summands = nullptr;
+        slot.summand_count = 0;
+    }
+    summands_.assign(others.is_none() ? 0 : tensors_.size(), {});
+    grads_changed_ = true;
+    if (others.is_none()) return;
+    const auto lists = py::cast<std::vector<py::object>>(others);
+    if (lists.size() != tensors_.size())
+        throw py::value_error("others has length " + std::to_string(lists.size()) + ", expected a list or None for " +
+                              std::to_string(tensors_.size()) + " tensors");
+    for (size_t i = 0; i < lists.size(); ++i) {
+        Slot& slot = slots_[i];
+        if (lists[i].is_none() || !slot.has_grad) continue;
+        const View& grad = tensors_[i].views[kGrad];
+        if (zeroes(i))
+            throw py::value_error(grad_name(i).text() + " is the sum of several arrays, expected one with zero_grad");
+        if (slot.grad_axes)
+            throw py::value_error(grad_name(i).text() + " does not lie in memory like its parameter, expected it so");
+        std::vector<Summand>& summands = summands_[i];
+        summands = {{grad.data, grad.type()}};
+        const Like like{&grad, grad.format, summed_in(computed_in(slot.types.param)), grad_name(i)};
+        const Name name{"others", keys()[i].ptr()};
+        for (py::handle array : py::cast<py::list>(lists[i])) {
+            grads_.push_back(py::reinterpret_borrow<py::object>(array));
+            const View view = look_at_summand(grads_.back(), name, like);
+            if (const auto id = written_.find(view)) fusedstep::refuse_overlap(name, span_name(*id));
+            summands.push_back({view.data, view.type()});
+        }
+        if (!contains(like.types, grad.type()))
+            throw py::type_error(grad_name(i).text() + " has another type than sums for its parameter");
+        if (summands.size() == 1) continue;
+        slot.summands = summands.data();
+        slot.summand_count = static_cast<int32_t>(summands.size());
+    }
 }
 
 void Plan::check_overlap() {

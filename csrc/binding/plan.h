@@ -62,8 +62,9 @@ public:
     // made.
     //
     // `sums`, where it is not None, has for each tensor the sum of squares of its gradient and the unit of the sum.
-    // They stand in place of those that would be measured: the tensors may be parts of those that have these sums. In
-    // host memory only.
+    // They stand in place of those that would be measured: the tensors may be parts of those that have these sums.
+    // `others`, where it is not None, has for each tensor None, or a list of further arrays, contiguous row by row: the
+    // gradient is the sum of the array in `grads` and of these, as sum_parts adds them up. Both in host memory only.
     //
     // With an `owner`, its attribute `name` becomes `value` once all is checked and before the first array is written,
     // without running any code of Python: nobody can interrupt the call in between.
@@ -74,7 +75,7 @@ public:
     };
     struct Numbers {
         py::object grad_scale, loss_scale = py::float_(1.0), skip = py::float_(0.0);
-        py::object sums = py::none();
+        py::object sums = py::none(), others = py::none();
     };
     py::object run(py::object params, py::object grads, const Numbers& numbers, py::object stream,
                    const Commitment* commitment = nullptr);
@@ -125,6 +126,7 @@ private:
     bool can_average(size_t i);
     void forget(size_t i);
     bool check_arrays();
+    void take_summands(py::object others);
     void check_overlap();
     [[noreturn]] void refuse_overlap(size_t a, size_t b) const;
 
@@ -150,9 +152,10 @@ private:
     int hypers_device_ = kHost;     // the GPU of the addresses in hypers_
     std::vector<py::object> live_;  // keeps the arrays at the addresses in hypers_ alive
     bool skip_nonfinite_ = false, measures_updates_ = false;
-    std::vector<py::object> held_;            // keeps states, averages and clocks alive
-    std::vector<py::object> params_, grads_;  // the arrays of the step that is running
-    std::vector<py::object> counting_;        // those of them that the step writes to and that count that
+    std::vector<py::object> held_;                // keeps states, averages and clocks alive
+    std::vector<py::object> params_, grads_;      // the arrays of the step that is running
+    std::vector<std::vector<Summand>> summands_;  // by tensor, where a gradient is the sum of several arrays
+    std::vector<py::object> counting_;            // those of them that the step writes to and that count that
     WrittenMemory written_;
     bool disjoint_ = false;  // whether `written_` is up to date, and no gradient overlaps it
     py::object single_;      // weak reference to the owner of the memory of a single array, which has the key 0

@@ -84,6 +84,7 @@ py::object Plan::run(py::object params, py::object grads, const Numbers& numbers
     Turn turn(*this);
     if (!fetch(params, grads)) return py::bool_(false);
     if (!check_arrays()) return py::bool_(false);
+    take_summands(numbers.others);
     return on_gpu() ? run_on_gpu(numbers, stream, commitment) : run_on_host(numbers, stream, commitment);
 }
 
@@ -111,6 +112,8 @@ py::object Plan::run_on_host(const Numbers& numbers, py::handle stream, const Co
 py::object Plan::run_on_gpu(const Numbers& numbers, py::handle stream, const Commitment* commitment) {
     if (!numbers.sums.is_none())
         throw py::type_error("sums is given, expected None with params on a GPU, which measures its own gradients");
+    if (!numbers.others.is_none())
+        throw py::type_error("others is given, expected None with params on a GPU, which reads one array a gradient");
     const Engine& engine = gpu_engine(param_name(0));
     int device = hypers_device_;  // all numbers on GPUs must be on one
     Request request;

@@ -11,11 +11,30 @@
 
 namespace fusedstep {
 
+View look_at_summand(py::object& array, const Name& name, const Like& like) {
+    array = as_array(std::move(array), name);
+    View view = look(array, name, Use::kRead, like);
+    const auto itemsize = static_cast<uintptr_t>(kItemSize[view.type()]);
+    if (view.size && reinterpret_cast<uintptr_t>(view.data) % itemsize != 0)
+        throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
+                              std::to_string(itemsize) + " bytes, as a copy has it");
+    if (!view.in_rows)
+        throw py::value_error(name.text() + " is not contiguous row by row, expected it so, as a copy is");
+    return view;
+}
+
 py::array_t<double> sums_of_blocks(py::object array, py::object param, double unit) {
-    const py::object seen = as_array(array, {"array"});
-    const View view = look(seen, {"array"}, Use::kRead);
+    std::vector<py::object> held;  // another thread may change the list
+    const bool is_sum = PyList_CheckExact(array.ptr());
+    if (is_sum)
+        for (py::handle summand : py::cast<py::list>(array))
+            held.push_back(py::reinterpret_borrow<py::object>(summand));
+    else
+        held = {as_array(array, {"array"})};
+    if (held.empty()) throw py::value_error("array is empty, expected at least one array to sum");
+    const View view = is_sum ? look_at_summand(held[0], {"array"}, {}) : look(held[0], {"array"}, Use::kRead);
     if (view.device != kHost) refuse_device({"array"}, view.device, {"the sums"}, kHost);
-    Type type = view.type();
+    Type type = is_sum && contains(kNarrow, view.type()) ? kFloat32 : view.type();
     if (!param.is_none()) {
         const auto dtype = py::dtype::from_args(param);
         type = format_of(dtype.ptr()).type;
@@ -37,9 +56,21 @@ py::array_t<double> sums_of_blocks(py::object array, py::object param, double un
     slot.size = view.size;
     slot.types.grad = view.type();
     slot.types.param = type;
+    std::vector<Summand> summands{{view.data, view.type()}};
+    const Like like{&view, view.format, summed_in(computed_in(type)), {"array"}};
+    for (size_t i = 1; i < held.size(); ++i) {
+        const View other = look_at_summand(held[i], {"array", py::int_(i)}, like);
+        summands.push_back({other.data, other.type()});
+    }
+    if (is_sum && !contains(like.types, view.type()))
+        throw py::type_error("array is a list of another type than sums for param, expected that of the computation");
+    if (summands.size() > 1) {
+        slot.summands = summands.data();
+        slot.summand_count = static_cast<int32_t>(summands.size());
+    }
     py::array_t<double> sums(blocks_of(view.size));
     double* const to = sums.mutable_data();
-    without_gil(view.bytes(), [&] { sum_blocks(slot, unit, to); });
+    without_gil(view.bytes() * static_cast<int64_t>(held.size()), [&] { sum_blocks(slot, unit, to); });
     return sums;
 }
 
@@ -62,7 +93,7 @@ void sum_parts(py::list arrays, py::object out) {
     written.add(sum, 0);
     written.sort();
 
-    const TypeSet types = sum.type() == kFloat64 ? set_of(kFloat64) : set_of(kFloat32) | kNarrow;
+    const Like like{&sum, sum.format, summed_in(sum.type()), out_name};
     std::vector<py::object> held;  // another thread may change the list
     for (py::handle array : arrays) held.push_back(py::reinterpret_borrow<py::object>(array));
     std::vector<Summand> parts;
@@ -70,14 +101,7 @@ void sum_parts(py::list arrays, py::object out) {
     for (size_t i = 0; i < held.size(); ++i) {
         const py::int_ key(i);
         const Name name{"arrays", key};
-        held[i] = as_array(std::move(held[i]), name);
-        const View view = look(held[i], name, Use::kRead, {&sum, sum.format, types, out_name});
-        const auto itemsize = static_cast<uintptr_t>(kItemSize[view.type()]);
-        if (view.size && reinterpret_cast<uintptr_t>(view.data) % itemsize != 0)
-            throw py::value_error(name.text() + " is unaligned, expected an address that is a multiple of " +
-                                  std::to_string(itemsize) + " bytes, as a copy has it");
-        if (!view.in_rows)
-            throw py::value_error(name.text() + " is not contiguous row by row, expected it so, as a copy is");
+        const View view = look_at_summand(held[i], name, like);
         const bool is_out = view.data == sum.data && view.type() == sum.type();
         if (!is_out && written.find(view)) refuse_overlap(name, out_name, ", or the very same one");
         parts.push_back({view.data, view.type()});

@@ -94,6 +94,7 @@ class Plan:
         loss_scale: object = 1.0,
         skip: object = 0.0,
         sums: object = None,
+        others: object = None,
     ) -> bool | tuple[float | None, int | None, float | None] | PendingFinding: ...
     def run_and_set(
         self,
@@ -105,6 +106,7 @@ class Plan:
         name: str,
         value: object,
         sums: object = None,
+        others: object = None,
     ) -> bool | tuple[float | None, int | None, float | None] | PendingFinding: ...
     def squares_of_updates(self) -> list[NDArray[Any] | None]: ...
     def wait(self) -> None: ...

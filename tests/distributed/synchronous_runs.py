@@ -31,14 +31,24 @@ class Run:
     """
     A run: how its optimizer is made, its first parameters, and the gradient of a part of a step.
 
-    With one gradient that is not finite, or without one, as the tests need it.
+    With one gradient that is not finite, or without one, as the tests need it. `given` makes of a container what is
+    handed over.
     """
 
     def __init__(
-        self, make, params=parameters, *, steps=4, parts=PARTS, grad_dtype=None, change=lambda grads, at: grads
+        self,
+        make,
+        params=parameters,
+        *,
+        steps=4,
+        parts=PARTS,
+        grad_dtype=None,
+        change=lambda grads, at: grads,
+        given=lambda grads: grads,
+        **options,
     ):
         self.make, self.params, self.steps, self.parts = make, params, steps, parts
-        self.grad_dtype, self.change = grad_dtype, change
+        self.grad_dtype, self.change, self.given, self.options = grad_dtype, change, given, options
 
     def gradient(self, params, step, part):
         leaves = arrays_by_key(params)
@@ -63,6 +73,8 @@ class Run:
             wide = first.real.dtype if first.real.dtype == np.float64 else np.dtype(F32)
             reals = [np.ascontiguousarray(g[key]).reshape(-1) for g in gradients]
             reals = [r.view(r.real.dtype) if r.dtype.kind == "c" else r for r in reals]
+            if "exchange_dtype" in self.options and first.real.dtype != np.float64 and first.dtype.kind != "c":
+                reals = [r.astype(self.options["exchange_dtype"]) for r in reals]
             out = np.empty(reals[0].size, wide)
             _cpu.sum_parts(reals, out)
             found[key] = out.view(first.dtype if first.dtype.kind == "c" else wide).reshape(first.shape)
@@ -71,10 +83,11 @@ class Run:
     def on(self, world, steps=None, opt=None, params=None, first=0):
         """Return what a rank gets."""
         params = self.params() if params is None else params
-        opt = distributed.Synchronous(self.make(), world, parts=self.parts) if opt is None else opt
+        if opt is None:
+            opt = distributed.Synchronous(self.make(), world, parts=self.parts, **self.options)
         own = parts_of(self.parts, world.rank, world.size)
         results = [
-            opt.step(params, (self.gradient(params, k, part) for part in own), grad_scale=1 / self.parts)
+            opt.step(params, (self.given(self.gradient(params, k, part)) for part in own), grad_scale=1 / self.parts)
             for k in islice(range(first, self.steps), steps)
         ]
         return snapshot(params, opt.state_dict(params)), results

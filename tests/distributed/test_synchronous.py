@@ -1,15 +1,19 @@
 """Steps of several ranks: parameters, states and results have the bits of one process, whatever the options."""
 
+import threading
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import fusedstep as fs
 from fusedstep import distributed
+from fusedstep.distributed import gradients
 from fusedstep.distributed.tree import parts_of
 from tests.distributed.synchronous_runs import PARTS, Run, adamw, assert_equal, parameters, values
 
 BF16 = ml_dtypes.bfloat16
+F32 = np.float32
 OPTIONS = [
     {"clip_global_norm": 0.5},
     {"clip_norm": 0.1},
@@ -21,6 +25,8 @@ OPTIONS = [
     {"overrides": {"b": {"weight_decay": 0.0}, "V": {"lr": 0.5, "clip_norm": 0.2}}},
     {"overrides": {fs.where(lambda key, p: p.ndim < 2): {"lr": 0.5}}},
     {"overrides": {"W": {"frozen": True}}},
+    {"measure": "update", "clip_norm": 0.2},
+    {"measure": "update", "skip_nonfinite": True, "overrides": {"W": {"frozen": True}}, "ema": 0.5},
 ]
 
 
@@ -74,6 +80,49 @@ def test_a_gradient_that_is_not_finite(bad, at):
     assert_equal(Run(adamw(skip_nonfinite=True, clip_global_norm=1.0), change=change), 3)
 
 
+def in_pairs(grads):
+    """Return pairs in another order than that of the parameters, as a backward pass does."""
+    return iter(sorted(grads.items(), key=lambda pair: hash(pair[1].tobytes()) if pair[1] is not None else 0))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("options", [{}, {"grad_dtype": BF16}, {"exchange_dtype": "bfloat16"}], ids=repr)
+def test_gradients_that_are_sent_while_they_come(size, options, monkeypatch):
+    monkeypatch.setattr(gradients, "_BUCKET", 20_000)  # so that there are several
+    assert_equal(Run(adamw(clip_global_norm=0.5, ema=0.9), given=in_pairs, **options), size)
+
+
+def test_gradients_that_come_one_by_one_and_not_all(monkeypatch):
+    monkeypatch.setattr(gradients, "_BUCKET", 1)
+
+    def change(grads, where):
+        return {key: g for key, g in grads.items() if key != "V" and not (key == "b" and where[0] != 2)}
+
+    assert_equal(Run(adamw(), change=change, given=in_pairs), 3)
+
+
+@pytest.mark.parametrize("types", [(F32, F32), (F32, BF16), (BF16, F32), (np.float64, np.float64)], ids=repr)
+def test_gradients_that_are_rounded_for_the_way(types):
+    run = Run(adamw(clip_norm=0.1), lambda: parameters(types[0]), grad_dtype=types[1], exchange_dtype="bfloat16")
+    for size in (1, 3, 8):
+        assert_equal(run, size)
+
+
+def test_tensors_of_more_than_a_thousand_blocks():
+    shapes = {"a": (1 << 20,), "big": (3, (1 << 20) - 5), "b": (1025,)}
+
+    def params():
+        return {key: np.full(shape, 0.5, F32) for key, shape in shapes.items()}
+
+    class Large(Run):
+        def gradient(self, params, step, part):
+            return {key: values((p.size,), [k, part]).reshape(p.shape) for k, (key, p) in enumerate(params.items())}
+
+    run = Large(adamw(clip_global_norm=1.0, measure="update"), params, steps=1, parts=3)
+    for size in (2, 3):
+        assert_equal(run, size)
+
+
 def test_large_doubles_whose_squares_overflow():
     def change(grads, where):
         return {key: g * 1e300 for key, g in grads.items()}
@@ -108,7 +157,7 @@ def test_containers_in_containers_and_other_orders_of_axes():
 
     class _Flat:
         def __init__(self, run):
-            self.run, self.parts = run, run.parts
+            self.run, self.parts, self.options = run, run.parts, run.options
 
         def gradient(self, params, step, part):
             from fusedstep.core.containers import arrays_by_key
@@ -171,6 +220,82 @@ def test_a_gradient_that_raises_stops_all():
     errors = refused(3, act)
     assert isinstance(errors[2], ZeroDivisionError)
     assert "rank 2 has raised ZeroDivisionError: in the backward pass" in str(errors[0])
+
+
+def test_a_gradient_that_raises_while_others_have_been_sent(monkeypatch):
+    monkeypatch.setattr(gradients, "_BUCKET", 1)
+    made = parameters()
+
+    def one(world, fails):
+        params, opt = {key: p.copy() for key, p in made.items()}, distributed.Synchronous(fs.SGD(), world)
+
+        def pairs():
+            for k, key in enumerate(reversed(params)):
+                if k == fails and world.rank == 1:
+                    raise KeyError("no such layer")
+                yield key, np.ones_like(params[key])
+
+        with pytest.raises((KeyError, RuntimeError)) as caught:
+            opt.step(params, [pairs()])
+        assert all((params[key] == p).all() for key, p in made.items())
+        fails = None
+        opt.step(params, [pairs()])  # the ranks are together still
+        return type(caught.value), str(caught.value), params
+
+    for fails in range(len(made)):
+        found = distributed.on_threads(3, lambda world, fails=fails: one(world, fails))
+        assert [kind for kind, *_ in found] == [RuntimeError, KeyError, RuntimeError]
+        assert "rank 1 has raised KeyError: 'no such layer'; no rank has written anything" in found[0][1]
+        assert all((p[key] == found[0][2][key]).all() for *_, p in found for key in made)
+
+
+def test_pairs_that_do_not_fit_are_refused():
+    w = np.ones(3, np.float32)
+
+    def one(world, given):
+        opt = distributed.Synchronous(fs.SGD(), world, parts=2)
+        with pytest.raises((ValueError, TypeError, RuntimeError)) as caught:
+            opt.step({"w": w.copy()}, given(world))
+        return str(caught.value)
+
+    for given, words in [
+        (lambda world: [iter([("w", w), ("w", w)])], r"grads['w'] comes twice in part 0"),
+        (lambda world: [iter([("v", w)])], r"grads['v'] belongs to no parameter"),
+        (lambda world: [iter([("w", w)] if world.rank else [])], "rank 1 has gradients [('w', 'float32')], and rank 0"),
+        (lambda world: [iter([("w", w)]) if world.rank else {"w": w}], "rank 1 has "),
+    ]:
+        assert words in distributed.on_threads(2, lambda world, given=given: one(world, given))[0]
+    with pytest.raises(TypeError, match="gradients are containers and iterators of pairs"):
+        distributed.Synchronous(fs.SGD(), distributed.Alone(), parts=2).step({"w": w}, [iter([("w", w)]), {"w": w}])
+
+
+def test_an_error_on_one_rank_in_the_step_itself_stops_all(monkeypatch):
+    step_parts = fs.SGD._step_parts
+
+    def step(self, *args, **options):
+        if threading.current_thread().name == "rank 1":
+            raise MemoryError("no room for a routine")
+        return step_parts(self, *args, **options)
+
+    monkeypatch.setattr(fs.SGD, "_step_parts", step)
+
+    def one(world):
+        params = parameters()
+        with pytest.raises((MemoryError, RuntimeError)) as caught:
+            distributed.Synchronous(fs.SGD(), world).step(params, [parameters()])
+        return type(caught.value), str(caught.value)
+
+    found = distributed.on_threads(3, one)
+    assert [kind for kind, _ in found] == [RuntimeError, MemoryError, RuntimeError]
+    assert found[0][1] == "rank 1 has raised MemoryError: no room for a routine; other ranks have made the step"
+
+
+def test_gradients_cannot_be_zeroed():
+    for opt in (fs.SGD(zero_grad=True), fs.SGD(overrides={"W": {"zero_grad": True}})):
+        with pytest.raises(ValueError, match="zero_grad is True, expected False"):
+            distributed.Synchronous(opt, distributed.Alone()).step(parameters(), [parameters()])
+    with pytest.raises(ValueError, match="exchange_dtype is 'float16', expected 'bfloat16' or None"):
+        distributed.Synchronous(fs.SGD(), distributed.Alone(), exchange_dtype="float16")
 
 
 def test_fewer_parts_than_ranks_are_refused():

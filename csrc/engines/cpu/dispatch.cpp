@@ -83,8 +83,12 @@ void run(const Job& job) {
 }
 
 void collect(const Kernels& kernels, const Gathering& what, void* tile) {
-    const Types& types = what.slot->types;
-    kernels.gather[types.param == kFloat64][types.grad](what, tile);
+    const Slot& slot = *what.slot;
+    const bool is_double = slot.types.param == kFloat64;
+    if (!slot.summands) return kernels.gather[is_double][slot.types.grad](what, tile);
+    const int64_t begin = what.box.first;  // of a run: the arrays lie like the parameter
+    void* const out = static_cast<char*>(tile) - begin * kItemSize[computed_in(slot.types.param)];
+    kernels.sum[is_double]({slot.summands, slot.summand_count, out}, begin, begin + what.box.count);
 }
 
 // Write the elements [begin, end) of a gradient to memory, in the type of the computation.
@@ -343,7 +347,7 @@ void sum_blocks(std::span<const Slot* const> slots, double* sums) {
     for (const Slot* slot : slots) {
         starts.push_back(blocks);
         blocks += blocks_of(slot->size);
-        bytes += slot->size * kItemSize[slot->types.grad];
+        bytes += slot->size * grad_bytes(*slot);
         if (is_gathered(*slot)) largest = std::max(largest, slot->size);
     }
     const Shares shares = shares_of(bytes);

@@ -47,7 +47,7 @@ public:
             if (!slot.has_grad) continue;
             Types types = slot.types;
             const auto traffic =
-                static_cast<int32_t>(2 * kItemSize[types.param] + kItemSize[types.grad] +
+                static_cast<int32_t>(2 * kItemSize[types.param] + grad_bytes(slot) +
                                      2 * rule_->state_count * kItemSize[types.state] + 2 * kItemSize[types.master]);
             if (is_gathered(slot)) {
                 types.grad = computed_in(types.param);  // what the loop finds in a tile

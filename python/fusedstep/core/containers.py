@@ -1,6 +1,18 @@
 """Containers of parameters and gradients: what is in them, objects, and other names of gradients."""
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence, ValuesView
+from collections.abc import (
+    Callable,
+    Collection,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+    ValuesView,
+)
+from copy import copy
+from dataclasses import fields, is_dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -8,7 +20,9 @@ from fusedstep import _cpu
 
 from .arrays import Array, as_array, span
 
-__all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "renamed", "tell_writes"]
+__all__ = ["Bound", "arrays_by_key", "bind", "check_kept", "present", "refilled", "renamed", "tell_writes"]
+
+_ARRAYS = ("__dlpack__", "__array_interface__", "__cuda_array_interface__")  # attributes of types of arrays
 
 
 class Bound:
@@ -117,6 +131,46 @@ def arrays_by_key(params: Any) -> dict[Hashable, Array | None]:
 def present(params: Any) -> dict[Hashable, Array]:
     """Return the arrays in what `step` takes as parameters by the keys that they have there, without None."""
     return {key: array for key, array in arrays_by_key(params).items() if array is not None}
+
+
+def refilled(params: Any, arrays: Iterable[Any]) -> Any:
+    """
+    Return containers of the kinds and with the keys of those that `step` takes as parameters, with other arrays.
+
+    Parameters
+    ----------
+    params : array, or containers of arrays
+        The containers, which stay as they are. For what `bind` returned, there are mappings of mappings.
+    arrays : iterable
+        What takes the place of each array or None, in the order of `arrays_by_key`.
+
+    Returns
+    -------
+    array, or containers of arrays
+        The containers. A collection that is neither mapping nor sequence, such as ``dict.values()``, becomes a list.
+    """
+    return _refilled(params.params if isinstance(params, Bound) else params, iter(arrays))
+
+
+def _refilled(value: Any, arrays: Iterator[Any]) -> Any:
+    if value is None or any(hasattr(type(value), name) for name in _ARRAYS):
+        return next(arrays)
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(_refilled(item, arrays) for item in value)
+    if is_dataclass(value):
+        one = copy(value)
+        for field in fields(value):
+            object.__setattr__(one, field.name, _refilled(getattr(value, field.name), arrays))
+        return one
+    if isinstance(value, Mapping):
+        items = {key: _refilled(item, arrays) for key, item in value.items()}
+        if not isinstance(value, MutableMapping):
+            return type(value)(items)  # type: ignore[call-arg]
+        made = copy(value)
+        made.update(items)
+        return made
+    found = [_refilled(item, arrays) for item in value]
+    return type(value)(found) if isinstance(value, Sequence) else found  # type: ignore[call-arg]
 
 
 def check_kept(params: Any) -> None:

@@ -261,6 +261,7 @@ class Optimizer(Stateful):
         origins: Mapping[Hashable, int],
         wholes: Any = None,
         sums: Any = None,
+        others: Mapping[Hashable, list[Any]] | None = None,
     ) -> Result:
         """
         Update parts of tensors in place, with the bits that the whole tensors would get.
@@ -285,6 +286,9 @@ class Optimizer(Stateful):
             and its unit, 1 or 2**600. Needed where `_measures` says so, and not used elsewhere. It is
             ``sum_of_sums(blocks)`` with the blocks of all parts, each ``sums_of_blocks(grad, param.dtype, unit)``. The
             unit is 2**600 for float64 whose sum is otherwise infinite.
+        others : mapping of lists of arrays, optional
+            Key -> further arrays, each of the shape of the part and contiguous row by row: the gradient is the sum of
+            the array in `grads` and of these, as ``sum_parts`` adds them up. The sum is made in the step, and not kept.
 
         Returns
         -------
@@ -295,19 +299,22 @@ class Optimizer(Stateful):
         Raises
         ------
         TypeError, ValueError, RuntimeError
-            As for `step`; if `origins`, `wholes` or `sums` do not fit the parts; if sums are needed and missing; or if
-            `measure` is "update", or sums are given, with parameters on a GPU. Nothing has changed then.
+            As for `step`; if `origins`, `wholes`, `sums` or `others` do not fit the parts; if sums are needed and
+            missing; or if `measure` is "update", or sums or others are given, with parameters on a GPU. Nothing has
+            changed then.
         """
         grad_scale = check("grad_scale", grad_scale)
         with self._alone():
             settings, version = self._settle()
             now: Planned | None = self._progress.plans.now
-            cut = parts(params, settings, origins, wholes, sums, None if now is None else now.origins)
+            cut = parts(params, settings, origins, wholes, sums, others, None if now is None else now.origins)
             if self._pending:
                 self._pending.make_room()
             if now is not None:
                 now = self._told(now, self._progress, settings, version, cut.origins)
-            outcome = False if now is None else now.plan.run(params, grads, grad_scale, None, sums=sums)
+            outcome: Any = False
+            if now is not None:
+                outcome = now.plan.run(params, grads, grad_scale, None, **cut.given(now.plan.keys))
             if now is None or outcome is False:
                 result = self._step_anew(params, grads, grad_scale, None, cut)
             else:
@@ -377,15 +384,16 @@ class Optimizer(Stateful):
             raise TypeError(
                 "grads is given beside objects that are bound, expected None: their gradients are bound too"
             )
-        mark, origins, sums = mark_of(params), None, None
+        mark, origins = mark_of(params), None
         if cut is not None:
-            origins, sums = cut.origins, cut.sums
+            origins = cut.origins
             mark = mark, tuple(origins.items())
         found = self._progress.plans.find(mark)
         if found is not None:
             self._progress.plans.use(found)
             if found.told is self._version or self._told(found, self._progress, *self._settle(), origins) is not None:
-                outcome = found.plan.run(params, grads, grad_scale, stream, sums=sums)
+                given = {} if cut is None else cut.given(found.plan.keys)
+                outcome = found.plan.run(params, grads, grad_scale, stream, **given)
                 if outcome is not False:
                     self._matching = found.matching
                     return self._result(found.plan, outcome)
@@ -406,7 +414,8 @@ class Optimizer(Stateful):
         planned = Planned(plan, progress.bind(plan, rule, begin), matching, origins)
         progress.plans.use(planned)
         self._told(planned, progress, settings, version, origins)
-        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress, sums)
+        given = {} if cut is None else cut.given(plan.keys)
+        outcome = plan.run_and_set(params, grads, grad_scale, stream, self, "_progress", progress, **given)
         if outcome is False:
             raise RuntimeError("params or grads changed while they were looked at, expected them to stay as they are")
         progress.plans.add(mark, planned)

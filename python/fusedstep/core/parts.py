@@ -22,6 +22,7 @@ class Parts(NamedTuple):
     origins: dict[Hashable, int]  # the number of the first element of each part in its tensor, by key
     wholes: Any  # the tensors, or what has their keys and shapes; None where nobody asks for them
     sums: Any  # sums of squares of the gradients of the tensors, by tensor, or None
+    others: Mapping[Hashable, list[Any]] | None  # further arrays whose sum is a gradient, by key
 
     def check(self, keys: list[Hashable], arrays: list[Any], settings: Settings) -> None:
         """Refuse parts, with the keys of a step and its arrays, that are none of tensors in the step's order."""
@@ -51,6 +52,11 @@ class Parts(NamedTuple):
                     f"{BLOCK} elements"
                 )
 
+    def given(self, keys: list[Hashable]) -> dict[str, Any]:
+        """Return what a plan with these keys is given."""
+        others = None if self.others is None else [self.others.get(key) for key in keys]
+        return {"sums": self.sums, "others": others}
+
     def origins_of(self, keys: list[Hashable]) -> list[int]:
         """Return the number of the first element of each part, in the order of the keys."""
         return [self.origins[key] for key in keys]
@@ -68,6 +74,7 @@ def parts(
     origins: Mapping[Hashable, int],
     wholes: Any,
     sums: Any,
+    others: Mapping[Hashable, list[Any]] | None,
     known: dict[Hashable, int] | None,
 ) -> Parts:
     """
@@ -87,7 +94,7 @@ def parts(
         )
     if settings.values["measure"] == "update" and any(map(is_on_gpu, _cpu.leaves(params)[1])):
         raise TypeError("params are on a GPU, expected host memory for parts of tensors with measure='update'")
-    return Parts(known, wholes, sums)
+    return Parts(known, wholes, sums, others)
 
 
 def measures(settings: Settings) -> bool:

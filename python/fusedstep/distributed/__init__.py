@@ -12,21 +12,26 @@ from .files import load, same, save
 from .replay import replay
 from .shard import Log
 from .synchronous import Synchronous
-from .world import Alone, World, gathered, on_threads, threads
+from .windows import MPIWindows, like, shared
+from .world import Alone, Windows, World, gathered, on_threads, threads
 
 __all__ = [
     "Alone",
     "Asynchronous",
     "Log",
     "Synchronous",
+    "Windows",
     "World",
     "gathered",
+    "like",
     "load",
     "on_threads",
     "replay",
     "same",
     "save",
+    "shared",
     "threads",
+    "windows",
     "world",
 ]
 
@@ -62,3 +67,42 @@ def world() -> World:
     from .mpi import MPIWorld, launched_size
 
     return Alone() if launched_size() is None else MPIWorld()
+
+
+@cache
+def windows() -> Windows:
+    """
+    Return the world that this program was started in, with memory that all its ranks see.
+
+    All ranks of a launcher have to call this, and all have to be on one machine. It is made once; later calls return
+    the same world. It has all that `world` has.
+
+    Returns
+    -------
+    Windows
+        The ranks of MPI, if a launcher such as mpiexec has started the program; otherwise one rank, without MPI.
+
+    Raises
+    ------
+    ImportError
+        If a launcher has started the program, and mpi4py or a library of MPI is not installed.
+    RuntimeError
+        If the launcher belongs to another implementation of MPI than the library that mpi4py has loaded.
+    TimeoutError
+        If another rank does not call this within ten minutes.
+    ValueError
+        If the ranks are on several machines.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fusedstep import distributed
+    >>> world = distributed.windows()
+    >>> params = distributed.shared({"w": np.ones((2, 2), np.float32)}, world)  # the same memory on all ranks
+    >>> grads = distributed.like(params, world)  # memory of this rank, which the others can read
+    >>> params["w"].tolist(), grads["w"].tolist()
+    ([[1.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]])
+    """
+    from .mpi import launched_size
+
+    return Alone() if launched_size() is None else MPIWindows()

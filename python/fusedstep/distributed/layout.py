@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,6 +44,10 @@ class Layout:
     ----------
     keys : list
         The keys of all tensors.
+    shapes, dtypes, orders, counts : dict
+        Of each tensor, by key: its shape and dtype, its axes in the order of memory, and its real numbers.
+    description : bytes
+        The keys, shapes and dtypes in words.
 
     Raises
     ------
@@ -55,16 +59,26 @@ class Layout:
         if size < 1:
             raise ValueError(f"size is {size}, expected at least 1 rank")
         arrays = present(params)
-        lines = {key: _line(array, order_of(array), f"params[{key!r}]") for key, array in arrays.items()}
         self.keys: list[Hashable] = list(arrays)
-        self._orders = {key: order_of(array) for key, array in arrays.items()}
-        self._shapes = {key: array.shape for key, array in arrays.items()}
-        self._counts: list[int] = [line.size for line in lines.values()]
+        self.shapes = {key: array.shape for key, array in arrays.items()}
+        self.dtypes = {key: np.dtype(array.dtype) for key, array in arrays.items()}
+        self.orders = {key: order_of(array) for key, array in arrays.items()}
+        facts = [(key, array.shape, str(array.dtype)) for key, array in arrays.items()]
+        self.description = repr(facts).encode()
+        lines = {key: _line(array, self.orders[key], f"params[{key!r}]") for key, array in arrays.items()}
+        self.counts = {key: line.size for key, line in lines.items()}
         self._itemsizes: list[int] = [line.itemsize for line in lines.values()]
-        sizes = [line.nbytes for line in lines.values()]
-        self._starts = list(accumulate(sizes, initial=0))  # bytes before each tensor, and before the end
-        self._cuts = [self._cut(self._starts[-1] * rank // size) for rank in range(size)]
-        self._cuts.append((len(self.keys), 0))
+        self._starts = list(accumulate((line.nbytes for line in lines.values()), initial=0))  # bytes before each tensor
+        cuts = [*(self._cut(self._starts[-1] * rank // size) for rank in range(size)), (len(self.keys), 0)]
+        self._pieces = [self._between(*pair) for pair in pairwise(cuts)]
+
+    def fits(self, arrays: Mapping[Hashable, Array]) -> bool:
+        """Return whether tensors have these keys, shapes, dtypes and orders."""
+        return (
+            self.shapes == {key: array.shape for key, array in arrays.items()}
+            and self.dtypes == {key: array.dtype for key, array in arrays.items()}
+            and self.orders == {key: order_of(array) for key, array in arrays.items()}
+        )
 
     def _cut(self, target: int) -> tuple[int, int]:
         """Return where a block begins after about `target` bytes: the number of a tensor, and an element in it."""
@@ -73,18 +87,22 @@ class Layout:
             return tensor, 0
         block = BLOCK * self._itemsizes[tensor]
         element = (target - self._starts[tensor] + block // 2) // block * BLOCK
-        return (tensor, element) if element < self._counts[tensor] else (tensor + 1, 0)
+        return (tensor, element) if element < self.counts[self.keys[tensor]] else (tensor + 1, 0)
+
+    def _between(self, first: tuple[int, int], last: tuple[int, int]) -> list[Piece]:
+        """Return the pieces from one cut to the next."""
+        pieces = []
+        for tensor in range(first[0], min(last[0] + 1, len(self.keys))):
+            key = self.keys[tensor]
+            begin = first[1] if tensor == first[0] else 0
+            end = last[1] if tensor == last[0] else self.counts[key]
+            if begin < end:
+                pieces.append(Piece(key, begin, end))
+        return pieces
 
     def pieces(self, rank: int) -> list[Piece]:
         """Return what a rank owns, in the order of the tensors, without pieces that are empty."""
-        (first, begin), (last, end) = self._cuts[rank : rank + 2]
-        pieces = []
-        for tensor in range(first, min(last + 1, len(self.keys))):
-            start = begin if tensor == first else 0
-            stop = end if tensor == last else self._counts[tensor]
-            if start < stop:
-                pieces.append(Piece(self.keys[tensor], start, stop))
-        return pieces
+        return self._pieces[rank]
 
     def origins(self, rank: int) -> dict[Hashable, int]:
         """Return the first element of what a rank owns of each tensor, and 0 of tensors of which it owns nothing."""
@@ -113,13 +131,25 @@ class Layout:
         """
         found = present(arrays)
         for key in (*self.keys, *found):
-            if key not in found or key not in self._shapes:
+            if key not in found or key not in self.shapes:
                 problem = "is missing" if key not in found else "belongs to no parameter"
                 raise ValueError(f"{name}[{key!r}] {problem}, expected the keys of the parameters: {_some(self.keys)}")
         for key, array in found.items():
-            if array.shape != self._shapes[key]:
-                raise ValueError(f"{name}[{key!r}] has shape {array.shape}, expected {self._shapes[key]}")
-        return {key: _line(found[key], self._orders[key], f"{name}[{key!r}]") for key in self.keys}
+            if array.shape != self.shapes[key]:
+                raise ValueError(f"{name}[{key!r}] has shape {array.shape}, expected {self.shapes[key]}")
+        return {key: _line(found[key], self.orders[key], f"{name}[{key!r}]") for key in self.keys}
+
+    def line(self, key: Hashable, array: Array, dtype: Any = None) -> Array:
+        """Return an array of a tensor's shape as a line, in the tensor's order of memory; a view if it lies so."""
+        line: Array = np.ascontiguousarray(array.transpose(self.orders[key]), dtype).reshape(-1)
+        return line.view(line.real.dtype) if line.dtype.kind == "c" else line
+
+    def whole(self, key: Hashable, line: Array) -> Array:
+        """Return a line as an array of the shape of its tensor, which lies in memory like it."""
+        if self.dtypes[key].kind == "c":
+            line = line.view(np.result_type(line.dtype, np.complex64))
+        order = self.orders[key]
+        return line.reshape([self.shapes[key][axis] for axis in order]).transpose(np.argsort(order))
 
     def views(self, lines: Mapping[Hashable, Array], rank: int) -> dict[Hashable, Array]:
         """Return views of what a rank owns of lines; all keys are there, with empty views where it owns nothing."""

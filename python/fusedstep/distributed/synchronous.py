@@ -1,22 +1,32 @@
 """Synchronous steps: ranks compute parts of a gradient, and all of them get the parameters of one process."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, order_of
+from fusedstep.core.arrays import Array, new_array
 from fusedstep.core.containers import present
 from fusedstep.core.optimizer import Optimizer
-from fusedstep.core.result import Result
+from fusedstep.core.result import PLAIN, Result
 
 from .agreement import Agreement, agreed
-from .exchange import Exchange
+from .gradients import Gradients
+from .layout import Layout
+from .norms import squares_of_gradients, update_norm
+from .sharing import share_lines
 from .tree import parts_of
 from .world import World
 
 __all__ = ["Synchronous"]
+
+
+class _Shared(NamedTuple):
+    """What ranks share of one set of parameters."""
+
+    layout: Layout
+    gradients: Gradients
 
 
 class Synchronous:
@@ -39,6 +49,10 @@ class Synchronous:
         How many parts a step has, at least as many as there are ranks; by default one for each rank. Bits are the same
         for any number of ranks if `parts` is. A multiple of the numbers of ranks that will ever run sends the fewest
         bytes.
+    exchange_dtype : {None, "bfloat16"}
+        With "bfloat16", each gradient of a part is rounded to it, to the nearest, if the parameter is one of single or
+        half precision and not complex. So a part that travels alone takes half of the bytes; sums travel in float32.
+        The rounding does not depend on who computes what, and bits still are those of one process with this argument.
 
     Attributes
     ----------
@@ -54,10 +68,17 @@ class Synchronous:
     TypeError
         If `optimizer` is no optimizer.
     ValueError
-        If `parts` is less than the number of ranks, or the optimizer has made steps.
+        If `parts` is less than the number of ranks, `exchange_dtype` is another, or the optimizer has made steps.
     """
 
-    def __init__(self, optimizer: Optimizer, world: World | None = None, *, parts: int | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        world: World | None = None,
+        *,
+        parts: int | None = None,
+        exchange_dtype: Literal["bfloat16"] | None = None,
+    ) -> None:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is of type {type(optimizer).__name__}, expected one of fusedstep")
         if world is None:
@@ -67,10 +88,14 @@ class Synchronous:
         parts = world.size if parts is None else parts
         if parts < world.size:
             raise ValueError(f"parts is {parts}, expected at least one for each of the {world.size} ranks")
+        if exchange_dtype not in (None, "bfloat16"):
+            raise ValueError(f"exchange_dtype is {exchange_dtype!r}, expected 'bfloat16' or None")
         if any(optimizer.t.values()):
             raise ValueError("optimizer has made steps, expected a new one: `load` takes up what was saved")
         self.optimizer, self.world, self.parts = optimizer, world, parts
-        self._exchange: Exchange | None = None
+        self._narrowed = None if exchange_dtype is None else new_array((0,), exchange_dtype).dtype
+        self._shared: _Shared | None = None
+        self._described: tuple[object, dict[str, str]] = None, {}  # hyperparameters in words, and their version
 
     def share(self, rows: Any) -> Iterator[Any]:
         """
@@ -111,6 +136,11 @@ class Synchronous:
             The gradients of this rank's parts, in their order, each as `Optimizer.step` takes gradients. A generator is
             asked for one after the other; only their sums are kept. A parameter without a gradient in one part has none
             in any.
+
+            Each may also be an iterator of pairs (key, gradient), as a backward pass finds them, in any order: then
+            those of the rank's last part are sent while the others are computed, about 1 MiB together. They travel in
+            the reverse order of `params`, so each waits for those behind it. Ranks give containers, or all give pairs.
+            An array may be written to when `step` has returned.
         grad_scale : float
             Factor on the sum of all gradients, for example 1 over the number of parts.
 
@@ -123,55 +153,80 @@ class Synchronous:
         ------
         ValueError
             If ranks disagree about parameters, hyperparameters, step counts or `grad_scale`; if there are more or fewer
-            gradients than this rank has parts; or what `Optimizer.step` raises. Whatever one rank raises, every rank
-            raises an error that names it, and nothing has been written.
+            gradients than this rank has parts; if the optimizer has `zero_grad`; or what `Optimizer.step` raises.
+            Whatever one rank raises, every rank raises an error that names it, and nothing has been written.
+        RuntimeError
+            If another rank has met an error. If it met it in the step itself, as when memory runs out, the message says
+            that other ranks have made the step: a checkpoint takes all ranks back to one state.
         TimeoutError
             If a rank does not take part.
         """
 
-        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], Exchange, dict[Hashable, list[Array]]]:
+        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], _Shared]:
+            self._refuse_zero_grad()
             arrays = present(params)
-            exchange = self._exchange_of(arrays)
-            mine = exchange.summed(gradients)
-            self._add_facts(agreement, exchange, float(grad_scale))
-            return arrays, exchange, mine
+            shared = self._shared_of(arrays)
+            self._add_facts(agreement, shared.layout, float(grad_scale))
+            shared.gradients.collect(gradients, agreement)
+            types = shared.gradients.types
+            agreement.add("gradients", [(key, str(types[key])) for key in shared.layout.keys if key in types])
+            return arrays, shared
 
-        arrays, exchange, mine = agreed(self.world, prepare)
-        grads = exchange.sums(mine)
-        lines = exchange.layout.lines(arrays, "params")
-        result = self.optimizer._step_parts(
-            exchange.layout.views(lines, self.world.rank),
-            grads,
-            grad_scale=grad_scale,
-            origins=exchange.layout.origins(self.world.rank),
-            wholes=arrays,
-            sums=exchange.squares(grads) if self.optimizer._measures() else None,
-        )
-        exchange.share_lines(lines)
-        return result
+        try:
+            arrays, (layout, own) = agreed(self.world, prepare)
+        except TimeoutError:
+            raise
+        except Exception:
+            if self._shared is not None:
+                self._shared.gradients.settle()
+            raise
+        rows, common = own.rows(arrays)
+        opt, rank = self.optimizer, self.world.rank
+        sums = squares_of_gradients(self.world, layout, rows) if opt._measures() else None
+        lines = layout.lines(arrays, "params")
+        result, error = PLAIN, None
+        try:
+            result = opt._step_parts(
+                layout.views(lines, rank),
+                {key: row[0] for key, row in rows.items()},
+                grad_scale=grad_scale,
+                origins=layout.origins(rank),
+                wholes=arrays,
+                sums=sums,
+                others={key: row[1:] for key, row in rows.items() if len(row) > 1} or None,
+            )
+        except Exception as problem:  # is raised when all ranks have been told
+            error = problem
+        share_lines(self.world, layout, {key: line for key, line in lines.items() if key not in common}, error)
+        if opt.measure != "update" or result.skipped:
+            return result
+        squares = opt._squares_of_updates()
+        return replace(result, update_norm=update_norm(self.world, layout, squares, list(squares)))
 
-    def _exchange_of(self, arrays: dict[Hashable, Array]) -> Exchange:
-        """Return the messages for these parameters: those of the last step, if shapes and types are the same."""
-        known = self._exchange
-        if (
-            known is None
-            or known.shapes != {key: array.shape for key, array in arrays.items()}
-            or known.dtypes != {key: array.dtype for key, array in arrays.items()}
-            or known.orders != {key: order_of(array) for key, array in arrays.items()}
-        ):
-            known = self._exchange = Exchange(arrays, self.world, self.parts)
-        return known
+    def _shared_of(self, arrays: dict[Hashable, Array]) -> _Shared:
+        """Return what is known of these parameters: that of the last step, if shapes and types are the same."""
+        if self._shared is None or not self._shared.layout.fits(arrays):
+            layout = Layout(arrays, self.world.size)
+            self._shared = _Shared(layout, Gradients(layout, self.world, self.parts, self._narrowed))
+        return self._shared
 
-    def _add_facts(self, agreement: Agreement, exchange: Exchange, grad_scale: float) -> None:
+    def _refuse_zero_grad(self) -> None:
+        opt = self.optimizer
+        if opt.zero_grad or any(some.get("zero_grad") for some in opt.overrides.values()):
+            raise ValueError("zero_grad is True, expected False: the gradients of parts are only read")
+
+    def _add_facts(self, agreement: Agreement, layout: Layout, grad_scale: float) -> None:
         opt = self.optimizer
         agreement.add("parts", self.parts)
+        agreement.add("exchange_dtype", self._narrowed)
         agreement.add("grad_scale", grad_scale)
         agreement.add("optimizer", type(opt).__name__)
-        agreement.add("parameters", [(key, exchange.shapes[key], str(exchange.dtypes[key])) for key in exchange.shapes])
-        agreement.add("gradients", [(key, str(dtype)) for key, dtype in exchange.types.items()])
-        for name, value in opt._arguments().items():
-            agreement.add(name, _text_of(value), partial(_text_of, value))
-        agreement.add("t", dict(opt.t))
+        agreement.add("parameters", layout.description, layout.description.decode)
+        if self._described[0] is not opt._version:
+            self._described = opt._version, {name: _text_of(value) for name, value in opt._arguments().items()}
+        for name, text in self._described[1].items():
+            agreement.add(name, text, text.__str__)
+        agreement.add("t", list(opt.t.values()), lambda: repr(dict(opt.t)))
 
     # States.
 
@@ -189,17 +244,18 @@ class Synchronous:
         dict
             As `Optimizer.state_dict` returns it, with whole arrays.
         """
-        exchange = self._exchange_of(present(params))
+        layout = self._shared_of(present(params)).layout
         saved = self.optimizer.state_dict()
         lines: dict[tuple[str, Hashable, str], Array] = {}
         for part, key, name, piece in _arrays_in(saved):
-            lines[part, key, name] = whole = np.empty(exchange.counts[key], piece.dtype)
-            for owned in exchange.layout.pieces(self.world.rank):
+            lines[part, key, name] = whole = np.empty(layout.counts[key], piece.dtype)
+            for owned in layout.pieces(self.world.rank):
                 if owned.key == key:
                     whole[owned.begin : owned.end] = piece
         for part, name in dict.fromkeys((part, name) for part, _, name in lines):
-            exchange.share_lines({key: line for (p, key, n), line in lines.items() if (p, n) == (part, name)})
-        return _with_arrays(saved, lambda part, key, name, _: exchange.whole(key, lines[part, key, name]))
+            some = {key: line for (p, key, n), line in lines.items() if (p, n) == (part, name)}
+            share_lines(self.world, layout, some)
+        return _with_arrays(saved, lambda part, key, name, _: layout.whole(key, lines[part, key, name]))
 
     def load_state_dict(self, saved: Mapping[str, Any], params: Any, **options: Any) -> None:
         """
@@ -214,11 +270,11 @@ class Synchronous:
         **options
             As `Optimizer.load_state_dict` takes them.
         """
-        exchange = self._exchange_of(present(params))
-        owned = {piece.key: piece for piece in exchange.layout.pieces(self.world.rank)}
+        layout = self._shared_of(present(params)).layout
+        owned = {piece.key: piece for piece in layout.pieces(self.world.rank)}
 
         def cut(_part: str, key: Hashable, _name: str, array: Array) -> Array:
-            line = exchange.line(key, array)
+            line = layout.line(key, array)
             return line[owned[key].begin : owned[key].end] if key in owned else line[:0]
 
         self.optimizer.load_state_dict(_with_arrays(saved, cut), **options)

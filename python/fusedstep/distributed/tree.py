@@ -6,7 +6,8 @@ node without a neighbour goes up as it is. A rank adds up complete subtrees of t
 the whole sum adds up these. So the sum has the same bits however many ranks there are.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from fusedstep import _cpu
 from fusedstep.core.arrays import Array, is_narrow
 
-__all__ = ["Forest", "Node", "finish", "nodes_of", "parts_of"]
+__all__ = ["Forest", "Node", "nodes_of", "parts_of", "row_of"]
 
 
 class Node(NamedTuple):
@@ -112,12 +113,35 @@ class Forest:
             raise ValueError(f"part {self._next} has not been added, expected all parts to {self._hi - 1}")
         return [array for _, array in self._stack]
 
+    @property
+    def is_full(self) -> bool:
+        """Whether all parts have been added."""
+        return self._next == self._hi
+
     def clear(self) -> None:
         """Begin with the first part again, and keep the memory of the sums, which are then written to."""
         for _, array in self._stack:
             self._release(array)
         self._stack = []
         self._next = self._lo
+
+    def rooms(self, dtype: np.dtype[Any]) -> int:
+        """Return how many arrays of a dtype are enough for all sums, and for the nodes that are none of them."""
+        own = [array for array in self._own if array.dtype == dtype]
+        return len(own) + sum(all(array is not each for each in own) for array in self.arrays)
+
+    def move(self, rooms: Iterable[Array]) -> None:
+        """Keep sums of one dtype in these arrays from now on, and copy those that there are."""
+        free = list(rooms)
+        self._own = [array for array in self._own if array.dtype != free[0].dtype]
+        self._free = [array for array in self._free if array.dtype != free[0].dtype]
+        for i, (node, array) in enumerate(self._stack):
+            if node.level and array.dtype == free[0].dtype:
+                self._own.append(free.pop())
+                self._own[-1][...] = array
+                self._stack[i] = node, self._own[-1]
+        self._own += free
+        self._free += free
 
     def _room(self, shape: tuple[int, ...], dtype: np.dtype[Any], *reusable: Array) -> Array:
         """Return an array of the forest to write to: one of those that are not needed any more, if one fits."""
@@ -137,41 +161,35 @@ class Forest:
         return any(each is array for each in self._own)
 
 
-def finish(nodes: Sequence[Node], arrays: Sequence[Array], out: Array) -> None:
+def row_of(nodes: Sequence[Node], arrays: Sequence[Array], room: Callable[[int], Array]) -> list[Array]:
     """
-    Add up the nodes of the whole tree.
+    Return arrays whose sum, as ``sum_parts`` makes it, is that of the whole tree.
 
     Parameters
     ----------
     nodes : sequence of Node
         Nodes that contain each part once, in the order of the parts.
     arrays : sequence of array
-        The sum of each node: C-contiguous, of one shape, in the dtype of `out` or, for a single part, in float16 or
-        bfloat16 beside an `out` in float32.
-    out : array
-        Is written to. It may be one of the arrays; the others stay as they are.
+        The sum of each node: C-contiguous, of one shape, in one dtype or, where it is float32, for a single part in
+        float16 or bfloat16. They stay as they are.
+    room : callable
+        Returns memory for the sum number 0, 1, ... that has to be made, of that shape and dtype. Nodes of the highest
+        level need none.
     """
-    stack = list(zip(nodes, arrays, strict=True))
-    top = max(node.level for node in nodes)
-    rooms = [out] if all(array is not out for array in arrays) else []
-    _cpu.sum_parts(_row(stack, top, out, rooms), out)
+    numbers = count()
+    return _row(list(zip(nodes, arrays, strict=True)), max(node.level for node in nodes), lambda: room(next(numbers)))
 
 
-def _row(nodes: list[tuple[Node, Array]], level: int, out: Array, rooms: list[Array]) -> list[Array]:
-    """Return the sums of all subtrees of a level; missing ones are added up, the first of them in a room."""
+def _row(nodes: list[tuple[Node, Array]], level: int, room: Callable[[], Array]) -> list[Array]:
+    """Return the sums of all subtrees of a level; missing ones are added up."""
     row = []
     while nodes:
         node, array = nodes[0]
-        if node.level == level:
-            nodes = nodes[1:]
-        else:
-            place = node.place >> (level - node.level)
-            below = [each for each in nodes if each[0].place >> (level - each[0].level) == place]
-            nodes = nodes[len(below) :]
-            if len(below) > 1:
-                room = rooms.pop() if rooms else np.empty_like(out)
-                inner = max(each.level for each, _ in below)
-                _cpu.sum_parts(_row(below, inner, out, []), room)
-                array = room
+        place = node.place >> (level - node.level)
+        below = [each for each in nodes if each[0].place >> (level - each[0].level) == place]
+        nodes = nodes[len(below) :]
+        if len(below) > 1:
+            array = room()
+            _cpu.sum_parts(_row(below, max(each.level for each, _ in below), room), array)
         row.append(array)
     return row

@@ -1,26 +1,29 @@
 """Worlds: ranks that move bytes to each other, and no more. Here those of one process; other files ask an engine."""
 
+import operator
 import os
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from fusedstep.core.arrays import is_on_gpu
+from fusedstep.core.arrays import is_on_gpu, new_array
 
 __all__ = [
     "TIMEOUT",
     "Alone",
     "Bytes",
     "Message",
+    "Windows",
     "World",
     "as_bytes",
     "check_ranks",
     "gathered",
+    "nbytes_of",
     "on_threads",
     "threads",
     "too_late",
@@ -105,6 +108,51 @@ class World(Protocol):
         ...
 
 
+class Windows(World, Protocol):
+    """
+    Ranks of one machine, which can have memory in common.
+
+    What a rank has written to such memory before it starts a message is seen by the rank that has waited for the
+    message. Without a message between them, a rank may see any mixture of old and new numbers.
+
+    Attributes
+    ----------
+    windows : list of list of array
+        What each call of `window` has returned, in the order of the calls, which is the same on all ranks.
+    """
+
+    windows: list[list[Bytes]]
+
+    def window(self, nbytes: int) -> list[Bytes]:
+        """
+        Make memory that all ranks see; all ranks have to call this.
+
+        Parameters
+        ----------
+        nbytes : int
+            How many bytes this rank gives. Ranks may give different numbers, also none.
+
+        Returns
+        -------
+        list of array
+            The memory of each rank, by rank, as uint8 arrays, zeros at first, which every rank may read and write. Each
+            begins at a multiple of 64 bytes. It is there as long as the world or an array refers to it; that of ranks
+            of MPI, until the program ends.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `nbytes` of this rank is no integer, or is negative.
+        MemoryError
+            If this rank finds too little memory for it.
+        RuntimeError
+            If another rank has raised one of these. No rank has got memory then.
+        TimeoutError
+            If a rank does not call this.
+        """
+        ...
+
+
 class Alone:
     """The world of a program that runs by itself: one rank, and nobody to talk to."""
 
@@ -112,12 +160,20 @@ class Alone:
     size = 1
     timeout = TIMEOUT
 
+    def __init__(self) -> None:
+        self.windows: list[list[Bytes]] = []
+
     def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> None:
         """Refuse all messages, as there is no other rank."""
         check_ranks(self, sends, receives)
 
     def wait(self, handle: None) -> None:
         """Return at once."""
+
+    def window(self, nbytes: int) -> list[Bytes]:
+        """Make memory; see `Windows.window`."""
+        self.windows.append([new_array((nbytes_of(nbytes),), np.uint8)])
+        return self.windows[-1]
 
 
 # What all worlds share.
@@ -171,6 +227,17 @@ def too_late(world: World, ranks: Iterable[int]) -> TimeoutError:
 def unequal(sender: int, sent: object, receiver: int, expected: int) -> str:
     """Return what is wrong with a message that does not fit the array that it is received in."""
     return f"rank {sender} has sent {sent} bytes, and rank {receiver} expected {expected}"
+
+
+def nbytes_of(value: Any) -> int:
+    """Return how many bytes a rank asks for, or refuse the number."""
+    try:
+        nbytes = operator.index(value)
+    except TypeError:
+        raise TypeError(f"nbytes is {value!r}, expected an integer") from None
+    if nbytes < 0:
+        raise ValueError(f"nbytes is {nbytes}, expected 0 or more")
+    return nbytes
 
 
 def until(is_done: Callable[[], bool], timeout: float) -> bool:
@@ -241,11 +308,16 @@ class _End:
 
 
 class _Hall:
-    """Where threads meet: the ends of messages whose other ends have not come yet, and the ranks that have left."""
+    """
+    Where threads meet: the ends of messages whose other ends have not come yet, the ranks that have left, and memory.
+
+    Memory is by the number of the call that has asked for it, and by rank. An error stands for memory that is missing.
+    """
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.ends: dict[tuple[int, int], deque[tuple[bool, _End]]] = {}
+        self.rooms: defaultdict[int, dict[int, Bytes | Exception]] = defaultdict(dict)
         self.gone: dict[int, BaseException | None] = {}  # in the order in which they left
 
     def leave(self, rank: int, error: BaseException | None = None) -> None:
@@ -270,6 +342,8 @@ class _ThreadWorld:
         self.rank = rank
         self.size = size
         self.timeout = TIMEOUT
+        self.windows: list[list[Bytes]] = []
+        self._calls = 0
         self._hall = hall
 
     def start(self, sends: Sequence[Message], receives: Sequence[Message]) -> list[_End]:
@@ -315,6 +389,28 @@ class _ThreadWorld:
             if end.problem:
                 raise ValueError(end.problem)
 
+    def window(self, nbytes: int) -> list[Bytes]:
+        own: Bytes | Exception
+        try:
+            own = new_array((nbytes_of(nbytes),), np.uint8)
+        except Exception as error:  # is raised when all ranks know of it
+            own = error
+        with self._hall.changed:
+            rooms = self._hall.rooms[self._calls]
+            rooms[self.rank] = own
+        self._calls += 1
+        gathered(self, b"")  # nobody goes on before all ranks have come
+        if isinstance(own, Exception):
+            raise own
+        found = []
+        for rank in range(self.size):
+            room = rooms[rank]
+            if isinstance(room, Exception):
+                raise RuntimeError(f"rank {rank} has raised {type(room).__name__}: {room}; no rank has got memory")
+            found.append(room)
+        self.windows.append(found)
+        return found
+
 
 def threads(size: int) -> list[World]:
     """
@@ -328,7 +424,7 @@ def threads(size: int) -> list[World]:
     Returns
     -------
     list of World
-        The world as each rank sees it, by rank. Each is for one thread.
+        The world as each rank sees it, by rank. Each is for one thread. Ranks can have memory in common: see `Windows`.
 
     Raises
     ------

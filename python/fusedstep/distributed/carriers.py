@@ -1,0 +1,211 @@
+"""How sums of a rank's gradients come to the ranks that own their pieces: in messages, or in memory of all ranks."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from fusedstep.core.arrays import Array
+
+from .layout import Layout, Parcel, Piece
+from .tree import Forest, Node
+from .windows import Place, array_at, place_of
+from .world import Windows, World
+
+__all__ = ["Carrier", "Memory", "Messages", "TypeOf"]
+
+LINE = 64  # bytes of a cache line, where each array begins
+
+TypeOf = Callable[[Hashable, int], np.dtype[Any]]  # the type of a node, by key and level
+
+
+class Carrier(Protocol):
+    """What brings nodes of the tree, arrays with the keys and lengths of lines, to those who need pieces of them."""
+
+    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
+        """Let nodes of this rank go, and those of others come. All ranks call this with the same keys."""
+        ...
+
+    def settle(self) -> None:
+        """Wait for what is under way."""
+        ...
+
+    def arrive(self, params: Mapping[Hashable, Array], /) -> set[Hashable]:
+        """Wait until all nodes can be read. Return the keys of parameters that are one memory on all ranks."""
+        ...
+
+    def nodes(self, rank: int, piece: Piece) -> list[Array]:
+        """Return a piece of the nodes of another rank."""
+        ...
+
+
+class Messages:
+    """
+    Nodes that are sent, piece by piece, to arrays that are kept for the next step.
+
+    Parameters
+    ----------
+    layout : Layout
+        Who owns which pieces.
+    world : World
+        The ranks.
+    nodes_of_ranks : sequence of sequences of Node
+        The nodes of each rank.
+    """
+
+    def __init__(self, layout: Layout, world: World, nodes_of_ranks: Sequence[Sequence[Node]]) -> None:
+        self._layout = layout
+        self._world = world
+        self._nodes = nodes_of_ranks
+        self._others = [rank for rank in range(world.size) if rank != world.rank]
+        self._under_way: list[tuple[Any, list[Parcel]]] = []  # what `wait` is called with, and what is unpacked then
+        self._rooms: dict[tuple[int, Hashable], list[Array]] = {}
+
+    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
+        layout = self._layout
+        leaving = {
+            k: Parcel(node[p.begin : p.end] for p in layout.pieces(k) if p.key in mine for node in mine[p.key])
+            for k in self._others
+        }
+        wanted = [piece for piece in layout.pieces(self._world.rank) if piece.key in mine]
+        arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece, type_of)) for k in self._others}
+        sends = [(k, array) for k, parcel in leaving.items() for array in parcel.pack()]
+        receives = [(k, array) for k, parcel in arriving.items() for array in parcel.messages]
+        self._under_way.append((self._world.start(sends, receives), list(arriving.values())))
+
+    def _room(self, rank: int, piece: Piece, type_of: TypeOf) -> list[Array]:
+        """Return where the nodes of another rank are received."""
+        rooms = self._rooms.get((rank, piece.key), [])
+        types = [type_of(piece.key, node.level) for node in self._nodes[rank]]
+        if [room.dtype for room in rooms] != types:
+            rooms = self._rooms[rank, piece.key] = [np.empty(piece.end - piece.begin, dtype) for dtype in types]
+        return rooms
+
+    def settle(self) -> None:
+        while self._under_way:
+            handle, parcels = self._under_way.pop(0)
+            self._world.wait(handle)
+            for parcel in parcels:
+                parcel.unpack()
+
+    def arrive(self, _: Mapping[Hashable, Array]) -> set[Hashable]:
+        self.settle()
+        return set()
+
+    def nodes(self, rank: int, piece: Piece) -> list[Array]:
+        return self._rooms[rank, piece.key]
+
+
+class Memory:
+    """
+    Nodes that others read where they lie, in windows. What lies elsewhere is copied to a window first.
+
+    Parameters
+    ----------
+    layout : Layout
+        Who owns which pieces.
+    world : Windows
+        The ranks.
+    nodes_of_ranks : sequence of sequences of Node
+        The nodes of each rank.
+    forests : mapping
+        Key -> forest of this rank, which is given memory that others see, if the nodes do not lie there by themselves.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        world: Windows,
+        nodes_of_ranks: Sequence[Sequence[Node]],
+        forests: Mapping[Hashable, Forest],
+    ) -> None:
+        self._layout = layout
+        self._world = world
+        self._nodes = nodes_of_ranks
+        self._forests = forests
+        self._keys: list[Hashable] = []  # of the step
+        self._type_of: TypeOf | None = None
+        self._rooms: dict[Hashable, list[Array]] = {}
+        self._tables: list[dict[Hashable, Array]] = []  # of each rank: by key, the places of its nodes
+        self._views: dict[tuple[Any, ...], Array] = {}
+
+    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
+        self._keys += mine
+        self._type_of = type_of
+
+    def settle(self) -> None:
+        self._keys = []
+
+    def arrive(self, params: Mapping[Hashable, Array]) -> set[Hashable]:
+        keys, self._keys = self._keys, []
+        tables = self._told(keys, params)
+        if any((of_nodes < 0).any() for of_nodes, _ in tables):
+            self._make_room(keys)
+            tables = self._told(keys, params)
+        self._tables = [dict(zip(keys, of_nodes, strict=True)) for of_nodes, _ in tables]
+        places = np.array([of_params for _, of_params in tables])
+        is_one = ((places >= 0) & (places == places[0])).all((0, 2))
+        return {key for key, one in zip(params, is_one, strict=True) if one}
+
+    def _told(self, keys: list[Hashable], params: Mapping[Hashable, Array]) -> list[list[Array]]:
+        """
+        Let each rank tell all others where its nodes and its parameters lie, or -1 where that is in no window.
+
+        Who is told may read them.
+        """
+        world = self._world
+        tables = [[np.full((len(keys), len(nodes), 3), -1), np.full((len(params), 3), -1)] for nodes in self._nodes]
+        own = tables[world.rank]
+        for i, key in enumerate(keys):
+            own[0][i] = [self._place(node) for node in self._in_windows(key)]
+        for i, param in enumerate(params.values()):
+            own[1][i] = self._place(param)
+        others = [rank for rank in range(world.size) if rank != world.rank]
+        sends = [(k, table) for k in others for table in own]
+        world.wait(world.start(sends, [(k, table) for k in others for table in tables[k]]))
+        return tables
+
+    def _place(self, array: Array) -> tuple[int, int, int]:
+        place = place_of(array, self._world) if array.size else (0, 0, 0)
+        return (-1, -1, -1) if place is None else place
+
+    def _in_windows(self, key: Hashable) -> list[Array]:
+        """Return the nodes of this rank, of which those that lie in no window are copied to rooms, if there are any."""
+        nodes = self._forests[key].arrays
+        for i, node in enumerate(nodes):
+            if node.size and place_of(node, self._world) is None:
+                for room in self._rooms.get(key, []):
+                    if not any(np.shares_memory(room, other) for other in nodes):
+                        nodes[i] = room.view(node.dtype)[: node.size]
+                        nodes[i][...] = node
+                        break
+        return nodes
+
+    def _make_room(self, keys: list[Hashable]) -> None:
+        """Make memory that others see for the sums of this rank's gradients; all ranks do so."""
+        assert self._type_of is not None  # noqa: S101
+        sizes = []
+        for key in keys:
+            dtype = self._type_of(key, 1)
+            line = -(-self._layout.counts[key] * dtype.itemsize // LINE) * LINE
+            sizes.append((key, dtype, line, self._forests[key].rooms(dtype)))
+        memory = self._world.window(sum(line * count for _, _, line, count in sizes))[self._world.rank]
+        begin = 0
+        for key, dtype, line, count in sizes:
+            rooms = [memory[begin + i * line : begin + (i + 1) * line] for i in range(count)]
+            begin += line * count
+            self._rooms[key] = [room.view(dtype)[: self._layout.counts[key]] for room in rooms]
+            self._forests[key].move(self._rooms[key])
+
+    def nodes(self, rank: int, piece: Piece) -> list[Array]:
+        assert self._type_of is not None  # noqa: S101
+        found = []
+        places = self._tables[rank][piece.key].tolist()
+        for node, (owner, window, offset) in zip(self._nodes[rank], places, strict=True):
+            dtype = self._type_of(piece.key, node.level)
+            name = owner, window, offset, piece, dtype
+            if name not in self._views:
+                place = Place(owner, window, offset + piece.begin * dtype.itemsize)
+                self._views[name] = array_at(self._world, place, dtype, [piece.end - piece.begin])
+            found.append(self._views[name])
+        return found
