@@ -17,6 +17,7 @@ from fusedstep.tools.bench.record import Measured, Record, read
 __all__ = ["Machine", "Placement", "Rank", "check", "check_shared", "measured", "placements", "shared", "table"]
 
 PARAMETERS = (10**9, 10**11, 10**13)
+EXCHANGES = {"float32": (4, 4), "gradients bfloat16": (2, 4), "both bfloat16": (2, 2)}  # bytes of gradient, parameter
 
 
 @dataclass(frozen=True)
@@ -167,32 +168,29 @@ class Rank:
     network: float
     latency: float
 
-    def step(self, n: float, count: int, wide: int = 4, superblocks: bool = True) -> dict[str, float]:
+    def step(self, n: float, count: int, grad: int = 4, param: int = 4) -> dict[str, float]:
         """
         Return the seconds of the pieces of a step, in which nothing overlaps.
 
         Parameters
         ----------
         n : float
-            Parameters of Adam.
+            Parameters of Adam, whose states are float32.
         count : int
             Ranks, each with one part.
-        wide : int
-            Bytes that a gradient, and a new parameter, take on their way; with 2, states are those of float32, and the
-            16 bits that a parameter lacks stay with its owner.
-        superblocks : bool
-            Whether the owner of 1024 blocks of the norm sends the sum of their squares, or all 1024.
+        grad, param : int
+            Bytes that a gradient, and a new parameter, take on their way. With 2 for a parameter, the 16 bits that it
+            lacks stay with its owner.
         """
         own, most = n / count, (count - 1) / count
         turns = (count - 1) * self.latency  # a message to each of the others
-        sums = 8 * n / 1024 / (1024 if superblocks else 1)  # bytes of all sums of squares, which all ranks need
-        folded = (8 * own / 1024 + sums) if superblocks else sums
+        sums = 8 * min(n / 2**10, n / 2**20 + 2 * 1023 * count)  # of 1024 blocks, but for those at the cuts
         return {
             "agreement": turns,
-            "wire": most * 2 * n * wide / self.network + 2 * turns,
-            "sum": own * (count * wide + 4) / self.add if count > 1 else 0.0,
+            "wire": most * n * (grad + param) / self.network + 2 * turns,
+            "sum": own * (count * grad + 4) / self.add if count > 1 else 0.0,
             "update": own * 28 / self.update,
-            "norm": own * 4 / self.square + most * sums / self.network + turns + folded / self.fold,
+            "norm": own * 4 / self.square + (8 * own / 2**10 + sums) / self.fold + most * sums / self.network + turns,
         }
 
 
@@ -216,17 +214,16 @@ def check_shared(found: Ranks) -> list[str]:
 def shared(rank: Rank, counts: list[int]) -> list[str]:
     """Return the pieces of a synchronous step: lines of a table."""
     lines = [
-        "| parameters | ranks | exchange | sent by each | wire | sum | update | step | norm | norm, all blocks |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| parameters | ranks | exchange | sent by each | wire | sum | update | step | norm |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for n in PARAMETERS:
         for count in counts:
-            for name, wide in (("float32", 4), ("bfloat16", 2)):
-                pieces = rank.step(n, count, wide)
-                norm, blocks = (rank.step(n, count, wide, superblocks)["norm"] for superblocks in (True, False))
-                sent = 2 * n * wide * (count - 1) / count
-                whole = sum(pieces.values()) - norm
-                times = (pieces["wire"], pieces["sum"], pieces["update"], whole, norm, blocks)
+            for name, widths in EXCHANGES.items():
+                pieces = rank.step(n, count, *widths)
+                sent = sum(widths) * n * (count - 1) / count
+                whole = sum(pieces.values()) - pieces["norm"]
+                times = (pieces["wire"], pieces["sum"], pieces["update"], whole, pieces["norm"])
                 cells = (f"{n:.0e}", str(count), name, _size(sent), *map(_time, times))
                 lines.append("| " + " | ".join(cells) + " |")
     return lines

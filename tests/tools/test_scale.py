@@ -124,20 +124,22 @@ def test_a_shared_step_of_two_ranks(rank):
     assert pieces["update"] == pytest.approx(0.5)
 
 
-def test_half_precision_halves_the_wire(rank):
-    whole, half = (rank.step(1e9, 4, wide) for wide in (4, 2))
-    assert half["wire"] - 6e-3 == pytest.approx((whole["wire"] - 6e-3) / 2)
-    assert half["sum"] == pytest.approx((4 * 2 + 4) / 4 / 12)
-    assert half["update"] == whole["update"]
+@pytest.mark.parametrize(("param", "wire"), [(4, 0.75 * 1.5), (2, 0.75)])
+def test_half_precision_shortens_wire_and_sum(rank, param, wire):
+    pieces = rank.step(1e9, 4, 2, param)
+    assert pieces["wire"] == pytest.approx(wire + 6e-3)
+    assert pieces["sum"] == pytest.approx((4 * 2 + 4) / 4 / 12)
+    assert pieces["update"] == rank.step(1e9, 4)["update"]
 
 
-def test_superblocks_shorten_the_norm(rank):
-    n = 1024.0**3 * 1000
-    sums = 8 * n / 1024
-    blocks = rank.step(n, 1000, superblocks=False)["norm"]
-    assert blocks == pytest.approx((4 * n / 1000 + 0.999 * sums + sums) / 4e9 + 0.999)
-    short = rank.step(n, 1000)["norm"]  # of the sums of blocks, each rank adds up its own
-    assert short == pytest.approx((4 * n / 1000 + 0.999 * sums / 1024 + sums / 1000 + sums / 1024) / 4e9 + 0.999)
+def test_norm(rank):
+    n = 1e13
+    sums = 8 * (n / 1024**2 + 2 * 1023 * 1000)  # of superblocks, and of the blocks at both ends of each piece
+    wanted = (4 * n / 1000 + 0.999 * sums + 8 * n / 1024 / 1000 + sums) / 4e9 + 0.999
+    assert rank.step(n, 1000)["norm"] == pytest.approx(wanted)
+    blocks = 8 * 1e9 / 1024  # a piece of a thousandth has no superblock
+    wanted = (4e9 / 1000 + 0.999 * blocks + blocks / 1000 + blocks) / 4e9 + 0.999
+    assert rank.step(1e9, 1000)["norm"] == pytest.approx(wanted)
 
 
 def test_one_rank_has_no_messages(rank):
