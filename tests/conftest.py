@@ -1,4 +1,5 @@
 import ctypes
+import hashlib
 import importlib.util
 import inspect
 import os
@@ -9,6 +10,7 @@ import sys
 import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pybind11
@@ -86,11 +88,25 @@ def _module(name, path):
     return module
 
 
-def _build_emulated(folder):
-    """Compile the CUDA engine for the CPU, and return the module file."""
+def _emulated(folder):
+    """Return the module file of the CUDA engine for the CPU, compiled unless one of the same sources is in a folder."""
     compiler = shutil.which("g++")
     if not compiler or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         pytest.skip("needs g++ on x86-64 Linux")
+    version = subprocess.run([compiler, "--version"], check=True, capture_output=True).stdout
+    digest = hashlib.sha256(version + f"{sys.version} {pybind11.__version__}".encode())
+    for source in sorted([*(ROOT / "csrc").rglob("*.*"), *EMULATOR.glob("*.*"), Path(__file__)]):
+        if source.suffix in (".h", ".cpp", ".cu", ".py"):
+            digest.update(source.read_bytes())
+    module = folder / f"{digest.hexdigest()[:16]}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not module.exists():
+        with TemporaryDirectory(dir=folder) as objects:
+            _build_emulated(compiler, Path(objects)).rename(module)
+    return module
+
+
+def _build_emulated(compiler, folder):
+    """Compile the CUDA engine for the CPU, and return the module file."""
     flags = ["-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno"]
     flags += ["-fno-trapping-math", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-I", EMULATOR, "-I", ROOT / "csrc", "-I", pybind11.get_include(), "-I", sysconfig.get_path("include")]
@@ -126,7 +142,8 @@ def cupy(request, tmp_path_factory):
         assert fs.info()["cuda"]["devices"], fs.info()["cuda"]
         yield module
         return
-    path = _build_emulated(tmp_path_factory.mktemp("cuda"))
+    cache = getattr(request.config, "cache", None)  # not there with `-p no:cacheprovider`
+    path = _emulated(cache.mkdir("emulated") if cache else tmp_path_factory.mktemp("cuda"))
     names = ("cupy", "fusedstep._cuda")
     before = {name: sys.modules.pop(name, None) for name in names}
     module = _module("cupy", EMULATOR / "cupy.py")
