@@ -169,12 +169,12 @@ def synchronous(setting: Setting, clip: float | None) -> Side:
 
 def common_memory(setting: Setting, clip: float | None) -> Side:
     """Return ours with one copy of the parameters, and gradients that are read where they lie."""
-    missing = [name for name in ("windows", "shared", "like") if not hasattr(distributed, name)]
-    if missing:
-        raise AbsentError(f"fusedstep.distributed has no {missing[0]}")
     world = distributed.windows()
-    params = distributed.shared(setting.params(), world)
-    grads = distributed.like(params, world)
+    try:
+        params = distributed.shared(setting.params(), world)
+        grads = distributed.like(params, world)
+    except MemoryError as error:
+        raise AbsentError(str(error)) from error
     sources = setting.tensors(setting.own)
     opt = distributed.Synchronous(adam(clip), world)
 
@@ -225,6 +225,7 @@ def start_torch() -> None:
     """Start a process group of PyTorch beside MPI."""
     import torch
     import torch.distributed as dist
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # noqa: F401 (so that it is in memory)
 
     torch.set_num_threads(1)
     meet(does_nap=True)
