@@ -44,6 +44,8 @@ class Setting:
         The gradient of this rank's part, and the memory in which all sides find it at the beginning of each step.
     grads : list of array
         The bucket, cut into tensors.
+    total : array or None
+        On rank 0, the sum of all gradients.
     """
 
     def __init__(self, size: int) -> None:
@@ -55,6 +57,7 @@ class Setting:
         self.own = gradient(size, self.world.rank)
         self.bucket = self.own.copy()
         self.grads = self.tensors(self.bucket)
+        self.total = summed(size, self.world.size) if self.world.rank == 0 else None
 
     def tensors(self, flat: Any) -> list[Any]:
         """Return views of a flat array, one for each tensor; large ones come last."""
@@ -93,9 +96,9 @@ def summed(size: int, parts: int) -> Any:
 
 
 def expected(setting: Setting, steps: int, clip: float | None) -> Any:
-    """Return, as one array, what one process has after some steps with the sum of all parts."""
+    """Return, as one array, what one process has after some steps with the sum of all gradients: on rank 0."""
     flat = np.random.default_rng(0).random(setting.size, np.float32)
-    grads, opt = setting.tensors(summed(setting.size, setting.world.size)), adam(clip)
+    grads, opt = setting.tensors(setting.total), adam(clip)
     for _ in range(steps):
         opt.step(setting.tensors(flat), grads)
     return flat
@@ -148,14 +151,10 @@ def alone(setting: Setting, threads: int) -> Side:
     """Return one process, which finds the sum of all gradients."""
     if threads > THREADS:
         raise AbsentError(f"there are {THREADS} processors")
-    params: list[Any] = []
-    if setting.world.rank == 0:
-        params = setting.params()
-        total = summed(setting.size, setting.world.size)
-        opt = adam(None)
+    params, opt = ([], None) if setting.world.rank else (setting.params(), adam(None))
 
     def refill() -> None:
-        setting.bucket[...] = total
+        setting.bucket[...] = setting.total
 
     return Side(lambda: opt.step(params, setting.grads), params, refill, True, threads=threads, is_alone=True)
 

@@ -13,7 +13,7 @@ from fusedstep.distributed import mpiexec
 from fusedstep.tools.bench.ranks import ranks
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "ranks"
-OURS = {"one process, 1 thread", "Synchronous", "Synchronous, clipped"}
+OURS = {"one process, 1 thread", "Synchronous", "Synchronous, clipped", "Synchronous, common memory"}
 
 
 def has_mpi():
@@ -45,6 +45,7 @@ def test_a_race():
     sent = {name: side["sent"] for name, side in sides.items() if "sent" in side}
     assert sent["Synchronous"] == pytest.approx(4, abs=0.01)  # a rank keeps half of what it has, and 8 bytes agree
     assert sent["Synchronous, clipped"] > sent["Synchronous"]  # by sums of squares
+    assert sent["Synchronous, common memory"] < 0.1
     assert ("torch ZeRO, fused Adam" in sides) == (find_spec("torch") is not None)
     assert all(reason for reason in race["absent"].values())
 
