@@ -34,13 +34,15 @@ def draw_ranks(found: Ranks, *paths: Path) -> dict[int, Any]:
     ValueError
         If the record has races of one number of ranks only, which make no line.
     """
+    from matplotlib.ticker import LogFormatter
+
     counts = sorted({race.ranks for race in found.races})
     if len(counts) < 2:
         raise ValueError(f"the record has races of {len(counts)} numbers of ranks, expected at least 2")
     names = list(dict.fromkeys(name for race in found.races for name in race.sides))
     rows = -(-len(found.sizes) // 2)
     figure = blank(1.4 + 2.6 * rows)
-    panels = figure.subplots(rows, min(2, len(found.sizes)), squeeze=False, sharex=True).ravel()
+    panels = figure.subplots(rows, min(2, len(found.sizes)), squeeze=False).ravel()
     for axes, size in zip(panels, found.sizes, strict=False):
         for name in names:
             points = [(race.ranks, 1e3 * race.sides[name].least) for race in found.of(size) if name in race.sides]
@@ -50,6 +52,9 @@ def draw_ranks(found: Ranks, *paths: Path) -> dict[int, Any]:
         axes.set_xticks(counts, list(map(str, counts)))
         axes.set_xticks([], minor=True)
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(
+            LogFormatter(minor_thresholds=(1, 0.4))
+        )  # labels where there is less than a decade
         axes.tick_params(which="both", labelsize=8)
         axes.grid(alpha=0.3, which="both")
         axes.set_title(f"{short(size)} parameters", fontsize=9, loc="left")
