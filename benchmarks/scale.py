@@ -1,7 +1,8 @@
 """
 Model the time of a step with more parameters than this machine has room for: python benchmarks/scale.py RECORD.json.
 
-The model is fitted to a record of smaller sizes. See scale.md.
+The model is fitted to a record of smaller sizes. With ``--ranks RANKS.json``, the synchronous step of many machines is
+modelled too, from a record of benchmarks/ranks. See scale.md.
 """
 
 import argparse
@@ -10,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fusedstep.tools.bench.cases import dtype_of
+from fusedstep.tools.bench.ranks import Ranks, ranks
 from fusedstep.tools.bench.record import Measured, Record, read
 
-__all__ = ["Machine", "Placement", "check", "measured", "placements", "table"]
+__all__ = ["Machine", "Placement", "Rank", "check", "check_shared", "measured", "placements", "shared", "table"]
 
 PARAMETERS = (10**9, 10**11, 10**13)
+EXCHANGES = {"float32": (4, 4), "gradients bfloat16": (2, 4), "both bfloat16": (2, 2)}  # bytes of gradient, parameter
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,88 @@ def table(machine: Machine, counts: list[int], memory: float) -> list[str]:
     return lines
 
 
+@dataclass(frozen=True)
+class Rank:
+    """
+    A rank of a synchronous step, among equal ones.
+
+    Parameters
+    ----------
+    update, add, square, fold : float
+        Bytes per second of the update, of the sum of gradients in their order, of sums of squares, and of the sum of
+        these.
+    network, latency : float
+        Bytes per second that the rank sends while it receives as many, and seconds that each message costs.
+    """
+
+    update: float
+    add: float
+    square: float
+    fold: float
+    network: float
+    latency: float
+
+    def step(self, n: float, count: int, grad: int = 4, param: int = 4) -> dict[str, float]:
+        """
+        Return the seconds of the pieces of a step, in which nothing overlaps.
+
+        Parameters
+        ----------
+        n : float
+            Parameters of Adam, whose states are float32.
+        count : int
+            Ranks, each with one part.
+        grad, param : int
+            Bytes that a gradient, and a new parameter, take on their way. With 2 for a parameter, the 16 bits that it
+            lacks stay with its owner.
+        """
+        own, most = n / count, (count - 1) / count
+        turns = (count - 1) * self.latency  # a message to each of the others
+        sums = 8 * min(n / 2**10, n / 2**20 + 2 * 1023 * count)  # of 1024 blocks, but for those at the cuts
+        return {
+            "agreement": turns,
+            "wire": most * n * (grad + param) / self.network + 2 * turns,
+            "sum": own * (count * grad + 4) / self.add if count > 1 else 0.0,
+            "update": own * 28 / self.update,
+            "norm": own * 4 / self.square + (8 * own / 2**10 + sums) / self.fold + most * sums / self.network + turns,
+        }
+
+
+def check_shared(found: Ranks) -> list[str]:
+    """Return how close the model comes to steps of as many ranks as there are processors: lines of a table."""
+    count = max(found.computing)
+    rates = found.computing[count]
+    constants = (rates["adam"], rates["sum of 2"], rates["squares"], rates["fold"])
+    rank = Rank(*constants, found.messages["bandwidth"], found.messages["latency"])
+    lines = ["| parameters | ranks | measured | modelled | modelled/measured |", "|---|---|---|---|---|"]
+    for race in found.races:
+        if race.ranks == count > 1 and race.size >= 10**6:
+            seconds = race.sides["Synchronous"].least
+            pieces = rank.step(race.size, count)
+            model = sum(pieces.values()) - pieces["norm"]
+            cells = (f"{race.size:.0e}", str(count), _time(seconds), _time(model), f"{model / seconds:.2f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def shared(rank: Rank, counts: list[int]) -> list[str]:
+    """Return the pieces of a synchronous step: lines of a table."""
+    lines = [
+        "| parameters | ranks | exchange | sent by each | wire | sum | update | step | norm |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for n in PARAMETERS:
+        for count in counts:
+            for name, widths in EXCHANGES.items():
+                pieces = rank.step(n, count, *widths)
+                sent = sum(widths) * n * (count - 1) / count
+                whole = sum(pieces.values()) - pieces["norm"]
+                times = (pieces["wire"], pieces["sum"], pieces["update"], whole, pieces["norm"])
+                cells = (f"{n:.0e}", str(count), name, _size(sent), *map(_time, times))
+                lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def _time(seconds: float) -> str:
     for unit, scale in (("us", 1e-6), ("ms", 1e-3), ("s", 1.0)):
         if seconds < 1000 * scale:
@@ -162,6 +247,7 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("record", type=Path, help="what `python -m fusedstep bench --json` has written")
+    parser.add_argument("--ranks", type=Path, metavar="RANKS.json", help="what benchmarks/ranks has written")
     parser.add_argument("--rule", default="adam")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
@@ -177,11 +263,20 @@ def main() -> None:
         if len(some) < 3:
             parser.error(f"{options.record} has {len(some)} sizes of {options.rule}, expected 3 at least")
         machine = fitted(some, network=options.network * 1e9 / 8, latency=options.latency * 1e-6)
+        found = ranks(options.ranks) if options.ranks else None
     except ValueError as error:
         parser.error(str(error))
     print("\n".join(check(some)))
     print(f"\nMoving {machine.moved} bytes per parameter at {machine.rate / 1e9:.1f} GB/s.\n")
     print("\n".join(table(machine, options.machines, options.memory)))
+    if found:
+        rates = found.computing[1]
+        constants = (rates["adam, all threads"], rates["sum of 8"], rates["squares"], rates["fold"])
+        print()
+        print("\n".join(check_shared(found)))
+        said = zip(("Update", "sum", "squares", "fold"), constants, strict=True)
+        print("\n" + ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in said) + ".\n")
+        print("\n".join(shared(Rank(*constants, machine.network, machine.latency), options.machines)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fusedstep.tools.bench.cases import Case
+from fusedstep.tools.bench.ranks import Race, Ranks, Side
 from fusedstep.tools.bench.record import Measured, Record, Row
 
 ROOT = Path(__file__).parents[2]
@@ -107,3 +108,50 @@ def test_page_shows_what_the_script_says():
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
     for block in done.stdout.strip().split("\n\n"):
         assert block in page
+
+
+@pytest.fixture
+def rank():
+    """A second for 28 GB of updates, 12 GB of sums, and 4 GB of anything else."""
+    return scale.Rank(update=28e9, add=12e9, square=4e9, fold=4e9, network=4e9, latency=1e-3)
+
+
+def test_a_shared_step_of_two_ranks(rank):
+    pieces = rank.step(1e9, 2)
+    assert pieces["agreement"] == pytest.approx(1e-3)
+    assert pieces["wire"] == pytest.approx(1.0 + 2e-3)  # half a billion gradients go, half a billion parameters follow
+    assert pieces["sum"] == pytest.approx(0.5)  # two parts are read, and their sum is written, of half of them
+    assert pieces["update"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("param", "wire"), [(4, 0.75 * 1.5), (2, 0.75)])
+def test_half_precision_shortens_wire_and_sum(rank, param, wire):
+    pieces = rank.step(1e9, 4, 2, param)
+    assert pieces["wire"] == pytest.approx(wire + 6e-3)
+    assert pieces["sum"] == pytest.approx((4 * 2 + 4) / 4 / 12)
+    assert pieces["update"] == rank.step(1e9, 4)["update"]
+
+
+def test_norm(rank):
+    n = 1e13
+    sums = 8 * (n / 1024**2 + 2 * 1023 * 1000)  # of superblocks, and of the blocks at both ends of each piece
+    wanted = (4 * n / 1000 + 0.999 * sums + 8 * n / 1024 / 1000 + sums) / 4e9 + 0.999
+    assert rank.step(n, 1000)["norm"] == pytest.approx(wanted)
+    blocks = 8 * 1e9 / 1024  # a piece of a thousandth has no superblock
+    wanted = (4e9 / 1000 + 0.999 * blocks + blocks / 1000 + blocks) / 4e9 + 0.999
+    assert rank.step(1e9, 1000)["norm"] == pytest.approx(wanted)
+
+
+def test_one_rank_has_no_messages(rank):
+    pieces = rank.step(1e9, 1)
+    assert (pieces["agreement"], pieces["wire"], pieces["sum"]) == (0, 0, 0)
+    assert pieces["update"] == pytest.approx(1.0)
+
+
+def test_shared_steps_are_compared_with_those_of_as_many_ranks_as_processors():
+    computing = {1: {}, 2: {"adam": 28e9, "sum of 2": 12e9, "squares": 4e9, "fold": 4e9}}
+    sides = {"Synchronous": Side("Synchronous", [0.003, 0.004], 0.0, "equal bits")}
+    races = [Race(size, count, sides, {}) for size in (10**4, 10**6) for count in (1, 2, 4)]
+    found = Ranks({}, races, computing, {"bandwidth": 4e9, "latency": 0.0}, {}, {}, None)
+    lines = scale.check_shared(found)  # 1 ms of messages, half a millisecond each of sum and update
+    assert lines[2:] == ["| 1e+06 | 2 | 3 ms | 2 ms | 0.67 |"]

@@ -7,8 +7,8 @@ A page says where a table stands, what it shows, and the record that its numbers
     whatever stands here is replaced
     <!-- end -->
 
-Five kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
-benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``.
+Seven kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
+benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``, `ranks` one of ``benchmarks/ranks``.
 
 machine
     One sentence about the machine and the packages, of any kind of record.
@@ -21,6 +21,11 @@ grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
 searches
     Of `tuning`: a row for each search. Epochs and the least validation loss are medians over the seeds; `least` and
     `most` are the least validation losses of the best and of the worst seed. All columns from `lr` on are of seed 0.
+ranks size=N
+    Of `ranks`: a row for each way to make a step, with the time of the fastest one on each number of ranks. Of the
+    largest number: the bytes per parameter that a rank sends in a step, and those that all ranks hold together.
+seconds start, seconds overlap
+    Of `ranks`: the least time of each row.
 """
 
 import argparse
@@ -33,6 +38,7 @@ from statistics import median
 from typing import Any
 
 from .cases import Case
+from .ranks import ranks
 from .record import Measured, Record, load, ratios_of, read, tests
 from .searches import searches
 
@@ -188,7 +194,41 @@ def _searches(path: Path, words: Sequence[str]) -> list[str]:
     return _table(head, rows)
 
 
-_KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid, "searches": _searches}
+def _ranks(path: Path, words: Sequence[str]) -> list[str]:
+    fields, _ = _given(words)
+    if fields.keys() != {"size"}:
+        raise ValueError(f"table ranks has the words {' '.join(words)!r}, expected size=N")
+    races = ranks(path).of(int(float(fields["size"])))
+    most = races[-1].ranks
+    counts = [f"{race.ranks} rank{'s' * (race.ranks > 1)}" for race in races]
+    rows = []
+    for name in dict.fromkeys(name for race in races for name in race.sides):
+        sides = [race.sides.get(name) for race in races]
+        last = sides[-1]
+        sent = f"{last.sent:.2f}" if last and last.sent is not None else ""
+        rows.append([name, *(_time(side.least) if side else "" for side in sides), sent])
+        rows[-1].append(f"{last.memory:.1f}" if last else "")
+    return _table(["step", *counts, f"sent by 1 of {most}", f"held by all {most}"], rows)
+
+
+def _seconds(path: Path, words: Sequence[str]) -> list[str]:
+    found = ranks(path)
+    lists = {"start": found.start, "overlap": found.overlap}
+    name = " ".join(words)
+    if not lists.get(name):
+        raise ValueError(f"{path} has no {name!r}, expected one of {', '.join(filter(lists.get, lists))}")
+    return _table([name, "time"], [[row, _time(min(seconds))] for row, seconds in lists[name].items()])
+
+
+_KINDS = {
+    "machine": _machine,
+    "axis": _axis,
+    "tests": _tests,
+    "grid": _grid,
+    "searches": _searches,
+    "ranks": _ranks,
+    "seconds": _seconds,
+}
 
 
 # Records, and words of the marks.

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fusedstep.tools.bench.ranks import ranks as read_ranks
 from fusedstep.tools.bench.record import load, read
 from fusedstep.tools.bench.searches import searches
 from fusedstep.tools.extras import is_missing
 
 from .losses import draw_losses
 from .measurements import draw_ratios, draw_roofline, draw_rules, draw_small, draw_throughput
+from .ranks import draw_ranks
 from .schedules import draw_schedules
 from .trajectories import draw_trajectories
 from .tuning import draw_tuning
@@ -20,6 +22,7 @@ __all__ = [
     "PICTURES",
     "Picture",
     "draw_losses",
+    "draw_ranks",
     "draw_ratios",
     "draw_roofline",
     "draw_rules",
@@ -52,6 +55,7 @@ class Picture(NamedTuple):
 
 BENCH = Kind("bench --json FILE", read)
 CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
+RANKS = Kind("python benchmarks/ranks FILE", read_ranks)
 TUNING = Kind("python benchmarks/tune.py FILE", searches)
 
 PICTURES = {
@@ -60,6 +64,7 @@ PICTURES = {
     "roofline": Picture("operations per second of every rule, under its roof", draw_roofline, record=BENCH),
     "small": Picture("the cost of a tensor in a step of many", draw_small, record=BENCH),
     "rules": Picture("the cost of a rule of one's own, beside other ways to have it", draw_rules, record=CASES),
+    "ranks": Picture("the time of a step that ranks share, over their number", draw_ranks, record=RANKS),
     "tuning": Picture("searches of learning rate and weight decay on the digits", draw_tuning, record=TUNING),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
