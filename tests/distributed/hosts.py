@@ -1,8 +1,8 @@
 """
 Two hosts on one machine: network namespaces with a link between them.
 
-What ranks on different hosts say to each other goes over the link by TCP, where its bytes are counted. Needs Linux, root,
-and `ip` (and `tc` for a link with a rate).
+What ranks on different hosts say to each other goes over the link by TCP, where its bytes are counted. Needs Linux,
+root, and `ip` (and `tc` for a link with a rate).
 """
 
 import json

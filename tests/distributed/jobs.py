@@ -29,7 +29,7 @@ def run(folder, *words, timeout=60, **variables):
     """
     Run the command in a folder, and return its exit code and what it has printed to both streams.
 
-    Ranks find the tests, and what the tests find. What takes too long is ended, with all its processes, and is a failure.
+    Ranks find the tests, and what the tests find. What takes too long is ended with all its processes, and has failed.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(SET)}
     environment |= {"PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]), "FUSEDSTEP_NUM_THREADS": "1"}

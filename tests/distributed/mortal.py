@@ -74,15 +74,18 @@ def main(path, steps, deaths):
                 die()
             yield run.gradient(params, done, part)
 
-    def dying(which, call, *arguments):
-        """Call a function, at a line of which this rank dies, or at its end at the latest."""
+    def dying(which, call):
+        """Call a function, at a line of which this rank may die, or at its end at the latest."""
         if mortal and kind == which and made >= after:
-            at_line(place, die, call, *arguments)
+            at_line(place, die, call)
             die()
-        call(*arguments)
+        call()
 
     def step():
         opt.step(params, gradients(mortal and (kind, after) == ("gradient", made)), grad_scale=1 / PARTS)
+
+    def save():
+        distributed.save(path, opt, params, extra={"done": done})
 
     params = run.params()
     opt = distributed.Synchronous(run.make(), world, parts=PARTS)
@@ -96,7 +99,7 @@ def main(path, steps, deaths):
         if made == 0:
             note_shared_files()
         if done % PERIOD == 0 or done == steps:
-            dying("save", lambda: distributed.save(path, opt, params, extra={"done": done}))
+            dying("save", save)
     if thread.is_alive():
         thread.join()
     distributed.same(params, world)
