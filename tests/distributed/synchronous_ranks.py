@@ -7,6 +7,7 @@ what it has got to the file RANK.json.
 
 import json
 import sys
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -16,12 +17,12 @@ import numpy as np
 
 import fusedstep as fs
 from fusedstep import distributed
-from tests.distributed.synchronous_runs import PARTS, Run, adamw, parameters, snapshot
+from tests.distributed.synchronous_runs import PARTS, Run, adamw, parameters, snapshot, values
 
 BF16 = ml_dtypes.bfloat16
 SIZES = {"W": (311, 257), "b": (257,), "scale": (), "V": (7, 3, 5), "none": (0, 3), "last": (1025,)}
 RANKS = range(1, 5)
-SAVED = 2  # steps before a file is saved
+STEPS, SAVED = 3, 2  # of a run, and before a file is saved
 
 
 @fs.rule(states="m s")
@@ -43,10 +44,24 @@ def fortran():
     return made | {"W": np.asfortranarray(made["W"]), "V": np.ascontiguousarray(made["V"].transpose(2, 0, 1))}
 
 
+numbers = cache(values)
+
+
+class Case(Run):
+    """A run of three steps, whose numbers are made once for all runs."""
+
+    def __init__(self, make, params=first, **options):
+        super().__init__(make, params, steps=STEPS, **options)
+
+    def gradient(self, params, step, part):
+        grads = {key: numbers(p.shape, (k, step, part), p.dtype).copy() for k, (key, p) in enumerate(params.items())}
+        return self.change(grads, (step, part))
+
+
 def spoiled(seed):
     """Return what puts a NaN somewhere into the gradient of one part of one step."""
     random = Random(seed)
-    where, place = (random.randrange(4), random.randrange(PARTS)), random.randrange(311 * 257)
+    where, place = (random.randrange(STEPS), random.randrange(PARTS)), random.randrange(311 * 257)
 
     def change(grads, at):
         if at == where:
@@ -59,13 +74,13 @@ def spoiled(seed):
 def cases(seed):
     options = {"clip_global_norm": 0.5, "ema": 0.9, "overrides": {"b": {"weight_decay": 0.0}, "V": {"lr": 0.5}}}
     return {
-        "options": Run(lambda: fs.AdamW(lr=fs.schedules.cosine(1e-2, 3), **options), first),
-        "split": Run(adamw(master_weights="split", clip_global_norm=0.5), lambda: first(BF16)),
-        "stochastic": Run(adamw(rounding="stochastic", seed=5), lambda: first(BF16)),
-        "complex": Run(adamw(clip_norm=0.5), lambda: first(np.complex64)),
-        "fortran": Run(adamw(clip_global_norm=0.5), fortran),
-        "rule": Run(lambda: belief(lr=1e-2, weight_decay=0.01), first),
-        "skip": Run(adamw(skip_nonfinite=True, clip_global_norm=0.5), first, change=spoiled(seed)),
+        "options": Case(lambda: fs.AdamW(lr=fs.schedules.cosine(1e-2, 3), **options)),
+        "split": Case(adamw(master_weights="split", clip_global_norm=0.5), lambda: first(BF16)),
+        "stochastic": Case(adamw(rounding="stochastic", seed=5), lambda: first(BF16)),
+        "complex": Case(adamw(clip_norm=0.5), lambda: first(np.complex64)),
+        "fortran": Case(adamw(clip_global_norm=0.5), fortran),
+        "rule": Case(lambda: belief(lr=1e-2, weight_decay=0.01)),
+        "skip": Case(adamw(skip_nonfinite=True, clip_global_norm=0.5), change=spoiled(seed)),
     }
 
 

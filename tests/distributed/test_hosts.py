@@ -14,7 +14,6 @@ pytestmark = [
     needs_mpi,
     pytest.mark.skipif(MPI is not None and MPI.family != "MPICH", reason="uses options of the mpiexec of MPICH"),
 ]
-SLOTS = f"{NAMES[0]}:2,{NAMES[1]}:2"
 
 
 @pytest.fixture
@@ -29,14 +28,14 @@ def slow_hosts(tmp_path_factory):
         yield made
 
 
-def launcher(hosts):
-    return ["--hosts", SLOTS, "--mpiexec", shlex.join(hosts.mpiexec(MPI.words))]
+def launcher(hosts, slots):
+    return ["--hosts", ",".join(f"{name}:{slots}" for name in NAMES), "--mpiexec", shlex.join(hosts.mpiexec(MPI.words))]
 
 
 def test_two_hosts_have_the_bits_of_one_process(hosts, tmp_path):
     before = hosts.sent()
     program = ["-m", "tests.distributed.synchronous_ranks", tmp_path, 0, "options"]
-    code, out, err = run(tmp_path, "--ranks", 4, *launcher(hosts), *program)
+    code, out, err = run(tmp_path, "--ranks", 4, *launcher(hosts, 2), *program)
     assert code == 0, out + err
     case = cases(0)["options"]
     expected = digests(*case.alone())
@@ -51,5 +50,5 @@ def test_two_hosts_have_the_bits_of_one_process(hosts, tmp_path):
 
 
 def test_a_death_on_a_slow_link_changes_no_bit(slow_hosts, tmp_path):
-    check(tmp_path, 4, 4, [["thread", 4, 0.6, 5]], "of none", launcher(slow_hosts))
+    check(tmp_path, 2, 2, [["thread", 4, 0.6, 5]], "of none", launcher(slow_hosts, 1))
     assert min(slow_hosts.sent()) > 10**6
