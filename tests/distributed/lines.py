@@ -3,23 +3,25 @@
 import sys
 
 
-def at_line(number, act, call, *arguments):
+def at_line(number, act, call, *arguments, file=""):
     """
     Call a function, do something when the number-th line is about to run in the package, and return the place.
 
-    What `act` raises is raised there. Without so many lines, the place is empty. Lines of the world of threads do not
-    count: an error at the end of a `with`, where none can come but from here, would leave its lock closed for ever.
+    What `act` raises is raised there. With `file`, only lines of files whose paths end so are counted. Without so many
+    lines, the place is empty. Lines of the world of threads do not count: an error at the end of a `with`, where none
+    can come but from here, would leave its lock closed for ever.
     """
     left, place = number, ""
 
     def trace(frame, event, _):
         nonlocal left, place
-        if "/fusedstep/" not in frame.f_code.co_filename or frame.f_code.co_filename.endswith("distributed/world.py"):
+        path = frame.f_code.co_filename
+        if "/fusedstep/" not in path or not path.endswith(file) or path.endswith("distributed/world.py"):
             return None
         if event == "line":
             left -= 1
             if not left:
-                place = f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}"
+                place = f"{path.rpartition('/')[2]}:{frame.f_lineno}"
                 act()
         return trace
 

@@ -5,9 +5,10 @@ usage: mortal.py FILE STEPS DEATHS. DEATHS is a list in JSON of one death for ea
 
     [kind, after, share, place]
 
-It comes when the attempt has made `after` steps, on the rank at this share of all ranks: before the gradient of a part,
-at a line of `step`, at a line of the first save that comes then, or from another thread so many milliseconds later.
-`place` is the number of the line or of the part, or the milliseconds. Beside the file, a file "deaths" gets a line for
+It comes when the attempt has made `after` steps, on the rank at this share of all ranks: before the "gradient" of a
+part; at a line of a "step"; in the first save that comes then, at any line ("gather"), or at one of those that write
+the file ("save"); or from another "thread" so many milliseconds later. `place` is the number of the line or of the
+part, or the milliseconds. Beside the file, a file "deaths" gets a line for
 each death, and a file "shared" the names of all files in shared memory that a rank has mapped.
 """
 
@@ -74,10 +75,10 @@ def main(path, steps, deaths):
                 die()
             yield run.gradient(params, done, part)
 
-    def dying(which, call):
-        """Call a function, at a line of which this rank may die, or at its end at the latest."""
-        if mortal and kind == which and made >= after:
-            at_line(place, die, call)
+    def dying(call, **files):
+        """Call a function; a rank whose kind of death is there dies at a line of it, or at its end at the latest."""
+        if mortal and kind in files and made >= after:
+            at_line(place, die, call, file=files[kind])
             die()
         call()
 
@@ -94,12 +95,12 @@ def main(path, steps, deaths):
     for made in range(steps - done):
         if mortal and (kind, after) == ("thread", made):
             thread.start()
-        dying("step", step)
+        dying(step, step="")
         done += 1
         if made == 0:
             note_shared_files()
         if done % PERIOD == 0 or done == steps:
-            dying("save", save)
+            dying(save, gather="", save="archive.py")
     if thread.is_alive():
         thread.join()
     distributed.same(params, world)

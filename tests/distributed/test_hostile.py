@@ -24,7 +24,7 @@ def test_any_order_in_time(size, seed):
 
 
 @pytest.mark.exhaustive
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(size=st.integers(2, 8), seed=st.integers(0, 2**32))
 def test_many_orders_in_time(size, seed):
     test_any_order_in_time.hypothesis.inner_test(size, seed)
