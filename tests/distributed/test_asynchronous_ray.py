@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -21,14 +22,17 @@ def cluster():
     variables = {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     os.environ |= variables
-    ray.init(
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "FUSEDSTEP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+    # Paths of sockets are short, so the folder is not one of pytest's; Ray itself never removes what it writes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            num_cpus=6,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"PYTHONPATH": paths, "FUSEDSTEP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}},
+        )
+        yield
+        ray.shutdown()
     for name in variables:
         os.environ.pop(name)
 
