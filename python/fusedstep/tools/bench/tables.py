@@ -7,8 +7,8 @@ A page says where a table stands, what it shows, and the record that its numbers
     whatever stands here is replaced
     <!-- end -->
 
-Five kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
-benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``.
+Six kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
+benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``, `stragglers` one of ``benchmarks/stragglers.py``.
 
 machine
     One sentence about the machine and the packages, of any kind of record.
@@ -21,6 +21,9 @@ grid TEST ROW COLUMN NUMBER [FIELD=VALUE ...] [also=NUMBER]
 searches
     Of `tuning`: a row for each search. Epochs and the least validation loss are medians over the seeds; `least` and
     `most` are the least validation losses of the best and of the worst seed. All columns from `lr` on are of seed 0.
+stragglers
+    Of `stragglers`: a row for each case and way, with the learning rate whose last loss is least. All numbers are
+    medians over the seeds, but the greatest lateness, which is that of all of them.
 """
 
 import argparse
@@ -35,6 +38,7 @@ from typing import Any
 from .cases import Case
 from .record import Measured, Record, load, ratios_of, read, tests
 from .searches import searches
+from .stragglers import stragglers
 
 __all__ = ["main", "rewritten"]
 
@@ -188,7 +192,27 @@ def _searches(path: Path, words: Sequence[str]) -> list[str]:
     return _table(head, rows)
 
 
-_KINDS = {"machine": _machine, "axis": _axis, "tests": _tests, "grid": _grid, "searches": _searches}
+def _stragglers(path: Path, words: Sequence[str]) -> list[str]:
+    _no_more("stragglers", words)
+    found, rows = stragglers(path), []
+    for case in found.cases:
+        for way in found.ways:
+            runs = found.best(case, way)
+            counts = [f"{median(getattr(run, name) for run in runs):.0f}" for name in ("gradients", "updates")]
+            late = [f"{median(run.late for run in runs):.1f}", str(max(run.latest for run in runs))]
+            rows.append([case, way, *counts, *late, f"{runs[0].lr:g}", f"{median(run.loss for run in runs):.3f}"])
+    head = ["workers", "training", "gradients", "updates", "late by", "at most", "lr", "last loss"]
+    return _table(head, rows)
+
+
+_KINDS = {
+    "machine": _machine,
+    "axis": _axis,
+    "tests": _tests,
+    "grid": _grid,
+    "searches": _searches,
+    "stragglers": _stragglers,
+}
 
 
 # Records, and words of the marks.

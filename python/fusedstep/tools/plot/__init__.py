@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fusedstep.tools.bench.record import load, read
 from fusedstep.tools.bench.searches import searches
+from fusedstep.tools.bench.stragglers import stragglers
 from fusedstep.tools.extras import is_missing
 
 from .losses import draw_losses
@@ -15,6 +16,7 @@ from .measurements import draw_ratios, draw_roofline, draw_rules, draw_small, dr
 from .schedules import draw_schedules
 from .trajectories import draw_trajectories
 from .tuning import draw_tuning
+from .workers import draw_stragglers
 
 __all__ = [
     "PICTURES",
@@ -25,6 +27,7 @@ __all__ = [
     "draw_rules",
     "draw_schedules",
     "draw_small",
+    "draw_stragglers",
     "draw_throughput",
     "draw_trajectories",
     "draw_tuning",
@@ -53,6 +56,7 @@ class Picture(NamedTuple):
 BENCH = Kind("bench --json FILE", read)
 CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
 TUNING = Kind("python benchmarks/tune.py FILE", searches)
+STRAGGLERS = Kind("python benchmarks/stragglers.py FILE", stragglers)
 
 PICTURES = {
     "throughput": Picture("GB/s of a step over its size, beside limit and peers", draw_throughput, record=BENCH),
@@ -61,6 +65,9 @@ PICTURES = {
     "small": Picture("the cost of a tensor in a step of many", draw_small, record=BENCH),
     "rules": Picture("the cost of a rule of one's own, beside other ways to have it", draw_rules, record=CASES),
     "tuning": Picture("searches of learning rate and weight decay on the digits", draw_tuning, record=TUNING),
+    "stragglers": Picture(
+        "the loss over time with workers that are not equally fast", draw_stragglers, record=STRAGGLERS
+    ),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
     "trajectories": Picture("the paths of all optimizers over functions of two variables", draw_trajectories),
