@@ -27,19 +27,20 @@ __all__ = ["CASES", "WAYS", "record", "run", "write"]
 
 PACKAGES = ("numpy", "scikit-learn")
 WORKERS, LAST = 3, 2
+BATCH = 30  # images of a gradient
 GRADIENT = 0.04  # seconds
 PERIOD = 0.2  # seconds between two looks at the loss
-RATES = (0.002, 0.004, 0.008)
+RATES = (0.004, 0.008, 0.016)
 
 # By case, of the last worker: how many times as long its gradients take, and seconds that it is away now and then.
 CASES = {"all equal": (1, 0.0), "one four times slower": (4, 0.0), "one away now and then": (1, 2.0)}
 AWAY = 50, 25  # steps from one time to the next, and the first one
 
 
-def pause(case: str, worker: int, step: int) -> float:
-    """Return the seconds that a gradient of a worker takes."""
+def pause(case: str, worker: int, step: int, images: int = BATCH) -> float:
+    """Return the seconds that a worker takes for a gradient of so many images in its step."""
     times, away = CASES[case] if worker == LAST else (1, 0.0)
-    return GRADIENT * times + away * (step % AWAY[0] == AWAY[1])
+    return GRADIENT * times * images / BATCH + away * (step % AWAY[0] == AWAY[1])
 
 
 class Clock:
@@ -58,20 +59,22 @@ class Clock:
         return self.now >= self._seconds
 
     def look(self, params: digits.Params) -> None:
-        if not self.seen or self.now >= self.seen[-1][0] + PERIOD:
+        if not self.seen or (self.now >= self.seen[-1][0] + PERIOD and not self.is_over):
             self.seen.append((self.now, {key: p.copy() for key, p in params.items()}))
 
 
-def gradients(data: digits.Digits, params: digits.Params, seconds: float, *seed: int) -> digits.Params:
-    """Return the gradients of a batch that follows from `seed`, after so many seconds."""
+def gradients(data: digits.Digits, params: digits.Params, images: int, seconds: float, *seed: int) -> digits.Params:
+    """Return the gradients of so many images, which follow from `seed`, after so many seconds."""
     end = time.perf_counter() + seconds
-    rows = np.random.default_rng(seed).integers(0, len(data.y), digits.BATCH)
+    rows = np.random.default_rng(seed).integers(0, len(data.y), images)
     found = digits.gradients(params, data.x[rows], data.y[rows])
     time.sleep(max(0.0, end - time.perf_counter()))
     return found
 
 
-def synchronous(case: str, lr: float, seed: int, seconds: float, data: digits.Digits) -> tuple[Clock, list[int]]:
+def synchronous(
+    case: str, lr: float, seed: int, seconds: float, data: digits.Digits, images: int = BATCH
+) -> tuple[Clock, list[int]]:
     """Train with a step for each gradient of all workers; return what was seen, and how late each gradient was."""
     clock, late = Clock(seconds), list[int]()
 
@@ -80,8 +83,9 @@ def synchronous(case: str, lr: float, seed: int, seconds: float, data: digits.Di
         opt = distributed.Synchronous(fs.AdamW(lr=lr), world, parts=world.size)
         step = 0
         while distributed.gathered(world, b"end" if clock.is_over else b"")[0] != b"end":  # rank 0 tells the time
-            takes = pause(case, world.rank, step)
-            opt.step(params, [gradients(data, params, takes, seed, world.rank, step)], grad_scale=1 / world.size)
+            takes = pause(case, world.rank, step, images)
+            own = gradients(data, params, images, takes, seed, world.rank, step)
+            opt.step(params, [own], grad_scale=1 / world.size)
             step += 1
             if world.rank == 0:
                 clock.look(params)
@@ -108,7 +112,7 @@ def asynchronous(
             if mine.worker == 0:
                 clock.look(own)
             takes = pause(case, mine.worker, mine.done)
-            mine.push(gradients(data, own, takes, seed, mine.worker, mine.done))
+            mine.push(gradients(data, own, BATCH, takes, seed, mine.worker, mine.done))
 
     opt.run(work, WORKERS)
     return clock, opt.log().lateness()[0]
@@ -116,6 +120,7 @@ def asynchronous(
 
 WAYS: dict[str, Callable[..., tuple[Clock, list[int]]]] = {
     "synchronous": synchronous,
+    "synchronous, a third of the images": lambda *run: synchronous(*run, images=BATCH // WORKERS),
     "asynchronous": asynchronous,
     "asynchronous, staleness 2": lambda *run: asynchronous(*run, staleness=2),
 }
@@ -125,7 +130,7 @@ def run(case: str, way: str, lr: float, seed: int, seconds: float, data: digits.
     """Return a run: losses over the seconds, how many gradients there were, and how late they were."""
     clock, late = WAYS[way](case, lr, seed, seconds, data)
     curve = [[round(at, 3), round(digits.loss(params, data.x, data.y), 5)] for at, params in clock.seen]
-    updates = len(late) // WORKERS if way == "synchronous" else len(late)
+    updates = len(late) // WORKERS if way.startswith("synchronous") else len(late)
     found = {"gradients": len(late), "updates": updates, "late": round(float(np.mean(late)), 2), "latest": max(late)}
     return {"case": case, "way": way, "lr": lr, "seed": seed, **found, "curve": curve}
 
@@ -141,7 +146,7 @@ def record(seconds: float, seeds: int) -> dict[str, Any]:
         for way in WAYS
     ]
     about = machine.about(["cpu"]) | {"packages": {name: version(name) for name in PACKAGES}}
-    settings = {"seconds": seconds, "seeds": seeds, "workers": WORKERS, "gradient": GRADIENT, "batch": digits.BATCH}
+    settings = {"seconds": seconds, "seeds": seeds, "workers": WORKERS, "gradient": GRADIENT, "batch": BATCH}
     return {"machine": about, "settings": settings, "runs": runs}
 
 
@@ -156,7 +161,7 @@ def main() -> None:
     """Make all runs and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path, help="the JSON file to write")
-    parser.add_argument("--seconds", type=float, default=8, help="of a run (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=5, help="of a run (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="of each case, way and learning rate (%(default)s)")
     options = parser.parse_args()
     if options.seeds < 1 or not options.seconds > 0:

@@ -31,7 +31,7 @@ def draw_stragglers(found: Stragglers, *paths: Path) -> dict[str, Any]:
     dict
         The axes, by the name of the case.
     """
-    figure = blank(4.2)
+    figure = blank(4.6)
     panels = dict(zip(found.cases, figure.subplots(1, len(found.cases), sharey=True, squeeze=False)[0], strict=True))
     for case, axes in panels.items():
         for i, way in enumerate(found.ways):
@@ -47,7 +47,7 @@ def draw_stragglers(found: Stragglers, *paths: Path) -> dict[str, Any]:
         axes.margins(x=0)
         axes.grid(alpha=0.3, which="both")
         axes.tick_params(which="both", labelsize=8)
-        axes.legend(fontsize=7, loc="upper right", frameon=False)
+        axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.17), frameon=False)
     next(iter(panels.values())).set_ylabel("mean loss on the training images", fontsize=8)
     workers = found.settings["workers"]
     figure.suptitle(f"The digits with AdamW and {workers} workers", fontsize=10, x=0.01, ha="left")
@@ -59,8 +59,8 @@ def draw_stragglers(found: Stragglers, *paths: Path) -> dict[str, Any]:
 def _caption(found: Stragglers) -> str:
     about, settings = found.machine, found.settings
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
+    takes = f"A gradient of {settings['batch']} images takes {1000 * settings['gradient']:g} ms, of fewer images less."
     return (
-        f"A gradient of {settings['batch']} images takes {1000 * settings['gradient']:g} ms. Lines: median over "
-        f"{settings['seeds']} seeds; bands: least and greatest.\n"
+        f"{takes} Lines: median over {settings['seeds']} seeds; bands: least and greatest.\n"
         f"fusedstep at {about['fusedstep']['commit']}, {packages}. {about['date'][:10]}"
     )
