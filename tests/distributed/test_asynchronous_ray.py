@@ -16,6 +16,8 @@ from tests.distributed.runs import first, gradient, same_bits, worker
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are many
 
+CORES = 4  # as Ray counts them; the largest test has so many workers
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
@@ -25,7 +27,7 @@ def cluster():
     # Paths of sockets are short, so the folder is not one of pytest's; Ray itself never removes what it writes.
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         ray.init(
-            num_cpus=6,
+            num_cpus=CORES,
             include_dashboard=False,
             log_to_driver=False,
             _temp_dir=folder,
@@ -57,6 +59,13 @@ def test_every_run_is_replayed(shards, staleness, dampen):
     assert sorted(opt.run(worker(8), 3)) == [0, 1, 2]
     check(opt, params)
     assert opt.run(worker(2), 1) == [3]  # another worker, later
+    check(opt, params)
+
+
+def test_more_workers_than_cores_come_one_after_the_other():
+    params = first()
+    opt = distributed.Asynchronous(make(), None, params, engine="ray", timeout=60)
+    assert sorted(opt.run(worker(2), CORES + 1)) == list(range(CORES + 1))
     check(opt, params)
 
 

@@ -193,10 +193,11 @@ class Actors:
                     if number is None:
                         number = self.join()
                         pending[actors[i].run.remote(opt, number, work)] = i, number
-                    else:
-                        outcomes[i] = answer
+                        continue
+                    outcomes[i] = answer
                 except Exception as error:
                     outcomes[i] = Failure(self._loss(error, number))
+                ray.kill(actors[i])  # its core may be what another worker waits for
         finally:
             for actor in actors:
                 ray.kill(actor)
