@@ -111,6 +111,24 @@ def test_lateness_divides_lr():
     assert mine["p"].tolist() == [0.25, -0.5]
 
 
+def test_a_log_tells_lateness():
+    params = {"p": np.zeros(2), "q": np.zeros(1)}
+    opt = distributed.Asynchronous(fs.SGD(lr=1.0), None, params, shards=2)
+    slow, fast, mine = opt.another(), opt.another(), {"p": np.zeros(2), "q": np.zeros(1)}
+    slow.pull(mine)
+    for _ in range(3):
+        fast.pull(mine)
+        fast.push(mine)
+    slow.push(mine)
+    slow.pull(mine)
+    fast.pull(mine)
+    slow.push(mine)
+    slow.pull(mine)
+    fast.pull(mine)  # a pull before, without a push, does not count
+    fast.push(mine)
+    assert opt.log().lateness() == [[0, 0, 0, 3, 0, 0]] * 2
+
+
 def test_lateness_divides_a_schedule():
     params = {"p": np.zeros(1)}
     opt = distributed.Asynchronous(fs.SGD(lr=lambda t: 10.0 + t), None, params, dampen=True)

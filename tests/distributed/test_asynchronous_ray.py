@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -15,20 +16,25 @@ from tests.distributed.runs import first, gradient, same_bits, worker
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray's own warnings are many
 
+CORES = 4  # as Ray counts them; the largest test has so many workers
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
     variables = {"RAY_AUTH_MODE": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     paths = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     os.environ |= variables
-    ray.init(
-        num_cpus=6,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": paths, "FUSEDSTEP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}},
-    )
-    yield
-    ray.shutdown()
+    # Paths of sockets are short, so the folder is not one of pytest's; Ray itself never removes what it writes.
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            num_cpus=CORES,
+            include_dashboard=False,
+            log_to_driver=False,
+            _temp_dir=folder,
+            runtime_env={"env_vars": {"PYTHONPATH": paths, "FUSEDSTEP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}},
+        )
+        yield
+        ray.shutdown()
     for name in variables:
         os.environ.pop(name)
 
@@ -53,6 +59,13 @@ def test_every_run_is_replayed(shards, staleness, dampen):
     assert sorted(opt.run(worker(8), 3)) == [0, 1, 2]
     check(opt, params)
     assert opt.run(worker(2), 1) == [3]  # another worker, later
+    check(opt, params)
+
+
+def test_more_workers_than_cores_come_one_after_the_other():
+    params = first()
+    opt = distributed.Asynchronous(make(), None, params, engine="ray", timeout=60)
+    assert sorted(opt.run(worker(2), CORES + 1)) == list(range(CORES + 1))
     check(opt, params)
 
 

@@ -456,7 +456,8 @@ os.kill(os.getpid(), 9)
 )
 def test_arguments(tmp_path, monkeypatch, capsys, words, error):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SLURM_NTASKS", raising=False)
+    for name in ("SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
     Path("program.py").touch()
     with pytest.raises(SystemExit) as code:
         launch.main([str(word) for word in words])
@@ -468,6 +469,23 @@ def test_a_job_of_slurm_says_how_many(monkeypatch):
     monkeypatch.setenv("SLURM_NTASKS", "6")
     assert launch._options([__file__]).ranks == 6
     assert launch._options(["--ranks", "2", __file__]).ranks == 2
+
+
+def test_several_copies_by_srun_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(SystemExit):
+        launch._options(["--ranks", "2", __file__])
+    assert "this command was started 2 times by srun, expected once" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert launch._options(["--ranks", "2", __file__]).ranks == 2
+
+
+@pytest.mark.parametrize("family", ["MPICH", "Open MPI", "Intel MPI"])
+def test_srun_ends_all_ranks_when_one_is_killed(family):
+    starter = mpiexec.Mpiexec(("/usr/bin/srun", "--mpi=pmi2"), family)
+    assert starter.variables() == {"SLURM_KILL_BAD_EXIT": "1"}
+    environment = launch._environment({"SLURM_KILL_BAD_EXIT": "0"}, 2, [], None, 1, starter)
+    assert environment["SLURM_KILL_BAD_EXIT"] == "0"
 
 
 def test_hosts_and_their_slots(tmp_path):

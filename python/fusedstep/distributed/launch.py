@@ -235,6 +235,9 @@ def _options(argv: list[str]) -> argparse.Namespace:
         parser.error("program is missing, expected a script, or -m and a module")
     if options.module is None and not os.path.exists(options.program[0]):
         parser.error(f"program is {options.program[0]}, expected a script that exists")
+    copies = os.environ.get("SLURM_STEP_NUM_TASKS", "")
+    if copies.isdecimal() and int(copies) > 1:
+        parser.error(f"this command was started {copies} times by srun, expected once: it starts the ranks itself")
     tasks = os.environ.get("SLURM_NTASKS", "")
     if options.ranks is None and tasks.isdecimal():
         options.ranks = int(tasks)

@@ -91,6 +91,8 @@ class Mpiexec:
 
     def variables(self) -> dict[str, str]:
         """Return what the environment of the command should have, where the user has not set it already."""
+        if os.path.basename(self.words[0]) == "srun":
+            return {"SLURM_KILL_BAD_EXIT": "1"}  # the other ranks would wait for one that was killed
         if self.family == "Intel MPI":
             return {"I_MPI_PIN": "0"}  # a rank would be bound to one core, with all of its threads
         if self.family == "MPICH":

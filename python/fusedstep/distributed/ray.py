@@ -16,6 +16,7 @@ from .shard import Entry, Log, Options
 __all__ = ["Actors"]
 
 _NAP, _LONGEST_NAP = 1e-3, 0.05  # seconds between two questions of a worker that has to wait
+_START = 120.0  # seconds that a server has at least to start: its process, imports, and its files
 
 
 class _Server:
@@ -98,7 +99,7 @@ class Actors:
         kind = ray.remote(num_cpus=0, max_restarts=-1 if self._comes_back else 0, max_task_retries=0)(_Server)
         parts = [{key: params[key] for key in some} for some in keys]
         self._servers = [kind.remote(optimizer, part, options, path, k) for k, part in enumerate(parts)]
-        newcomer = max(self._ask("newcomer"))
+        newcomer = max(self._ask("newcomer", timeout=max(timeout, _START)))
         self._ask("empty", newcomer)
 
     # Workers.
@@ -144,23 +145,29 @@ class Actors:
             np.copyto(params[key], p)
 
     def _ask(
-        self, method: str, *arguments: Any, servers: Sequence[int] | None = None, each: Sequence[Any] | None = None
+        self,
+        method: str,
+        *arguments: Any,
+        servers: Sequence[int] | None = None,
+        each: Sequence[Any] | None = None,
+        timeout: float | None = None,
     ) -> list[Any]:
         """Call a method of all servers at once, with an argument of its own for each, and return their answers."""
         numbers = range(len(self._servers)) if servers is None else servers
         calls = [(k, (*arguments, *([] if each is None else [each[k]]))) for k in numbers]
         sent = [getattr(self._servers[k], method).remote(*given) for k, given in calls]
-        return [self._answer(k, method, given, ref) for (k, given), ref in zip(calls, sent, strict=True)]
+        seconds = self._timeout if timeout is None else timeout
+        return [self._answer(k, method, given, ref, seconds) for (k, given), ref in zip(calls, sent, strict=True)]
 
-    def _answer(self, k: int, method: str, arguments: tuple[Any, ...], ref: Any) -> Any:
+    def _answer(self, k: int, method: str, arguments: tuple[Any, ...], ref: Any, timeout: float) -> Any:
         """Return the answer of a server. One that has died is asked again until it is back."""
         ray = _ray()
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + timeout
         while True:
             try:
                 return ray.get(ref, timeout=max(0.1, deadline - time.monotonic()))
             except ray.exceptions.GetTimeoutError:
-                raise TimeoutError(f"server {k} has not answered for {self._timeout:g} s") from None
+                raise TimeoutError(f"server {k} has not answered for {timeout:g} s") from None
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from None
             except ray.exceptions.RayActorError as error:
@@ -186,10 +193,11 @@ class Actors:
                     if number is None:
                         number = self.join()
                         pending[actors[i].run.remote(opt, number, work)] = i, number
-                    else:
-                        outcomes[i] = answer
+                        continue
+                    outcomes[i] = answer
                 except Exception as error:
                     outcomes[i] = Failure(self._loss(error, number))
+                ray.kill(actors[i])  # its core may be what another worker waits for
         finally:
             for actor in actors:
                 ray.kill(actor)

@@ -68,6 +68,28 @@ class Log:
     digests: tuple[str, ...]
     options: Options
 
+    def lateness(self) -> list[list[int]]:
+        """
+        Return how late each gradient was: how many updates others have made between its pull and its push.
+
+        Returns
+        -------
+        list of list of int
+            For each shard, a number for each push, in the order in which the shard served them.
+        """
+        return [_lateness(some) for some in self.entries]
+
+
+def _lateness(entries: tuple[Entry, ...]) -> list[int]:
+    late: list[int] = []
+    seen: dict[int, int] = {}  # worker -> updates of the shard at its last pull
+    for kind, worker in entries:
+        if kind == "pull":
+            seen[worker] = len(late)
+        else:
+            late.append(len(late) - seen[worker])
+    return late
+
 
 def forms_of(params: Mapping[Hashable, Array]) -> dict[Hashable, Form]:
     """Return the shape and dtype of each parameter. Refuse what is not in host memory."""

@@ -264,7 +264,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quadratic", action="store_true", help="only show ten updates on f(x) = x^2, from x = 10")
     parser.add_argument("--ranks", type=int, help="only train with AdamW on 1, 2, ... up to so many ranks (1 to 64)")
+    parser.add_argument(
+        "--asynchronous",
+        type=int,
+        metavar="WORKERS",
+        help="only train with AdamW on so many workers that do not wait for each other (1 to 64), and repeat the run",
+    )
+    parser.add_argument(
+        "--staleness",
+        type=int,
+        help="of --asynchronous: how many updates a worker may be ahead of the slowest one (no bound)",
+    )
     return parser
+
+
+def _run_of_many(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    """Run the demo of several ranks, or that of asynchronous workers, and return its exit code."""
+    name = "ranks" if options.asynchronous is None else "asynchronous"
+    number = getattr(options, name)
+    if options.ranks is not None and options.asynchronous is not None:
+        parser.error("--ranks and --asynchronous are both given, expected one of them")
+    if not 1 <= number <= 64:
+        parser.error(f"--{name} is {number}, expected 1 to 64")
+    if options.staleness is not None and options.staleness < 0:
+        parser.error(f"--staleness is {options.staleness}, expected at least 0")
+    if is_missing("demo", {"sklearn": ("scikit-learn", "demo")}):
+        return 2
+    epochs = options.epochs or 5
+    if name == "ranks":
+        from .ranks import print_runs
+
+        return print_runs(number, epochs)
+    from .asynchronous import print_run
+
+    return print_run(number, options.staleness, epochs)
 
 
 def main(argv: list[str]) -> int:
@@ -279,8 +312,8 @@ def main(argv: list[str]) -> int:
     Returns
     -------
     int
-        0, or 1 if an optimizer and its reference end with different bits, in any column, or 2 if a package or a GPU is
-        missing.
+        0, or 1 if an optimizer and its reference, runs on ranks, or a run and its replay end with different bits, or 2
+        if a package or a GPU is missing, or ranks are too few or too many.
     """
     parser = _parser()
     options = parser.parse_args(argv)
@@ -293,12 +326,10 @@ def main(argv: list[str]) -> int:
     if options.output.suffix != ".png" or not options.output.parent.is_dir():
         parser.error(f"--output is {options.output}, expected a .png file in a folder that exists")
 
-    if options.ranks is not None:
-        if not 1 <= options.ranks <= 64:
-            parser.error(f"--ranks is {options.ranks}, expected 1 to 64")
-        if is_missing("demo", {"sklearn": ("scikit-learn", "demo")}):
-            return 2
-        return import_module("fusedstep.tools.ranks").print_runs(options.ranks, options.epochs or 5)  # type: ignore[no-any-return]
+    if options.staleness is not None and options.asynchronous is None:
+        parser.error("--staleness is given without --asynchronous, expected both")
+    if options.ranks is not None or options.asynchronous is not None:
+        return _run_of_many(parser, options)
 
     needed = {"sklearn": ("scikit-learn", "demo"), "rich": ("rich", "demo"), "matplotlib": ("matplotlib", "demo")}
     if options.dtype == "bfloat16":

@@ -7,8 +7,9 @@ A page says where a table stands, what it shows, and the record that its numbers
     whatever stands here is replaced
     <!-- end -->
 
-Seven kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
-benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``, `ranks` one of ``benchmarks/ranks``.
+Eight kinds of table can be asked for; `bench` below means a record of ``bench --json``, `cases` one of ``pytest
+benchmarks --benchmark-json``, `tuning` one of ``benchmarks/tune.py``, `ranks` one of ``benchmarks/ranks``, `stragglers`
+one of ``benchmarks/stragglers.py``.
 
 machine
     One sentence about the machine and the packages, of any kind of record.
@@ -26,6 +27,9 @@ ranks size=N
     largest number: the bytes per parameter that a rank sends in a step, and those that all ranks hold together.
 seconds start, seconds overlap
     Of `ranks`: the least time of each row.
+stragglers
+    Of `stragglers`: a row for each case and way, with the learning rate whose last loss is least. All numbers are
+    medians over the seeds, but the greatest lateness, which is that of all of them.
 """
 
 import argparse
@@ -41,6 +45,7 @@ from .cases import Case
 from .ranks import ranks
 from .record import Measured, Record, load, ratios_of, read, tests
 from .searches import searches
+from .stragglers import stragglers
 
 __all__ = ["main", "rewritten"]
 
@@ -220,6 +225,19 @@ def _seconds(path: Path, words: Sequence[str]) -> list[str]:
     return _table([name, "time"], [[row, _time(min(seconds))] for row, seconds in lists[name].items()])
 
 
+def _stragglers(path: Path, words: Sequence[str]) -> list[str]:
+    _no_more("stragglers", words)
+    found, rows = stragglers(path), []
+    for case in found.cases:
+        for way in found.ways:
+            runs = found.best(case, way)
+            counts = [f"{median(getattr(run, name) for run in runs):.0f}" for name in ("gradients", "updates")]
+            late = [f"{median(run.late for run in runs):.1f}", str(max(run.latest for run in runs))]
+            rows.append([case, way, *counts, *late, f"{runs[0].lr:g}", f"{median(run.loss for run in runs):.3f}"])
+    head = ["workers", "training", "gradients", "updates", "late by", "at most", "lr", "last loss"]
+    return _table(head, rows)
+
+
 _KINDS = {
     "machine": _machine,
     "axis": _axis,
@@ -228,6 +246,7 @@ _KINDS = {
     "searches": _searches,
     "ranks": _ranks,
     "seconds": _seconds,
+    "stragglers": _stragglers,
 }
 
 

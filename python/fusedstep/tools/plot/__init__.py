@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fusedstep.tools.bench.ranks import ranks as read_ranks
 from fusedstep.tools.bench.record import load, read
 from fusedstep.tools.bench.searches import searches
+from fusedstep.tools.bench.stragglers import stragglers
 from fusedstep.tools.extras import is_missing
 
 from .losses import draw_losses
@@ -17,6 +18,7 @@ from .ranks import draw_ranks
 from .schedules import draw_schedules
 from .trajectories import draw_trajectories
 from .tuning import draw_tuning
+from .workers import draw_stragglers
 
 __all__ = [
     "PICTURES",
@@ -28,6 +30,7 @@ __all__ = [
     "draw_rules",
     "draw_schedules",
     "draw_small",
+    "draw_stragglers",
     "draw_throughput",
     "draw_trajectories",
     "draw_tuning",
@@ -57,6 +60,7 @@ BENCH = Kind("bench --json FILE", read)
 CASES = Kind("pytest benchmarks --benchmark-json=FILE", load)
 RANKS = Kind("python benchmarks/ranks FILE", read_ranks)
 TUNING = Kind("python benchmarks/tune.py FILE", searches)
+STRAGGLERS = Kind("python benchmarks/stragglers.py FILE", stragglers)
 
 PICTURES = {
     "throughput": Picture("GB/s of a step over its size, beside limit and peers", draw_throughput, record=BENCH),
@@ -66,6 +70,9 @@ PICTURES = {
     "rules": Picture("the cost of a rule of one's own, beside other ways to have it", draw_rules, record=CASES),
     "ranks": Picture("the time of a step that ranks share, over their number", draw_ranks, record=RANKS),
     "tuning": Picture("searches of learning rate and weight decay on the digits", draw_tuning, record=TUNING),
+    "stragglers": Picture(
+        "the loss over time with workers that are not equally fast", draw_stragglers, record=STRAGGLERS
+    ),
     "schedules": Picture("the value of every schedule over the finished updates", draw_schedules),
     "losses": Picture("the loss of every optimizer on handwritten digits", draw_losses, "demo"),
     "trajectories": Picture("the paths of all optimizers over functions of two variables", draw_trajectories),
