@@ -289,7 +289,7 @@ void Plan::take_summands(py::object others) {
     summands_.assign(others.is_none() ? 0 : tensors_.size(), {});
     grads_changed_ = true;
     if (others.is_none()) return;
-    const auto lists = py::cast<std::vector<py::object>>(others);
+    const auto lists = py::cast<py::list>(others);
     if (lists.size() != tensors_.size())
         throw py::value_error("others has length " + std::to_string(lists.size()) + ", expected a list or None for " +
                               std::to_string(tensors_.size()) + " tensors");
