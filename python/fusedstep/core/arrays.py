@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from itertools import pairwise
 from numbers import Real
@@ -55,6 +56,7 @@ class Stored(NamedTuple):
     read_into: Callable[[Array], None]
 
 
+@cache
 def is_narrow(dtype: np.dtype[Any]) -> bool:
     """Return whether a dtype is one whose numbers are computed in float32: float16, or the bfloat16 of `ml_dtypes`."""
     is_of_numpy = dtype.isnative and dtype.type.__module__ == "numpy"

@@ -2,13 +2,12 @@
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import partial
-from numbers import Number
 from typing import Any, cast
 
 import numpy as np
 
 from fusedstep import _cpu
-from fusedstep.core.arrays import Array, as_array, is_narrow
+from fusedstep.core.arrays import Array, as_array, is_floating, is_narrow
 
 from .agreement import Agreement
 from .carriers import Carrier, Memory, Messages
@@ -54,6 +53,7 @@ class Gradients:
         self._bucket_of: dict[Hashable, int] = {}
         self._missing: list[int] = []  # how many gradients of each bucket have not come yet
         self._sent = 0  # buckets
+        self._described: tuple[dict[Hashable, np.dtype[Any]], str] = {}, "[]"
         self._hurries = False  # whether gradients are sent while they come
 
     # Collecting.
@@ -113,7 +113,7 @@ class Gradients:
             if array is None:
                 continue
             if key in found:
-                raise ValueError(f"grads[{key!r}] comes twice in part {self._own[count - 1]}, expected it once")
+                raise ValueError(f"{_label(key)} comes twice in part {self._own[count - 1]}, expected it once")
             line = self._line_of(key, array)
             if count > 1 and self.types.get(key) != line.dtype:
                 self._refuse_type(key, line.dtype, count)
@@ -129,19 +129,22 @@ class Gradients:
 
     def _refuse_type(self, key: Hashable, now: Any, count: int) -> None:
         raise ValueError(
-            f"grads[{key!r}] is {now} in part {self._own[count - 1]} and {self.types.get(key)} in the parts before, "
+            f"{_label(key)} is {now} in part {self._own[count - 1]} and {self.types.get(key)} in the parts before, "
             "expected one dtype in all parts, or no gradient in any"
         )
 
     def _line_of(self, key: Hashable, array: Any) -> Array:
         """Return a gradient as a line, in the order of its parameter in memory, in the type of the sum."""
-        is_number = isinstance(array, (Number, np.generic))
-        found = np.asarray(array) if is_number else as_array(array, f"grads[{key!r}]")
+        is_number = type(array) in (int, float) or isinstance(array, np.generic)
+        found = np.asarray(float(array) if type(array) is int else array) if is_number else as_array(array, _label(key))
         shape = self._layout.shapes.get(key)
         if shape is None:
-            raise ValueError(f"grads[{key!r}] belongs to no parameter, expected keys of params")
+            raise ValueError(f"{_label(key)} belongs to no parameter, expected keys of params")
         if found.shape != shape:
-            raise ValueError(f"grads[{key!r}] has shape {found.shape}, expected {shape}")
+            raise ValueError(f"{_label(key)} has shape {found.shape}, expected {shape}")
+        param = self._layout.dtypes[key]
+        if not (found.dtype.isnative and is_floating(found.dtype)) or (found.dtype.kind == "c") != (param.kind == "c"):
+            raise TypeError(f"{_label(key)} is {found.dtype}, expected {param} like params[{key!r}]")
         return self._layout.line(key, found, self._travels_in(key, found.dtype))
 
     def _travels_in(self, key: Hashable, dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -155,6 +158,13 @@ class Gradients:
         if self._narrowed is not None:
             return self._narrowed
         return dtype if is_narrow(dtype) and not self._hurries else np.dtype(np.float32)
+
+    def described(self) -> str:
+        """Return the keys and types of the gradients in words."""
+        if self.types != self._described[0]:
+            keys = (key for key in self._layout.keys if key in self.types)
+            self._described = self.types, repr([(key, str(self.types[key])) for key in keys])
+        return self._described[1]
 
     # Moving.
 
@@ -220,3 +230,8 @@ class Gradients:
 def _pairs_of(gradient: Any) -> Iterable[tuple[Hashable, Any]]:
     """Return the keys and arrays of a container."""
     return zip(*_cpu.leaves(gradient), strict=True)
+
+
+def _label(key: Hashable) -> str:
+    """Return what messages call a gradient."""
+    return f"grads[{key!r}]"

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
 from fusedstep.core.arrays import Array, new_array
-from fusedstep.core.containers import present
+from fusedstep.core.containers import present, tell_writes
+from fusedstep.core.hyperparameters import evaluated
 from fusedstep.core.optimizer import Optimizer
 from fusedstep.core.result import PLAIN, Result
 
@@ -162,28 +163,31 @@ class Synchronous:
             If a rank does not take part.
         """
 
-        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], _Shared]:
+        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], dict[Hashable, Array]]:
             self._refuse_zero_grad()
             arrays = present(params)
-            shared = self._shared_of(arrays)
-            self._add_facts(agreement, shared.layout, float(grad_scale))
-            shared.gradients.collect(gradients, agreement)
-            types = shared.gradients.types
-            agreement.add("gradients", [(key, str(types[key])) for key in shared.layout.keys if key in types])
-            return arrays, shared
+            layout, own = self._shared_of(arrays)
+            lines = layout.lines(arrays, "params")
+            for key, line in lines.items():
+                if not line.flags.writeable:
+                    raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
+            self._add_facts(agreement, layout, float(grad_scale))
+            own.collect(gradients, agreement)
+            agreement.add("gradients", own.described().encode(), own.described)
+            return arrays, lines
 
         try:
-            arrays, (layout, own) = agreed(self.world, prepare)
+            arrays, lines = agreed(self.world, prepare)
         except TimeoutError:
             raise
         except Exception:
             if self._shared is not None:
                 self._shared.gradients.settle()
             raise
+        layout, own = cast(_Shared, self._shared)
         rows, common = own.rows(arrays)
         opt, rank = self.optimizer, self.world.rank
         sums = squares_of_gradients(self.world, layout, rows) if opt._measures() else None
-        lines = layout.lines(arrays, "params")
         result, error = PLAIN, None
         try:
             result = opt._step_parts(
@@ -198,6 +202,7 @@ class Synchronous:
         except Exception as problem:  # is raised when all ranks have been told
             error = problem
         share_lines(self.world, layout, {key: line for key, line in lines.items() if key not in common}, error)
+        tell_writes(params)
         if opt.measure != "update" or result.skipped:
             return result
         squares = opt._squares_of_updates()
@@ -219,14 +224,23 @@ class Synchronous:
         opt = self.optimizer
         agreement.add("parts", self.parts)
         agreement.add("exchange_dtype", self._narrowed)
-        agreement.add("grad_scale", grad_scale)
+        agreement.add("grad_scale in the call", grad_scale)
         agreement.add("optimizer", type(opt).__name__)
         agreement.add("parameters", layout.description, layout.description.decode)
         if self._described[0] is not opt._version:
             self._described = opt._version, {name: _text_of(value) for name, value in opt._arguments().items()}
         for name, text in self._described[1].items():
             agreement.add(name, text, text.__str__)
-        agreement.add("t", list(opt.t.values()), lambda: repr(dict(opt.t)))
+        counts = opt.t
+        agreement.add("t", list(counts.values()), lambda: repr(dict(counts)))
+        for done in sorted({*counts.values()} or {0}):
+            for name, value in self._schedules():
+                agreement.add(f"{name}({done})", evaluated({name: value}, done, opt.ranges)[name])
+
+    def _schedules(self) -> Iterator[tuple[str, Any]]:
+        """Return the hyperparameters that are functions, of the optimizer and of its overrides."""
+        for values in (self.optimizer._arguments(), *self.optimizer.overrides.values()):
+            yield from ((name, value) for name, value in values.items() if callable(value))
 
     # States.
 

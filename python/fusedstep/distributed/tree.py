@@ -176,8 +176,11 @@ def row_of(nodes: Sequence[Node], arrays: Sequence[Array], room: Callable[[int],
         Returns memory for the sum number 0, 1, ... that has to be made, of that shape and dtype. Nodes of the highest
         level need none.
     """
+    top = max(node.level for node in nodes)
+    if all(node.level == top for node in nodes):
+        return list(arrays)
     numbers = count()
-    return _row(list(zip(nodes, arrays, strict=True)), max(node.level for node in nodes), lambda: room(next(numbers)))
+    return _row(list(zip(nodes, arrays, strict=True)), top, lambda: room(next(numbers)))
 
 
 def _row(nodes: list[tuple[Node, Array]], level: int, room: Callable[[], Array]) -> list[Array]:
