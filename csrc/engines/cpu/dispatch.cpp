@@ -240,7 +240,7 @@ struct Squares {
     // The sums of squares of the blocks [begin, end) of a gradient that is collected, batch by batch.
     void gather(const Slot& slot, int64_t begin, int64_t end, double* sums_of_slot, char* batch) const {
         const Type type = computed_in(slot.types.param);
-        const int64_t blocks_of_batch = kTileBytes / (kBlock * kItemSize[type]);
+        const int64_t blocks_of_batch = (slot.grad_axes ? kTileBytes / kItemSize[type] : kRun) / kBlock;
         for (int64_t b = begin; b < end; b += blocks_of_batch) {
             const int64_t first = b * kBlock, last = std::min(std::min(b + blocks_of_batch, end) * kBlock, slot.size);
             read_gradient(slot, first, last, batch);

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from fusedstep import _cpu
 
 from .arrays import is_on_gpu
@@ -326,6 +329,12 @@ class Optimizer(Stateful):
     def _measures(self) -> bool:
         """Return whether `_step_parts` needs sums of squares."""
         return measures(self._settings_with())
+
+    def _counts(self) -> npt.NDArray[np.int64]:
+        """Return how many updates each parameter has had, in the order in which they came."""
+        progress = self._progress
+        counts: npt.NDArray[np.int64] = progress.clocks["t"][: len(progress.clock_of)]
+        return counts
 
     def _squares_of_updates(self) -> dict[Hashable, Any]:
         """

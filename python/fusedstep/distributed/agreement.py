@@ -19,7 +19,7 @@ Prepared = TypeVar("Prepared")
 class _Fact(NamedTuple):
     name: str
     data: bytes
-    text: Callable[[], str]  # in words, which are needed where ranks disagree
+    text: Callable[[], str | dict[str, str]]  # in words, which are needed where ranks disagree; or several facts
 
 
 class Agreement:
@@ -41,8 +41,8 @@ class Agreement:
         self._begun: tuple[Any, Array] | None = None
         self.has_failed = False  # nothing more is sent then
 
-    def add(self, name: str, data: object, text: Callable[[], str] | None = None) -> None:
-        """Add a fact: bytes, or something whose `repr` has the same text on all ranks."""
+    def add(self, name: str, data: object, text: Callable[[], str | dict[str, str]] | None = None) -> None:
+        """Add a fact: bytes, or something whose `repr` has the same text on all ranks; or facts by name, in words."""
         plain = data if isinstance(data, bytes) else repr(data).encode()
         self._facts.append(_Fact(name, plain, text or (lambda: repr(data))))
 
@@ -82,7 +82,10 @@ class Agreement:
     def _tell(self, error: Exception | None) -> NoReturn:
         """Raise what is wrong: all ranks give each other their facts in words, or their errors."""
         world, so_far = self._world, self._so_far
-        facts = {fact.name: fact.text() for fact in self._facts}
+        facts: dict[str, str] = {}
+        for fact in self._facts:
+            text = fact.text()
+            facts |= text if isinstance(text, dict) else {fact.name: text}
         words = facts if error is None else f"{type(error).__name__}: {error}"
         found = [json.loads(some) for some in gathered(world, json.dumps(words).encode())]
         if error is not None:

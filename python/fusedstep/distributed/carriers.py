@@ -128,6 +128,7 @@ class Memory:
         self._rooms: dict[Hashable, list[Array]] = {}
         self._tables: list[dict[Hashable, Array]] = []  # of each rank: by key, the places of its nodes
         self._views: dict[tuple[Any, ...], Array] = {}
+        self._known: dict[tuple[int, int], Place] = {}  # by address and bytes
 
     def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
         self._keys += mine
@@ -157,7 +158,7 @@ class Memory:
         tables = [[np.full((len(keys), len(nodes), 3), -1), np.full((len(params), 3), -1)] for nodes in self._nodes]
         own = tables[world.rank]
         for i, key in enumerate(keys):
-            own[0][i] = [self._place(node) for node in self._in_windows(key)]
+            own[0][i] = self._places_of(key)
         for i, param in enumerate(params.values()):
             own[1][i] = self._place(param)
         others = [rank for rank in range(world.size) if rank != world.rank]
@@ -166,20 +167,29 @@ class Memory:
         return tables
 
     def _place(self, array: Array) -> tuple[int, int, int]:
-        place = place_of(array, self._world) if array.size else (0, 0, 0)
-        return (-1, -1, -1) if place is None else place
+        if not array.size:
+            return 0, 0, 0
+        address = array.__array_interface__["data"][0], array.nbytes
+        if address not in self._known:
+            place = place_of(array, self._world)
+            if place is None:
+                return -1, -1, -1
+            self._known[address] = place  # for ever: windows stay where they are
+        return self._known[address]
 
-    def _in_windows(self, key: Hashable) -> list[Array]:
-        """Return the nodes of this rank, of which those that lie in no window are copied to rooms, if there are any."""
+    def _places_of(self, key: Hashable) -> list[tuple[int, int, int]]:
+        """Return where nodes of this rank lie. Those that lie in no window are copied to rooms, if there are any."""
         nodes = self._forests[key].arrays
+        places = [self._place(node) for node in nodes]
         for i, node in enumerate(nodes):
-            if node.size and place_of(node, self._world) is None:
+            if places[i][0] < 0:
                 for room in self._rooms.get(key, []):
                     if not any(np.shares_memory(room, other) for other in nodes):
                         nodes[i] = room.view(node.dtype)[: node.size]
                         nodes[i][...] = node
+                        places[i] = self._place(nodes[i])
                         break
-        return nodes
+        return places
 
     def _make_room(self, keys: list[Hashable]) -> None:
         """Make memory that others see for the sums of this rank's gradients; all ranks do so."""

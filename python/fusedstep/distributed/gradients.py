@@ -49,6 +49,14 @@ class Gradients:
         if getattr(world, "windows", []):  # the user's arrays are in memory that all ranks see, or some of them
             self._carrier = Memory(layout, cast(Windows, world), self._nodes, self._forests)
         self._buffers: dict[tuple[Hashable, ...], Array] = {}
+        # The shapes and types of gradients that are lines as they are, where parameters are so too.
+        self._usual = {
+            key: (layout.shapes[key], np.dtype(dtype))
+            for key, dtype in layout.dtypes.items()
+            if dtype in (np.float32, np.float64)
+            and layout.orders[key] == list(range(len(layout.shapes[key])))
+            and self._travels_in(key, dtype) == dtype
+        }
         self._buckets: list[list[Hashable]] = []  # keys whose gradients travel together, in the order of travel
         self._bucket_of: dict[Hashable, int] = {}
         self._missing: list[int] = []  # how many gradients of each bucket have not come yet
@@ -135,6 +143,9 @@ class Gradients:
 
     def _line_of(self, key: Hashable, array: Any) -> Array:
         """Return a gradient as a line, in the order of its parameter in memory, in the type of the sum."""
+        usual = self._usual.get(key)
+        if type(array) is np.ndarray and usual == (array.shape, array.dtype) and array.flags.c_contiguous:
+            return array.reshape(-1)
         is_number = type(array) in (int, float) or isinstance(array, np.generic)
         found = np.asarray(float(array) if type(array) is int else array) if is_number else as_array(array, _label(key))
         shape = self._layout.shapes.get(key)

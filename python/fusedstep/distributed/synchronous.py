@@ -96,7 +96,11 @@ class Synchronous:
         self.optimizer, self.world, self.parts = optimizer, world, parts
         self._narrowed = None if exchange_dtype is None else new_array((0,), exchange_dtype).dtype
         self._shared: _Shared | None = None
-        self._described: tuple[object, dict[str, str]] = None, {}  # hyperparameters in words, and their version
+        self._said: _Said | None = None
+        self._lines: tuple[dict[Hashable, Array], dict[Hashable, Array]] = (
+            {},
+            {},
+        )  # the arrays of the last step, as lines
 
     def share(self, rows: Any) -> Iterator[Any]:
         """
@@ -167,7 +171,7 @@ class Synchronous:
             self._refuse_zero_grad()
             arrays = present(params)
             layout, own = self._shared_of(arrays)
-            lines = layout.lines(arrays, "params")
+            lines = self._lines_of(arrays, layout)
             for key, line in lines.items():
                 if not line.flags.writeable:
                     raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
@@ -215,6 +219,14 @@ class Synchronous:
             self._shared = _Shared(layout, Gradients(layout, self.world, self.parts, self._narrowed))
         return self._shared
 
+    def _lines_of(self, arrays: dict[Hashable, Array], layout: Layout) -> dict[Hashable, Array]:
+        """Return the parameters as lines, which are those of the last step if they are the same arrays."""
+        before, lines = self._lines
+        if len(before) != len(arrays) or any(before.get(key) is not array for key, array in arrays.items()):
+            lines = layout.lines(arrays, "params")
+            self._lines = arrays, lines
+        return lines
+
     def _refuse_zero_grad(self) -> None:
         opt = self.optimizer
         if opt.zero_grad or any(some.get("zero_grad") for some in opt.overrides.values()):
@@ -227,20 +239,15 @@ class Synchronous:
         agreement.add("grad_scale in the call", grad_scale)
         agreement.add("optimizer", type(opt).__name__)
         agreement.add("parameters", layout.description, layout.description.decode)
-        if self._described[0] is not opt._version:
-            self._described = opt._version, {name: _text_of(value) for name, value in opt._arguments().items()}
-        for name, text in self._described[1].items():
-            agreement.add(name, text, text.__str__)
-        counts = opt.t
-        agreement.add("t", list(counts.values()), lambda: repr(dict(counts)))
-        for done in sorted({*counts.values()} or {0}):
-            for name, value in self._schedules():
+        if self._said is None or self._said.version is not opt._version:
+            self._said = _said(opt)
+        said = self._said
+        agreement.add("hyperparameters", said.text, lambda: said.words)
+        counts = opt._counts()
+        agreement.add("t", counts.tobytes(), lambda: repr(dict(opt.t)))
+        for done in sorted({*counts.tolist()} or {0}) if said.schedules else ():
+            for name, value in said.schedules:
                 agreement.add(f"{name}({done})", evaluated({name: value}, done, opt.ranges)[name])
-
-    def _schedules(self) -> Iterator[tuple[str, Any]]:
-        """Return the hyperparameters that are functions, of the optimizer and of its overrides."""
-        for values in (self.optimizer._arguments(), *self.optimizer.overrides.values()):
-            yield from ((name, value) for name, value in values.items() if callable(value))
 
     # States.
 
@@ -312,6 +319,22 @@ def _with_arrays(saved: Mapping[str, Any], remade: Callable[[str, Hashable, str,
         else:
             found["ema"][key] = remade(part, key, name, array)
     return found
+
+
+class _Said(NamedTuple):
+    """The hyperparameters of an optimizer, as ranks compare them."""
+
+    version: object
+    words: dict[str, str]
+    text: bytes
+    schedules: list[tuple[str, Any]]  # functions, of the optimizer and of its overrides
+
+
+def _said(opt: Optimizer) -> _Said:
+    version, arguments = opt._version, opt._arguments()
+    words = {name: _text_of(value) for name, value in arguments.items()}
+    some = [pair for values in (arguments, *opt.overrides.values()) for pair in values.items() if callable(pair[1])]
+    return _Said(version, words, repr(words).encode(), some)
 
 
 def _text_of(value: Any) -> str:
