@@ -86,10 +86,13 @@ class Gradients:
                 self._add(gradient if one_by_one else _pairs_of(gradient), count, agreement)
             if count < len(self._own):
                 raise ValueError(f"gradients are {count}, expected {len(self._own)}, one for each part of this rank")
-        finally:
+        except Exception:
             if self._hurries and not agreement.has_failed:
-                self._send(agreement, to=len(self._buckets))  # the others receive, and hear of an error afterwards
-        if not self._hurries:
+                self._send(agreement, to=len(self._buckets))  # others wait for these, and hear of the error afterwards
+            raise
+        if self._hurries:
+            self._send(agreement, to=len(self._buckets))
+        else:
             self._buckets = [[key for key in self._layout.keys if key in self.types]]
 
     def _begin(self) -> None:
