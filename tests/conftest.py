@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -129,8 +130,19 @@ def _build_emulated(compiler, folder):
     return module
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Run tests on a GPU last: the emulated engine stays once it is loaded, and others expect that there is none."""
+    """
+    Leave most cases of sampled tests to those who ask for exhaustive ones, and run tests on a GPU last.
+
+    The emulated engine stays once it is loaded, and others expect that there is none.
+    """
+    cases = Counter()
+    for item in items:
+        if mark := item.get_closest_marker("sampled"):
+            if cases[item.function] % mark.args[0]:
+                item.add_marker(pytest.mark.exhaustive)
+            cases[item.function] += 1
     items.sort(key=lambda item: "cupy" in getattr(item, "fixturenames", ()))
 
 

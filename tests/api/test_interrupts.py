@@ -148,6 +148,7 @@ BEGINNINGS = [
 ]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", BEGINNINGS, ids=lambda make: make.__name__)
 def test_a_step_that_is_interrupted_at_any_line(make):
     opt, params = make()

@@ -241,6 +241,7 @@ ACTIONS = [*(["step"] * 6), *(["steps", "change"] * 3), "come", "move", "reset",
 ACTIONS += ["copied", "restored", "filed", "evaluate"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("seed", range(300))
 def test_sequences(seed, tmp_path):
     run = Run(seed)

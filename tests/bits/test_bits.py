@@ -26,33 +26,20 @@ THREADED = [
 GENERAL = (("weight_decay", 0.3), ("maximize", True))
 
 
-def in_turn(first, *others, ids=None):
+def in_turn(first, *others):
     """Return all combinations; for each choice of `first`, all are marked exhaustive but one, each time the next."""
     combinations = list(itertools.product(*others))
     return [
-        pytest.param(
-            choice,
-            *chosen,
-            marks=[] if i % len(combinations) == j else pytest.mark.exhaustive,
-            id=ids and f"{ids[i]}-{'-'.join(map(name_of, chosen))}",
-        )
+        pytest.param(choice, *chosen, marks=[] if i % len(combinations) == j else pytest.mark.exhaustive)
         for i, choice in enumerate(first)
         for j, chosen in enumerate(combinations)
     ]
 
 
-def name_of(value):
-    return np.dtype(value).name if isinstance(value, type) else str(value)
-
-
-def one_of(count, cases):
-    """Return cases, of which all are marked exhaustive but each of number `count`, `2 * count` ..."""
-    return [pytest.param(*case, marks=[] if i % count == 0 else pytest.mark.exhaustive) for i, case in enumerate(cases)]
-
-
-def name_of_half(half):
+def name_of(half):
     cls, options, *dtypes = half
-    return f"{cls.__name__}-{'-'.join(map(name_of, dtypes))}-{'-'.join(f'{name}={value}' for name, value in options)}"
+    names = "-".join(np.dtype(dtype).name for dtype in dtypes)
+    return f"{cls.__name__}-{names}-{'-'.join(f'{name}={value}' for name, value in options)}"
 
 
 @cache
@@ -60,14 +47,16 @@ def expected(cls, options, dtype, sizes, grad_dtype=None):
     return verify.outcome(getattr(reference, cls.__name__)(**dict(options)), dtype, sizes, grad_dtype)
 
 
-@pytest.mark.parametrize(("case", "dtype"), in_turn(GRID, verify.DTYPES, ids=IDS))
-def test_every_dialect_has_the_bits_of_the_reference(case, dtype, isa):
-    cls, options = case
+@pytest.mark.sampled(7)
+@pytest.mark.parametrize("dtype", verify.DTYPES)
+@pytest.mark.parametrize(("cls", "options"), GRID, ids=IDS)
+def test_every_dialect_has_the_bits_of_the_reference(cls, options, dtype, isa):
     found = verify.outcome(cls(**dict(options)), dtype, verify.SMALL)
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL)) == 0
 
 
-@pytest.mark.parametrize(("cls", "options", "dtype", "grad_dtype"), one_of(3, HALVES), ids=map(name_of_half, HALVES))
+@pytest.mark.sampled(7)
+@pytest.mark.parametrize(("cls", "options", "dtype", "grad_dtype"), HALVES, ids=map(name_of, HALVES))
 def test_halves_have_the_bits_of_the_reference(cls, options, dtype, grad_dtype, isa):
     found = verify.outcome(cls(**dict(options)), dtype, verify.SMALL, grad_dtype)
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL, grad_dtype)) == 0
@@ -348,6 +337,7 @@ def test_runs_repeat():
     assert verify.difference(*runs) == 0
 
 
+@pytest.mark.exhaustive
 def test_verify_reports_a_difference(monkeypatch, capsys):
     monkeypatch.setattr(verify, "classes", lambda: [fs.SGD])
     monkeypatch.setattr(verify, "LARGE", (5_001, 3))

@@ -8,6 +8,7 @@ import pytest
 
 import fusedstep as fs
 from fusedstep import _cpu
+from fusedstep.core.parts import measures, squares_of_updates
 from fusedstep.tools.verify import DTYPES, HALVES, difference
 
 BLOCK = 1024
@@ -93,7 +94,7 @@ def sums_of(ranks, grads, params):
 
 def step(ranks, params, grads, **options):
     """Make a step with all ranks, and return the result, which is the same on each."""
-    sums = sums_of(ranks, grads, params) if ranks[0].opt._measures() else None
+    sums = sums_of(ranks, grads, params) if measures(ranks[0].opt._settings_with()) else None
     results = [
         rank.opt._step_parts(
             rank.parts(params), rank.parts(grads), origins=rank.origins, wholes=params, sums=sums, **options
@@ -103,7 +104,7 @@ def step(ranks, params, grads, **options):
     assert len(set(map(repr, results))) == 1  # NaN is equal as text
     result = results[0]
     if ranks[0].opt.measure == "update" and not result.skipped:
-        shares = [rank.opt._squares_of_updates() for rank in ranks]
+        shares = [squares_of_updates(rank.opt._progress) for rank in ranks]
         of_tensors = [_cpu.sum_of_sums(np.concatenate([share[key] for share in shares])) for key in shares[0]]
         norm = float(np.sqrt(_cpu.sum_of_sums(np.array(of_tensors))))
         result = fs.Result(result.grad_norm, result.skipped, result.nonfinite, norm)

@@ -26,6 +26,7 @@ def difference(cupy, cls, options, dtype, sizes, grad_dtype=None):
     return verify.difference(found, expected(cls, tuple(options.items()), dtype, sizes, grad_dtype))
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize(("cls", "label", "cases"), GRID, ids=[f"{cls.__name__}-{label}" for cls, label, _ in GRID])
 def test_every_dialect_and_option_has_the_bits_of_the_reference(cupy, cls, label, cases):
     different = [case for case in cases if difference(cupy, cls, case[0], case[1], verify.SMALL, case[2])]

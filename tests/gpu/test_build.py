@@ -63,6 +63,7 @@ def check_arithmetic(text):
     return found
 
 
+@pytest.mark.exhaustive
 @needs_nvcc
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_operation_is_rounded_once(name, tmp_path):
@@ -125,6 +126,7 @@ def reports(arch, cubins):
         return dict(zip(SOURCES, pool.map(report, SOURCES), strict=True))
 
 
+@pytest.mark.exhaustive
 def test_kernels_fit_into_their_registers_on_every_architecture(reports):
     """A kernel for all rules that are made at run time has fewer threads, and more registers for each."""
     for name, kernels in reports.items():
@@ -156,6 +158,7 @@ def keeping_subnormals(text):
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not NVDISASM, reason="needs nvdisasm")
 @pytest.mark.parametrize("name", ["float32", "generic"])
 def test_ptxas_leaves_the_flush_in_every_instruction(reports, arch, cubins, name):
@@ -237,6 +240,7 @@ def test_a_build_may_leave_it_out(configure):
     assert "fusedstep: without the engine for GPUs (FUSEDSTEP_CUDA=OFF" in said
 
 
+@pytest.mark.exhaustive
 @needs_nvcc
 def test_a_build_with_nvcc_has_it(configure):
     code, said = configure("ON")
@@ -297,6 +301,7 @@ message("${{architectures}}|${{too_old}}")"""
     assert done.stderr.strip() == f"{architectures}|{too_old}"
 
 
+@pytest.mark.exhaustive
 @needs_nvcc
 def test_a_build_for_a_newer_gpu(configure, fakes):
     code, said = configure("AUTO", fakes(["99.0"], "75 80 90"))
@@ -304,6 +309,7 @@ def test_a_build_for_a_newer_gpu(configure, fakes):
     assert "fusedstep: with the engine for GPUs, architectures 90-virtual " in said
 
 
+@pytest.mark.exhaustive
 @needs_nvcc
 def test_a_build_for_gpus_that_are_too_old(configure, fakes):
     folders, reason = (

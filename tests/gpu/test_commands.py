@@ -1,9 +1,12 @@
 """The commands use a GPU where there is one."""
 
+import pytest
+
 import fusedstep as fs
 from fusedstep.tools import verify
 
 
+@pytest.mark.exhaustive
 def test_demo_and_verify_use_the_gpu(cupy, capsys, monkeypatch, tmp_path):
     from fusedstep.tools import demo, extras
 

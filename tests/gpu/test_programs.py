@@ -19,6 +19,7 @@ rules = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(5)
 @rules
 def test_same_bits_as_the_built_in_rule(cupy, cls, made, options_of):
     for options, mine in asked_for(cls, options_of):

@@ -139,6 +139,7 @@ class Versioned(ctypes.Structure):
     ]  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [*FLOATS, *COMPLEX, np.dtype(np.uint16)])
 def test_capsules_of_dlpack(cupy, dtype):
     pointer, name = ctypes.pythonapi.PyCapsule_GetPointer, ctypes.pythonapi.PyCapsule_GetName

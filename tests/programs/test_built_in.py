@@ -30,6 +30,7 @@ def asked_for(cls, options_of):
     return [(options, mine) for options, mine in pairs if mine is not None]
 
 
+@pytest.mark.sampled(5)
 @rules
 def test_same_bits(cls, made, options_of):
     for options, mine in asked_for(cls, options_of):
@@ -40,6 +41,7 @@ def test_same_bits(cls, made, options_of):
                 assert difference(outcome(made(**mine), dtype, SIZES), expected) == 0, (options, dtype, isa)
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.skipif(len(HALVES) < 2, reason="ml_dtypes is not installed")
 @rules
 def test_same_bits_of_halves(cls, made, options_of):

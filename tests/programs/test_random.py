@@ -111,6 +111,7 @@ def check(seeds):
     assert defined > 0.9 * len(seeds)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("part", range(3))
 def test_random_programs(part):
     check(range(part * SEEDS, (part + 1) * SEEDS))

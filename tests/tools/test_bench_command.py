@@ -58,6 +58,7 @@ def test_pictures_of_a_quick_run(quick, tmp_path, capsys, picture):
     assert capsys.readouterr().out == "".join(f"{picture.capitalize()}: {path}\n" for path in outputs)
 
 
+@pytest.mark.exhaustive
 def test_axes(tmp_path, capsys):
     path = tmp_path / "record.json"
     axes = ["--rule", "sgd", "lion", "--size", "100", "1e3", "--threads", "1", "--odd", "all"]

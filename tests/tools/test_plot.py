@@ -104,6 +104,7 @@ def test_losses_of_an_optimizer_are_in_every_panel(every_loss, name):
         assert drawn(axes).count(curves[name]) == 1 + (kind == families.family(name))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize(("name", "title"), BOTH)
 def test_trajectory_is_that_of_the_reference(every_trajectory, name, title):
     surface = trajectories.SURFACES[title]

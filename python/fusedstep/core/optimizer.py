@@ -9,9 +9,6 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from fusedstep import _cpu
 
 from .arrays import is_on_gpu
@@ -19,7 +16,7 @@ from .attributes import Average
 from .containers import Bound, renamed
 from .hyperparameters import Bounds, Scheduled, check, evaluated
 from .overrides import Matching, Settings, match
-from .parts import Parts, measures, parts
+from .parts import Parts, parts
 from .plans import Planned, mark_of
 from .progress import Look, Progress
 from .result import PLAIN, Pendings, Result, told
@@ -286,7 +283,7 @@ class Optimizer(Stateful):
             The tensors, for functions in `overrides`. What they contain is not looked at.
         sums : ndarray, optional
             float64, of shape (tensors, 2), in the order of `params`: the sum of squares of the gradient of each tensor,
-            and its unit, 1 or 2**600. Needed where `_measures` says so, and not used elsewhere. It is
+            and its unit, 1 or 2**600. Needed where `parts.measures` says so, and not used elsewhere. It is
             ``sum_of_sums(blocks)`` with the blocks of all parts, each ``sums_of_blocks(grad, param.dtype, unit)``. The
             unit is 2**600 for float64 whose sum is otherwise infinite.
         others : mapping of lists of arrays, optional
@@ -297,7 +294,7 @@ class Optimizer(Stateful):
         -------
         Result
             That of the step with whole tensors, but for `update_norm`, which is None unless the step was skipped; see
-            `_squares_of_updates`.
+            `parts.squares_of_updates`.
 
         Raises
         ------
@@ -325,27 +322,6 @@ class Optimizer(Stateful):
         if settings.values["measure"] == "update" and not result.skipped:
             return replace(result, update_norm=None)
         return result
-
-    def _measures(self) -> bool:
-        """Return whether `_step_parts` needs sums of squares."""
-        return measures(self._settings_with())
-
-    def _counts(self) -> npt.NDArray[np.int64]:
-        """Return how many updates each parameter has had, in the order in which they came."""
-        progress = self._progress
-        counts: npt.NDArray[np.int64] = progress.clocks["t"][: len(progress.clock_of)]
-        return counts
-
-    def _squares_of_updates(self) -> dict[Hashable, Any]:
-        """
-        Return what the last step, one with `measure` that was not skipped, has subtracted: key -> sums of squares.
-
-        The sums are those of the blocks of each part with a gradient. The norm of the updates of whole tensors is the
-        root of ``sum_of_sums`` of the tensors' sums, each ``sum_of_sums`` of the blocks of all of its parts.
-        """
-        now = self._progress.plans.now
-        found = [] if now is None else zip(now.plan.keys, now.plan.squares_of_updates(), strict=True)
-        return {key: sums for key, sums in found if sums is not None}
 
     def _result(
         self, plan: _cpu.Plan, outcome: bool | tuple[float | None, int | None, float | None] | _cpu.PendingFinding

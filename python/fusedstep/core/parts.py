@@ -9,9 +9,9 @@ from fusedstep import _cpu
 from .arrays import is_on_gpu
 from .hyperparameters import integer
 from .overrides import Settings, has_functions
-from .progress import listed
+from .progress import Progress, listed
 
-__all__ = ["Parts", "measures", "parts"]
+__all__ = ["Parts", "measures", "parts", "squares_of_updates"]
 
 BLOCK = 1024  # elements of a block of the norm; tensors may be cut between blocks
 
@@ -102,3 +102,15 @@ def measures(settings: Settings) -> bool:
     clips = ("clip_norm", "clip_global_norm")
     some = [settings.values, *settings.overrides.values()]
     return settings.values["skip_nonfinite"] or any(values.get(clip) is not None for values in some for clip in clips)
+
+
+def squares_of_updates(progress: Progress) -> dict[Hashable, Any]:
+    """
+    Return what the last step, one with `measure` that was not skipped, has subtracted: key -> sums of squares.
+
+    The sums are those of the blocks of each part with a gradient. The norm of the updates of whole tensors is the root
+    of ``sum_of_sums`` of the tensors' sums, each ``sum_of_sums`` of the blocks of all of its parts.
+    """
+    now = progress.plans.now
+    found = [] if now is None else zip(now.plan.keys, now.plan.squares_of_updates(), strict=True)
+    return {key: sums for key, sums in found if sums is not None}

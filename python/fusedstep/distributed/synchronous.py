@@ -10,6 +10,7 @@ from fusedstep.core.arrays import Array, new_array
 from fusedstep.core.containers import present, tell_writes
 from fusedstep.core.hyperparameters import evaluated
 from fusedstep.core.optimizer import Optimizer
+from fusedstep.core.parts import measures, squares_of_updates
 from fusedstep.core.result import PLAIN, Result
 
 from .agreement import Agreement, agreed
@@ -191,7 +192,7 @@ class Synchronous:
         layout, own = cast(_Shared, self._shared)
         rows, common = own.rows(arrays)
         opt, rank = self.optimizer, self.world.rank
-        sums = squares_of_gradients(self.world, layout, rows) if opt._measures() else None
+        sums = squares_of_gradients(self.world, layout, rows) if measures(opt._settings_with()) else None
         result, error = PLAIN, None
         try:
             result = opt._step_parts(
@@ -209,7 +210,7 @@ class Synchronous:
         tell_writes(params)
         if opt.measure != "update" or result.skipped:
             return result
-        squares = opt._squares_of_updates()
+        squares = squares_of_updates(opt._progress)
         return replace(result, update_norm=update_norm(self.world, layout, squares, list(squares)))
 
     def _shared_of(self, arrays: dict[Hashable, Array]) -> _Shared:
@@ -243,7 +244,7 @@ class Synchronous:
             self._said = _said(opt)
         said = self._said
         agreement.add("hyperparameters", said.text, lambda: said.words)
-        counts = opt._counts()
+        counts = opt._progress.clocks["t"][: len(opt._progress.clock_of)]
         agreement.add("t", counts.tobytes(), lambda: repr(dict(opt.t)))
         for done in sorted({*counts.tolist()} or {0}) if said.schedules else ():
             for name, value in said.schedules:
