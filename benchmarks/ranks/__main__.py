@@ -75,12 +75,14 @@ def record(sizes: list[int], ranks: list[int], rounds: int) -> dict[str, Any]:
             continue
     about = machine.about(["cpu"])
     about["packages"] = {**about["packages"], **packages}
+    say("link")  # first, as most can go wrong with it
+    slow = link()
     races = []
     for size in sizes:
         for count in ranks:
             say(f"{size:.0e} parameters, {count} ranks")
             races.append(launched(count, "race.py", size, rounds))
-    say("computing, messages, start, link")
+    say("computing, messages, start")
     return {
         "machine": about,
         "settings": {"rounds": rounds},
@@ -88,7 +90,7 @@ def record(sizes: list[int], ranks: list[int], rounds: int) -> dict[str, Any]:
         "computing": {count: launched(count, "computing.py") for count in sorted({1, machine.processors()})},
         "messages": launched(2, "messages.py"),
         "start": start(rounds),
-        "link": link(),
+        "link": slow,
     }
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ def hosts() -> Iterator[tuple[tuple[str, str], tuple[str, ...], Path]]:
                 _ip("-n", space, "link", "set", device, "up")
             limit = ("rate", f"{BITS}bit", "burst", "256kb", "latency", "50ms")
             _run("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", "link0", "root", "tbf", *limit)
+        for space in spaces:
+            _wait_for_link(space)
         with TemporaryDirectory(prefix="fusedstep-link-") as folder:
             ssh = Path(folder) / "ssh"
             ssh.write_text(SSH.format(ADDRESSES, spaces))
@@ -56,6 +59,15 @@ def hosts() -> Iterator[tuple[tuple[str, str], tuple[str, ...], Path]]:
     finally:
         for space in spaces:
             subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
+
+
+def _wait_for_link(space: str) -> None:
+    """Wait until a link is up, without which MPI finds no way to the other host."""
+    for _ in range(500):
+        if " state UP " in subprocess.check_output(["ip", "-n", space, "-o", "link", "show", "link0"], text=True):
+            return
+        time.sleep(0.01)
+    raise OSError(f"link0 of {space} is not up after 5 s")
 
 
 def _ip(*words: str) -> None:

@@ -22,8 +22,12 @@ TypeOf = Callable[[Hashable, int], np.dtype[Any]]  # the type of a node, by key 
 class Carrier(Protocol):
     """What brings nodes of the tree, arrays with the keys and lengths of lines, to those who need pieces of them."""
 
-    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
-        """Let nodes of this rank go, and those of others come. All ranks call this with the same keys."""
+    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
+        """Let nodes of others come. All ranks expect and send the same keys, in one order."""
+        ...
+
+    def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
+        """Let nodes of this rank go."""
         ...
 
     def settle(self) -> None:
@@ -61,17 +65,19 @@ class Messages:
         self._under_way: list[tuple[Any, list[Parcel]]] = []  # what `wait` is called with, and what is unpacked then
         self._rooms: dict[tuple[int, Hashable], list[Array]] = {}
 
-    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
-        layout = self._layout
+    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
+        wanted = [piece for piece in self._layout.pieces(self._world.rank) if piece.key in keys]
+        arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece, type_of)) for k in self._others}
+        receives = [(k, array) for k, parcel in arriving.items() for array in parcel.messages]
+        self._under_way.append((self._world.start([], receives), list(arriving.values())))
+
+    def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
         leaving = {
-            k: Parcel(node[p.begin : p.end] for p in layout.pieces(k) if p.key in mine for node in mine[p.key])
+            k: Parcel(node[p.begin : p.end] for p in self._layout.pieces(k) if p.key in mine for node in mine[p.key])
             for k in self._others
         }
-        wanted = [piece for piece in layout.pieces(self._world.rank) if piece.key in mine]
-        arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece, type_of)) for k in self._others}
         sends = [(k, array) for k, parcel in leaving.items() for array in parcel.pack()]
-        receives = [(k, array) for k, parcel in arriving.items() for array in parcel.messages]
-        self._under_way.append((self._world.start(sends, receives), list(arriving.values())))
+        self._under_way.append((self._world.start(sends, []), []))
 
     def _room(self, rank: int, piece: Piece, type_of: TypeOf) -> list[Array]:
         """Return where the nodes of another rank are received."""
@@ -130,9 +136,12 @@ class Memory:
         self._views: dict[tuple[Any, ...], Array] = {}
         self._known: dict[tuple[int, int], Place] = {}  # by address and bytes
 
-    def start(self, mine: Mapping[Hashable, list[Array]], type_of: TypeOf) -> None:
-        self._keys += mine
+    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
+        self._keys += keys
         self._type_of = type_of
+
+    def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
+        pass  # they are there
 
     def settle(self) -> None:
         self._keys = []

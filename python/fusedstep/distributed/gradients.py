@@ -187,11 +187,10 @@ class Gradients:
         while self._sent < len(self._buckets) and (self._sent < to or not self._missing[self._sent]):
             if self._sent == 0:
                 agreement.reach()
-            self._start(self._buckets[self._sent])
+                for keys in self._buckets:
+                    self._carrier.expect(keys, self._type_of)
+            self._carrier.send({key: self._own_nodes(key) for key in self._buckets[self._sent]})
             self._sent += 1
-
-    def _start(self, keys: list[Hashable]) -> None:
-        self._carrier.start({key: self._own_nodes(key) for key in keys}, self._type_of)
 
     def _own_nodes(self, key: Hashable) -> list[Array]:
         """Return the sums of this rank: where gradients have not come, arrays of the same size."""
@@ -212,7 +211,8 @@ class Gradients:
         """
         rank = self._world.rank
         if not self._hurries:
-            self._start(self._buckets[0])
+            self._carrier.expect(self._buckets[0], self._type_of)
+            self._carrier.send({key: self._forests[key].arrays for key in self._buckets[0]})
         common = self._carrier.arrive(params)
         nodes = [node for some in self._nodes for node in some]
         found = {key: [self._forests[key].arrays[0][:0]] for key in self._layout.keys if key in self.types}
