@@ -82,6 +82,13 @@ void run(const Job& job) {
     run_parallel(shares.threads, work, &shared);
 }
 
+// Whether a gradient is the sum of two arrays of floats, for which there are loops that read both.
+bool is_pair(const Slot& slot) {
+    return slot.summand_count == 2 && slot.summands[0].type == kFloat32 && slot.summands[1].type == kFloat32 &&
+           slot.types.param != kFloat64;
+}
+constexpr int kFloats32 = loop_of({kFloat32, kFloat32, kFloat32});
+
 void collect(const Kernels& kernels, const Gathering& what, void* tile) {
     const Slot& slot = *what.slot;
     const bool is_double = slot.types.param == kFloat64;
@@ -151,6 +158,8 @@ struct Step {
         Variant variant = derived.variant == kPlain && task.scale != 1 ? kDecayed : derived.variant;
         const bool converts = task.loop == kGeneric || !converts_nothing(kCompiled[task.loop]);
         const bool by_chance = derived.stochastic && converts;
+        if (is_pair(*task.slot) && task.loop == kFloats32 && variant <= kDecayed && kernel.pair[variant])
+            return kernel.pair[variant](task, first, last);
         auto run = kernel.update[by_chance ? kGeneric : task.loop][variant];
         if (is_gathered(*task.slot)) return gather(task, first, last, tiles->of(thread), run);
         if (!derived.zero_grad) return run(task, first, last);
@@ -226,7 +235,11 @@ struct Squares {
             const int64_t start = starts[i], end = start + blocks_of(slot.size);
             const int64_t first = std::max(from, start), last = std::min(to, end);
             if (first >= last) continue;
-            if (is_gathered(slot)) {
+            if (is_pair(slot)) {
+                set_mode(mode, kFloat32);
+                const auto array = [&](int i) { return static_cast<const float*>(slot.summands[i].data); };
+                kernels.square_pair(array(0), array(1), slot.size, first - start, last - start, sums + start);
+            } else if (is_gathered(slot)) {
                 set_mode(mode, slot.types.param);
                 gather(slot, first - start, last - start, sums + start, batches + thread * batch_bytes);
             } else {

@@ -28,14 +28,15 @@ namespace {
 
 using namespace fusedstep;
 
-// The loop over arrays that all have the type of the arithmetic.
-template <class Rule, Variant kVariant, class T, bool kMeasured = false>
+// The loop over arrays that all have the type of the arithmetic. The gradient is one array, or the sum of two.
+template <class Rule, Variant kVariant, class T, bool kMeasured = false, bool kPair = false>
 void update(const Task& task, int64_t begin, int64_t end) {
     const Scalars<Rule, T> k(*task.derived, task.scale);
     constexpr int kCount = k.kStateCount;
     auto array = [&](int role) { return static_cast<T*>(task.slot->arrays[role]) + begin; };
     T* __restrict p = array(kParam);
     const T* __restrict g = array(kGrad);
+    const T* __restrict h = kPair ? static_cast<const T*>(task.slot->summands[1].data) + begin : nullptr;
     T* __restrict e = kVariant == kAveraged ? array(kAverage) : nullptr;
     T* __restrict s0 = kCount > 0 ? array(kStates) : nullptr;
     T* __restrict s1 = kCount > 1 ? array(kStates + 1) : nullptr;
@@ -49,7 +50,8 @@ void update(const Task& task, int64_t begin, int64_t end) {
         auto seen = [&](T subtracted) INLINE_LAMBDA {
             if constexpr (kMeasured) u[i] = subtracted;
         };
-        p[i] = k.template parameter<kVariant>(p[i], g[i], state, seen);
+        const T gradient = kPair ? g[i] + h[i] : g[i];
+        p[i] = k.template parameter<kVariant>(p[i], gradient, state, seen);
         if constexpr (kVariant == kAveraged) e[i] = Around::average(k.around, e[i], p[i]);
     }
 }
@@ -191,6 +193,18 @@ void square(const void* array, int64_t size, int64_t begin, int64_t end, double*
     }
 }
 
+// The same of the sum of two arrays.
+void square_pair(const float* a, const float* b, int64_t size, int64_t begin, int64_t end, double* sums) {
+    for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kBlock, rest = size - first;
+        float row[kLanes];
+        sums[block] = block_sum<true>(rest < kBlock ? rest : kBlock, [&](int64_t i, int64_t count) {
+            for (int64_t k = 0; k < count; ++k) row[k] = a[first + i + k] + b[first + i + k];
+            return static_cast<const float*>(row);
+        });
+    }
+}
+
 template <Type kType>
 void square_narrow(const void* array, int64_t size, int64_t begin, int64_t end, double* sums) {
     const char* x = static_cast<const char*>(array);
@@ -240,6 +254,9 @@ template <class Rule>
 constexpr Kernel kernel_of() {
     Kernel kernel{};
     fill<Rule>(kernel);
+    constexpr Variant kDecays = kYardstick<Rule> ? kPlain : kDecayed;
+    kernel.pair[kPlain] = update<Rule, kPlain, float, false, true>;
+    kernel.pair[kDecayed] = update<Rule, kDecays, float, false, true>;
     if constexpr (!kYardstick<Rule>) kernel.measured = update_measured<Rule>;
     return kernel;
 }
@@ -289,6 +306,7 @@ const Kernels KERNELS(FUSEDSTEP_ISA) = {QUOTE(FUSEDSTEP_ISA),
                                         {{FUSEDSTEP_TYPES(GATHER_FLOATS)}, {FUSEDSTEP_TYPES(GATHER_DOUBLES)}},
                                         average,
                                         {FUSEDSTEP_TYPES(SQUARE)},
+                                        square_pair,
                                         {sum<float>, sum<double>}};
 
 }  // namespace fusedstep

@@ -61,7 +61,8 @@ using Update = void (*)(const Task& task, int64_t begin, int64_t end);
 // One rule, as one instruction set runs it.
 struct Kernel {
     Update update[kLoops][kVariants];
-    Update measured;  // for doubles, telling what is subtracted; the generic loop tells it of floats
+    Update pair[kDecayed + 1];  // for floats, with a gradient that is the sum of two arrays; null where there is none
+    Update measured;            // for doubles, telling what is subtracted; the generic loop tells it of floats
 };
 
 // A sum of arrays of the same number of elements.
@@ -81,6 +82,8 @@ struct Kernels {
     void (*average)(const Task& task, int64_t begin, int64_t end);
     // The sums of squares of the blocks [begin, end) of an array of `size` elements, by type; see norm.h.
     void (*square[kTypes])(const void* array, int64_t size, int64_t begin, int64_t end, double* sums);
+    // The same of the sum of two arrays.
+    void (*square_pair)(const float* a, const float* b, int64_t size, int64_t begin, int64_t end, double* sums);
     // Write the elements [begin, end) of a sum of arrays: of floats, narrow or not, and of doubles.
     void (*sum[2])(const Summation& what, int64_t begin, int64_t end);
 };

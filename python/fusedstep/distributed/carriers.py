@@ -66,7 +66,8 @@ class Messages:
         self._rooms: dict[tuple[int, Hashable], list[Array]] = {}
 
     def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
-        wanted = [piece for piece in self._layout.pieces(self._world.rank) if piece.key in keys]
+        expected = set(keys)
+        wanted = [piece for piece in self._layout.pieces(self._world.rank) if piece.key in expected]
         arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece, type_of)) for k in self._others}
         receives = [(k, array) for k, parcel in arriving.items() for array in parcel.messages]
         self._under_way.append((self._world.start([], receives), list(arriving.values())))
