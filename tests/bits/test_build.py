@@ -103,7 +103,8 @@ def rules():
 def check_vectorised(functions, machine):
     variants = {rule: "0" if rule.startswith("Limit") else "0123" for rule in rules()}  # a yardstick has no options
     pairs = [(rule, variant) for rule in variants for variant in variants[rule]]
-    expected = {f"update<{rule}, {variant}, {t}, false>" for rule, variant in pairs for t in ("float", "double")}
+    expected = {f"update<{rule}, {variant}, {t}, false, false>" for rule, variant in pairs for t in ("float", "double")}
+    expected |= {f"update<{rule}, {variant}, float, false, true>" for rule, variant in pairs if variant in "01"}
     expected |= {f"update_measured<{rule}>" for rule, variant in pairs if variant == "2"}
     expected |= {f"update_narrow<{rule}, {v}, {loop}>" for rule, v in pairs if v in "01" for loop in "2345"}
     expected |= {f"update_generic<{rule}>" for rule in rules()}
@@ -124,8 +125,8 @@ def check_vectorised(functions, machine):
 
 def test_sums_of_squares_are_vectorised(kernels):
     found = [code for name, code in instructions(kernels).items() if re.match(r"void square<", name)]
-    found += [code for name, code in instructions(kernels).items() if re.match(r"void square_narrow<", name)]
-    assert len(found) == 4
+    found += [code for name, code in instructions(kernels).items() if re.search(r"square_(narrow<|pair\()", name)]
+    assert len(found) == 5
     for code in found:
         operations = Counter(m[1] for line in code for machine in PACKED.values() if (m := machine.match(line)))
         assert operations["mul"] > 0
