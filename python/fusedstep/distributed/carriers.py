@@ -1,29 +1,28 @@
 """How sums of a rank's gradients come to the ranks that own their pieces: in messages, or in memory of all ranks."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from fusedstep.core.arrays import Array
 
-from .layout import Layout, Parcel, Piece
+from .bundles import Bundles
+from .layout import Parcel, Piece
 from .tree import Forest, Node
 from .windows import Place, array_at, place_of
 from .world import Windows, World
 
-__all__ = ["Carrier", "Memory", "Messages", "TypeOf"]
+__all__ = ["Carrier", "Memory", "Messages"]
 
 LINE = 64  # bytes of a cache line, where each array begins
-
-TypeOf = Callable[[Hashable, int], np.dtype[Any]]  # the type of a node, by key and level
 
 
 class Carrier(Protocol):
     """What brings nodes of the tree, arrays with the keys and lengths of lines, to those who need pieces of them."""
 
-    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
-        """Let nodes of others come. All ranks expect and send the same keys, in one order."""
+    def expect(self, names: Sequence[Hashable]) -> None:
+        """Let nodes of others come. All ranks expect and send the same bundles, in one order."""
         ...
 
     def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
@@ -49,44 +48,43 @@ class Messages:
 
     Parameters
     ----------
-    layout : Layout
-        Who owns which pieces.
+    bundles : Bundles
+        The lines, and who owns which pieces of them.
     world : World
         The ranks.
     nodes_of_ranks : sequence of sequences of Node
         The nodes of each rank.
     """
 
-    def __init__(self, layout: Layout, world: World, nodes_of_ranks: Sequence[Sequence[Node]]) -> None:
-        self._layout = layout
+    def __init__(self, bundles: Bundles, world: World, nodes_of_ranks: Sequence[Sequence[Node]]) -> None:
+        self._bundles = bundles
         self._world = world
         self._nodes = nodes_of_ranks
         self._others = [rank for rank in range(world.size) if rank != world.rank]
         self._under_way: list[tuple[Any, list[Parcel]]] = []  # what `wait` is called with, and what is unpacked then
         self._rooms: dict[tuple[int, Hashable], list[Array]] = {}
 
-    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
-        expected = set(keys)
-        wanted = [piece for piece in self._layout.pieces(self._world.rank) if piece.key in expected]
-        arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece, type_of)) for k in self._others}
+    def expect(self, names: Sequence[Hashable]) -> None:
+        expected = set(names)
+        wanted = [piece for piece in self._bundles.pieces(self._world.rank) if piece.key in expected]
+        arriving = {k: Parcel(room for piece in wanted for room in self._room(k, piece)) for k in self._others}
         receives = [(k, array) for k, parcel in arriving.items() for array in parcel.messages]
         self._under_way.append((self._world.start([], receives), list(arriving.values())))
 
     def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
         leaving = {
-            k: Parcel(node[p.begin : p.end] for p in self._layout.pieces(k) if p.key in mine for node in mine[p.key])
+            k: Parcel(node[p.begin : p.end] for p in self._bundles.pieces(k) if p.key in mine for node in mine[p.key])
             for k in self._others
         }
         sends = [(k, array) for k, parcel in leaving.items() for array in parcel.pack()]
         self._under_way.append((self._world.start(sends, []), []))
 
-    def _room(self, rank: int, piece: Piece, type_of: TypeOf) -> list[Array]:
+    def _room(self, rank: int, piece: Piece) -> list[Array]:
         """Return where the nodes of another rank are received."""
-        rooms = self._rooms.get((rank, piece.key), [])
-        types = [type_of(piece.key, node.level) for node in self._nodes[rank]]
-        if [room.dtype for room in rooms] != types:
-            rooms = self._rooms[rank, piece.key] = [np.empty(piece.end - piece.begin, dtype) for dtype in types]
-        return rooms
+        if (rank, piece.key) not in self._rooms:
+            types = [self._bundles.type_of(piece.key, node.level) for node in self._nodes[rank]]
+            self._rooms[rank, piece.key] = [np.empty(piece.end - piece.begin, dtype) for dtype in types]
+        return self._rooms[rank, piece.key]
 
     def settle(self) -> None:
         while self._under_way:
@@ -109,8 +107,8 @@ class Memory:
 
     Parameters
     ----------
-    layout : Layout
-        Who owns which pieces.
+    bundles : Bundles
+        The lines, and who owns which pieces of them.
     world : Windows
         The ranks.
     nodes_of_ranks : sequence of sequences of Node
@@ -121,34 +119,32 @@ class Memory:
 
     def __init__(
         self,
-        layout: Layout,
+        bundles: Bundles,
         world: Windows,
         nodes_of_ranks: Sequence[Sequence[Node]],
         forests: Mapping[Hashable, Forest],
     ) -> None:
-        self._layout = layout
+        self._bundles = bundles
         self._world = world
         self._nodes = nodes_of_ranks
         self._forests = forests
-        self._keys: list[Hashable] = []  # of the step
-        self._type_of: TypeOf | None = None
+        self._names: list[Hashable] = []  # of the step
         self._rooms: dict[Hashable, list[Array]] = {}
         self._tables: list[dict[Hashable, Array]] = []  # of each rank: by key, the places of its nodes
         self._views: dict[tuple[Any, ...], Array] = {}
         self._known: dict[tuple[int, int], Place] = {}  # by address and bytes
 
-    def expect(self, keys: Sequence[Hashable], type_of: TypeOf) -> None:
-        self._keys += keys
-        self._type_of = type_of
+    def expect(self, names: Sequence[Hashable]) -> None:
+        self._names += names
 
     def send(self, mine: Mapping[Hashable, list[Array]]) -> None:
         pass  # they are there
 
     def settle(self) -> None:
-        self._keys = []
+        self._names = []
 
     def arrive(self, params: Mapping[Hashable, Array]) -> set[Hashable]:
-        keys, self._keys = self._keys, []
+        keys, self._names = self._names, []
         tables = self._told(keys, params)
         if any((of_nodes < 0).any() for of_nodes, _ in tables):
             self._make_room(keys)
@@ -203,26 +199,24 @@ class Memory:
 
     def _make_room(self, keys: list[Hashable]) -> None:
         """Make memory that others see for the sums of this rank's gradients; all ranks do so."""
-        assert self._type_of is not None  # noqa: S101
         sizes = []
         for key in keys:
-            dtype = self._type_of(key, 1)
-            line = -(-self._layout.counts[key] * dtype.itemsize // LINE) * LINE
+            dtype = self._bundles.type_of(key, 1)
+            line = -(-self._bundles.counts[key] * dtype.itemsize // LINE) * LINE
             sizes.append((key, dtype, line, self._forests[key].rooms(dtype)))
         memory = self._world.window(sum(line * count for _, _, line, count in sizes))[self._world.rank]
         begin = 0
         for key, dtype, line, count in sizes:
             rooms = [memory[begin + i * line : begin + (i + 1) * line] for i in range(count)]
             begin += line * count
-            self._rooms[key] = [room.view(dtype)[: self._layout.counts[key]] for room in rooms]
+            self._rooms[key] = [room.view(dtype)[: self._bundles.counts[key]] for room in rooms]
             self._forests[key].move(self._rooms[key])
 
     def nodes(self, rank: int, piece: Piece) -> list[Array]:
-        assert self._type_of is not None  # noqa: S101
         found = []
         places = self._tables[rank][piece.key].tolist()
         for node, (owner, window, offset) in zip(self._nodes[rank], places, strict=True):
-            dtype = self._type_of(piece.key, node.level)
+            dtype = self._bundles.type_of(piece.key, node.level)
             name = owner, window, offset, piece, dtype
             if name not in self._views:
                 place = Place(owner, window, offset + piece.begin * dtype.itemsize)

@@ -1,8 +1,7 @@
 """The gradients of a step's parts: added up as they come, sent to the ranks that own their pieces, and received."""
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +9,11 @@ from fusedstep import _cpu
 from fusedstep.core.arrays import Array, as_array, is_floating, is_narrow
 
 from .agreement import Agreement
-from .carriers import Carrier, Memory, Messages
-from .layout import Layout, Piece
-from .tree import Forest, nodes_of, parts_of, row_of
-from .world import Windows, World
+from .bundles import Bundles
+from .layout import SMALL, Layout
+from .sums import Sums
+from .tree import parts_of
+from .world import World
 
 __all__ = ["Gradients"]
 
@@ -41,14 +41,10 @@ class Gradients:
         self._layout = layout
         self._world = world
         self._narrowed = narrowed
+        self._parts = parts
         self._own = parts_of(parts, world.rank, world.size)
-        shares = [parts_of(parts, rank, world.size) for rank in range(world.size)]
-        self._nodes = [nodes_of(share.start, share.stop) for share in shares]
-        self._forests = {key: Forest(self._own.start, self._own.stop) for key in layout.keys}
-        self._carrier: Carrier = Messages(layout, world, self._nodes)
-        if getattr(world, "windows", []):  # the user's arrays are in memory that all ranks see, or some of them
-            self._carrier = Memory(layout, cast(Windows, world), self._nodes, self._forests)
-        self._buffers: dict[tuple[Hashable, ...], Array] = {}
+        self._sums = Sums(Bundles(layout, {}), world, parts)  # of the gradients of the step
+        self._known: dict[Any, Sums] = {}  # by types of gradients
         # The shapes and types of gradients that are lines as they are, where parameters are so too.
         self._usual = {
             key: (layout.shapes[key], np.dtype(dtype))
@@ -92,51 +88,65 @@ class Gradients:
             raise
         if self._hurries:
             self._send(agreement, to=len(self._buckets))
-        else:
-            self._buckets = [[key for key in self._layout.keys if key in self.types]]
 
     def _begin(self) -> None:
-        for forest in self._forests.values():
-            forest.clear()
         self.types = {}
         self._hurries, self._sent = False, 0
+
+    def _use(self, types: dict[Hashable, np.dtype[Any]], small: int = SMALL) -> None:
+        """Take the sums for gradients of these types, where lines of fewer bytes than `small` are added up together."""
+        name = small, *types.items()
+        if name not in self._known:
+            self._known[name] = Sums(Bundles(self._layout, types, small), self._world, self._parts)
+        self._sums = self._known[name]
+        self._sums.clear()
 
     def _hurry(self, agreement: Agreement) -> None:
         """Be ready to send gradients while others come: in buckets, as a backward pass finds them, the last first."""
         agreement.add("the gradients of a part", "one by one")
         agreement.begin()
         self._hurries = True
+        single = np.dtype(np.float32)
+        types = {key: np.empty(0, self._travels_in(key, single)).real.dtype for key in self._layout.keys}
+        self._use(types, small=0)
         self._buckets, room = [], 0
         for key in reversed(self._layout.keys):
             if room <= 0:
                 self._buckets.append([])
                 room = _BUCKET
             self._buckets[-1].append(key)
-            room -= self._layout.counts[key] * self._type_of(key, 1).itemsize
+            room -= self._layout.counts[key] * types[key].itemsize
         self._missing = [len(bucket) for bucket in self._buckets]
         self._bucket_of = {key: i for i, bucket in enumerate(self._buckets) for key in bucket}
 
     def _add(self, pairs: Iterable[tuple[Hashable, Any]], count: int, agreement: Agreement) -> None:
         """Add the gradients of a part."""
-        found: dict[Hashable, np.dtype[Any]] = {}
+        lines: dict[Hashable, Array] = {}
         is_last = count == len(self._own)
         for key, array in pairs:
             if array is None:
                 continue
-            if key in found:
+            if key in lines:
                 raise ValueError(f"{_label(key)} comes twice in part {self._own[count - 1]}, expected it once")
             line = self._line_of(key, array)
             if count > 1 and self.types.get(key) != line.dtype:
                 self._refuse_type(key, line.dtype, count)
-            found[key] = line.dtype
-            self._forests[key].add(line)
-            if is_last and self._hurries:
-                self._missing[self._bucket_of[key]] -= 1
-                self._send(agreement)
+            lines[key] = line
+            if self._hurries:
+                self._sums.add(key, line)
+                if is_last:
+                    self._missing[self._bucket_of[key]] -= 1
+                    self._send(agreement)
         if count == 1:
-            self.types = found
-        elif lost := [key for key in self.types if key not in found]:
+            self.types = {key: lines[key].dtype for key in self._layout.keys if key in lines}
+        elif lost := [key for key in self.types if key not in lines]:
             self._refuse_type(lost[0], None, count)
+        if self._hurries:
+            return
+        if count == 1:
+            self._use(self.types)
+        for name in self._sums.bundles.members:
+            self._sums.add(name, self._sums.bundles.joined(name, lines))
 
     def _refuse_type(self, key: Hashable, now: Any, count: int) -> None:
         raise ValueError(
@@ -176,8 +186,7 @@ class Gradients:
     def described(self) -> str:
         """Return the keys and types of the gradients in words."""
         if self.types != self._described[0]:
-            keys = (key for key in self._layout.keys if key in self.types)
-            self._described = self.types, repr([(key, str(self.types[key])) for key in keys])
+            self._described = self.types, repr([(key, str(dtype)) for key, dtype in self.types.items()])
         return self._described[1]
 
     # Moving.
@@ -188,20 +197,13 @@ class Gradients:
             if self._sent == 0:
                 agreement.reach()
                 for keys in self._buckets:
-                    self._carrier.expect(keys, self._type_of)
-            self._carrier.send({key: self._own_nodes(key) for key in self._buckets[self._sent]})
+                    self._sums.expect(keys)
+            self._sums.send(self._buckets[self._sent])
             self._sent += 1
-
-    def _own_nodes(self, key: Hashable) -> list[Array]:
-        """Return the sums of this rank: where gradients have not come, arrays of the same size."""
-        if self._forests[key].is_full:
-            return self._forests[key].arrays
-        nodes = self._nodes[self._world.rank]
-        return [np.zeros(self._layout.counts[key], self._type_of(key, node.level)) for node in nodes]
 
     def settle(self) -> None:
         """Wait for all gradients that are under way."""
-        self._carrier.settle()
+        self._sums.settle()
 
     def rows(self, params: Mapping[Hashable, Array]) -> tuple[dict[Hashable, list[Array]], set[Hashable]]:
         """
@@ -209,36 +211,12 @@ class Gradients:
 
         Also return the keys of parameters that are one memory on all ranks.
         """
-        rank = self._world.rank
         if not self._hurries:
-            self._carrier.expect(self._buckets[0], self._type_of)
-            self._carrier.send({key: self._forests[key].arrays for key in self._buckets[0]})
-        common = self._carrier.arrive(params)
-        nodes = [node for some in self._nodes for node in some]
-        found = {key: [self._forests[key].arrays[0][:0]] for key in self._layout.keys if key in self.types}
-        for piece in self._layout.pieces(rank):
-            if piece.key not in self.types:
-                continue
-            own = [node[piece.begin : piece.end] for node in self._forests[piece.key].arrays]
-            ranks = range(self._world.size)
-            arrays = [array for k in ranks for array in (own if k == rank else self._carrier.nodes(k, piece))]
-            room = partial(self._buffer, piece, self._type_of(piece.key, 1))
-            found[piece.key] = row_of(nodes, arrays, room)
-        return found, common
-
-    def _type_of(self, key: Hashable, level: int) -> np.dtype[Any]:
-        """Return the type of a node: a single part in half precision stays so, and sums of such parts are float32."""
-        dtype = self.types.get(key)
-        if dtype is None:
-            dtype = np.empty(0, self._travels_in(key, np.dtype(np.float32))).real.dtype
-        return np.dtype(np.float32) if level and is_narrow(dtype) else dtype
-
-    def _buffer(self, piece: Piece, dtype: np.dtype[Any], *name: Hashable) -> Array:
-        """Return memory of the length of a piece, the same in each step."""
-        label = (piece.key, dtype, *name)
-        if label not in self._buffers:
-            self._buffers[label] = np.empty(piece.end - piece.begin, dtype)
-        return self._buffers[label]
+            names = list(self._sums.bundles.members)
+            self._sums.expect(names)
+            self._sums.send(names)
+        found, common = self._sums.rows(params)
+        return {key: found[key] for key in self._layout.keys if key in self.types}, common
 
 
 def _pairs_of(gradient: Any) -> Iterable[tuple[Hashable, Any]]:

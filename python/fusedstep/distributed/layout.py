@@ -10,10 +10,10 @@ import numpy as np
 from fusedstep.core.arrays import Array, order_of
 from fusedstep.core.containers import present
 
-__all__ = ["BLOCK", "Layout", "Parcel", "Piece"]
+__all__ = ["BLOCK", "SMALL", "Layout", "Parcel", "Piece"]
 
 BLOCK = 1024  # elements whose squares a norm adds up first: a piece begins at a whole number of them
-_SMALL = 1 << 16  # bytes of an array that is not worth a message of its own
+SMALL = 1 << 16  # bytes of an array that is not worth a message of its own
 
 
 class Piece(NamedTuple):
@@ -59,6 +59,7 @@ class Layout:
         if size < 1:
             raise ValueError(f"size is {size}, expected at least 1 rank")
         arrays = present(params)
+        self.size = size
         self.keys: list[Hashable] = list(arrays)
         self.shapes = {key: array.shape for key, array in arrays.items()}
         self.dtypes = {key: np.dtype(array.dtype) for key, array in arrays.items()}
@@ -186,13 +187,13 @@ class Parcel:
 
     def __init__(self, arrays: Iterable[Array]) -> None:
         found = [array for array in arrays if array.size]
-        small = [array for array in found if array.nbytes < _SMALL]
+        small = [array for array in found if array.nbytes < SMALL]
         self._small: list[Array] = []
         self._large = found
         self._packed = np.empty(0, np.uint8)
         if len(small) > 1:
             self._small = [array.reshape(-1).view(np.uint8) for array in small]
-            self._large = [array for array in found if array.nbytes >= _SMALL]
+            self._large = [array for array in found if array.nbytes >= SMALL]
             self._packed = np.empty(sum(array.size for array in self._small), np.uint8)
 
     @property
