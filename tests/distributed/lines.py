@@ -16,7 +16,7 @@ def at_line(number, act, call, *arguments, file=""):
     def trace(frame, event, _):
         nonlocal left, place
         path = frame.f_code.co_filename
-        if "/fusedstep/" not in path or not path.endswith(file) or path.endswith("distributed/world.py"):
+        if "/fusedstep/" not in path or not path.endswith(file) or path.endswith("distributed/threaded.py"):
             return None
         if event == "line":
             left -= 1

@@ -9,7 +9,7 @@ from fusedstep import _cpu
 from fusedstep.core.arrays import Array
 
 from .layout import BLOCK, Layout, Piece
-from .sharing import share
+from .sharing import Sharing
 from .world import World
 
 __all__ = ["squares_of_gradients", "update_norm"]
@@ -85,7 +85,7 @@ def _totals(
                 blocks[piece.key][begin:end] = own[piece.key]
                 for i in range(first, last):
                     above[piece.key][i] = _cpu.sum_of_sums(blocks[piece.key][i * BLOCK : (i + 1) * BLOCK])
-    share(world, views)
+    Sharing(world, views).share()
     for key, sums in above.items():
         for i in np.flatnonzero(~is_whole[key]).tolist():
             sums[i] = _cpu.sum_of_sums(blocks[key][i * BLOCK : (i + 1) * BLOCK])

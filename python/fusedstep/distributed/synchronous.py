@@ -17,7 +17,7 @@ from .agreement import Agreement, agreed
 from .gradients import Gradients
 from .layout import Layout
 from .norms import squares_of_gradients, update_norm
-from .sharing import share_lines
+from .sharing import Sharing, sharing_of_lines
 from .tree import parts_of
 from .world import World
 
@@ -98,10 +98,9 @@ class Synchronous:
         self._narrowed = None if exchange_dtype is None else new_array((0,), exchange_dtype).dtype
         self._shared: _Shared | None = None
         self._said: _Said | None = None
-        self._lines: tuple[dict[Hashable, Array], dict[Hashable, Array]] = (
-            {},
-            {},
-        )  # the arrays of the last step, as lines
+        self._sharing: tuple[dict[Hashable, Array], set[Hashable], Sharing] | None = None
+        # The layout of the last step, its arrays, and the lines that they are.
+        self._lines: tuple[Layout | None, dict[Hashable, Array], dict[Hashable, Array]] = None, {}, {}
 
     def share(self, rows: Any) -> Iterator[Any]:
         """
@@ -171,8 +170,8 @@ class Synchronous:
         def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], dict[Hashable, Array]]:
             self._refuse_zero_grad()
             arrays = present(params)
-            layout, own = self._shared_of(arrays)
-            lines = self._lines_of(arrays, layout)
+            lines = self._lines_of(arrays)
+            layout, own = cast(_Shared, self._shared)
             for key, line in lines.items():
                 if not line.flags.writeable:
                     raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
@@ -206,7 +205,7 @@ class Synchronous:
             )
         except Exception as problem:  # is raised when all ranks have been told
             error = problem
-        share_lines(self.world, layout, {key: line for key, line in lines.items() if key not in common}, error)
+        self._sharing_of(lines, common).share(error)
         tell_writes(params)
         if opt.measure != "update" or result.skipped:
             return result
@@ -220,13 +219,25 @@ class Synchronous:
             self._shared = _Shared(layout, Gradients(layout, self.world, self.parts, self._narrowed))
         return self._shared
 
-    def _lines_of(self, arrays: dict[Hashable, Array], layout: Layout) -> dict[Hashable, Array]:
+    def _lines_of(self, arrays: dict[Hashable, Array]) -> dict[Hashable, Array]:
         """Return the parameters as lines, which are those of the last step if they are the same arrays."""
-        before, lines = self._lines
-        if len(before) != len(arrays) or any(before.get(key) is not array for key, array in arrays.items()):
-            lines = layout.lines(arrays, "params")
-            self._lines = arrays, lines
+        layout, before, lines = self._lines
+        if layout is not None and self._shared is not None and self._shared.layout is layout:
+            same = (before.get(key) is array and array.shape == layout.shapes[key] for key, array in arrays.items())
+            if len(before) == len(arrays) and all(same):
+                return lines
+        layout = self._shared_of(arrays).layout
+        lines = layout.lines(arrays, "params")
+        self._lines = layout, arrays, lines
         return lines
+
+    def _sharing_of(self, lines: dict[Hashable, Array], common: set[Hashable]) -> Sharing:
+        """Return what sends new parameters, but for those that are one memory on all ranks: that of the last step."""
+        if self._sharing is None or self._sharing[0] is not lines or self._sharing[1] != common:
+            some = {key: line for key, line in lines.items() if key not in common}
+            layout = cast(_Shared, self._shared).layout
+            self._sharing = lines, common, sharing_of_lines(self.world, layout, some)
+        return self._sharing[2]
 
     def _refuse_zero_grad(self) -> None:
         opt = self.optimizer
@@ -276,7 +287,7 @@ class Synchronous:
                     whole[owned.begin : owned.end] = piece
         for part, name in dict.fromkeys((part, name) for part, _, name in lines):
             some = {key: line for (p, key, n), line in lines.items() if (p, n) == (part, name)}
-            share_lines(self.world, layout, some)
+            sharing_of_lines(self.world, layout, some).share()
         return _with_arrays(saved, lambda part, key, name, _: layout.whole(key, lines[part, key, name]))
 
     def load_state_dict(self, saved: Mapping[str, Any], params: Any, **options: Any) -> None:
