@@ -97,15 +97,14 @@ class Gradients:
         """Take the sums for gradients of these types, where lines of fewer bytes than `small` are added up together."""
         name = small, *types.items()
         if name not in self._known:
+            if not getattr(self._world, "windows", []):  # these stay for ever, so they are used again
+                self._known.clear()
             self._known[name] = Sums(Bundles(self._layout, types, small), self._world, self._parts)
         self._sums = self._known[name]
         self._sums.clear()
 
     def _hurry(self, agreement: Agreement) -> None:
         """Be ready to send gradients while others come: in buckets, as a backward pass finds them, the last first."""
-        agreement.add("the gradients of a part", "one by one")
-        agreement.begin()
-        self._hurries = True
         single = np.dtype(np.float32)
         types = {key: np.empty(0, self._travels_in(key, single)).real.dtype for key in self._layout.keys}
         self._use(types, small=0)
@@ -118,6 +117,9 @@ class Gradients:
             room -= self._layout.counts[key] * types[key].itemsize
         self._missing = [len(bucket) for bucket in self._buckets]
         self._bucket_of = {key: i for i, bucket in enumerate(self._buckets) for key in bucket}
+        agreement.add("the gradients of a part", "one by one")
+        agreement.begin()
+        self._hurries = True  # last: from here on, all ranks count on all buckets
 
     def _add(self, pairs: Iterable[tuple[Hashable, Any]], count: int, agreement: Agreement) -> None:
         """Add the gradients of a part."""
