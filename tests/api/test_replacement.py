@@ -237,6 +237,7 @@ assert rounds / 10 < hits <= rounds, hits
 """
 
 
+@pytest.mark.sampled(2)
 def test_kill_9(path):
     """Whenever a process is killed while it saves, the file is one of the two that it saves in turn."""
     run(KILL, path)

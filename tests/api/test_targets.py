@@ -160,6 +160,7 @@ def test_loading_needs_no_memory_but_for_new_states(path):
 # Interrupts.
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore:.*unclosed file", "ignore:.*FileIO")  # the interrupt comes as `with` ends
 @pytest.mark.parametrize("way", ["file", "params", "state dict"])
 def test_an_interrupt_comes_before_everything_or_after(tmp_path, way):

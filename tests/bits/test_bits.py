@@ -62,6 +62,7 @@ def test_halves_have_the_bits_of_the_reference(cls, options, dtype, grad_dtype, 
     assert verify.difference(found, expected(cls, options, dtype, verify.SMALL, grad_dtype)) == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("options", "threads"), in_turn(THREADED, verify.THREADS))
 @pytest.mark.parametrize("cls", [fs.SGD, fs.Momentum, fs.AdamW])
 def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
@@ -71,6 +72,7 @@ def test_threads_change_no_bit_of_halves(cls, options, threads, isa):
         assert verify.difference(found, expected(cls, options, half, verify.LARGE)) == 0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", verify.DTYPES)
 @pytest.mark.parametrize(("cls", "options", "threads"), in_turn(CLASSES, [(), GENERAL], verify.THREADS))
 def test_threads_change_no_bit(cls, options, dtype, threads, isa):

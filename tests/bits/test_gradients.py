@@ -103,6 +103,7 @@ def test_any_layout_and_type_has_the_bits_of_the_reference(seed, cls, options):
     agree(cls, options, params, grads)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("isa", _cpu.isas)
 @pytest.mark.parametrize(("param", "grad"), [*itertools.product(FLOATS, FLOATS), *itertools.product(COMPLEX, COMPLEX)])
 def test_transposed_gradients_on_every_instruction_set(isa, param, grad):

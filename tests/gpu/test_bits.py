@@ -33,6 +33,7 @@ def test_every_dialect_and_option_has_the_bits_of_the_reference(cupy, cls, label
     assert not different
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [*verify.DTYPES, *verify.HALVES])
 @pytest.mark.parametrize("options", [{}, {"clip_global_norm": 20.0, "ema": 0.9, "zero_grad": True}], ids=str)
 @pytest.mark.parametrize("cls", CLASSES)

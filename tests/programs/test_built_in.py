@@ -58,6 +58,7 @@ def test_same_bits_of_halves(cls, made, options_of):
     assert count
 
 
+@pytest.mark.sampled(3)
 @rules
 def test_the_reference_calls_the_function(cls, made, options_of):
     options, mine = asked_for(cls, options_of)[-1]

@@ -131,6 +131,7 @@ def test_main(tmp_path, capsys, monkeypatch):
     assert output.stat().st_size > 10_000
 
 
+@pytest.mark.sampled(2)
 def test_main_in_half_precision(tmp_path, capsys, few, half):
     output = tmp_path / "curves.png"
     assert demo.main(["--dtype", half, "--epochs", "1", "--output", str(output)]) == 0

@@ -48,6 +48,7 @@ def test_demo(newcomer, tmp_path, monkeypatch, capsys, dtype):
     assert newcomer.__name__ in capsys.readouterr().out
 
 
+@pytest.mark.sampled(2)
 def test_pictures(newcomer, tmp_path, monkeypatch):
     monkeypatch.setitem(digits.EPOCHS, "float32", 1)
     for draw in (plot.draw_losses, plot.draw_trajectories):

@@ -213,6 +213,7 @@ def test_svg_is_the_same_every_time(every_trajectory, every_loss, tmp_path):
         assert png.exists()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [name for name, picture in plot.PICTURES.items() if not picture.record])
 def test_command_writes_png_and_svg(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
