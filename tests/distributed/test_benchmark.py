@@ -45,7 +45,7 @@ def test_a_race():
     sent = {name: side["sent"] for name, side in sides.items() if "sent" in side}
     assert sent["Synchronous"] == pytest.approx(4, abs=0.01)  # a rank keeps half of what it has, and 8 bytes agree
     assert sent["Synchronous, clipped"] > sent["Synchronous"]  # by sums of squares
-    assert sent["Synchronous, common memory"] < 0.1
+    assert sent["Synchronous, common memory"] < 0.15  # where each of 48 tensors lies, in 24 bytes
     assert ("torch ZeRO, fused Adam" in sides) == (find_spec("torch") is not None)
     assert all(reason for reason in race["absent"].values())
 
