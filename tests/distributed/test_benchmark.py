@@ -9,22 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fusedstep.distributed import mpiexec
 from fusedstep.tools.bench.ranks import ranks
+from tests.distributed.jobs import needs_mpi
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "ranks"
 OURS = {"one process, 1 thread", "Synchronous", "Synchronous, clipped", "Synchronous, common memory"}
 
-
-def has_mpi():
-    try:
-        mpiexec.find()
-    except RuntimeError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(not has_mpi(), reason="needs mpi4py and an MPI")
+pytestmark = needs_mpi
 
 
 def said(*words, seconds=120):

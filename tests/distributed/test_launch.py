@@ -14,21 +14,12 @@ import pytest
 
 from fusedstep.distributed import launch, mpiexec
 from fusedstep.distributed.mpiexec import Host
+from tests.distributed.jobs import needs_mpi
 
 TRAINING = Path(__file__).with_name("training.py")
 SHARED = Path("/dev/shm")
 SET = ("OMP_", "OPENBLAS_", "MKL_", "FUSEDSTEP_", "SLURM_")
 
-
-def has_mpi():
-    try:
-        mpiexec.find()
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_mpi = pytest.mark.skipif(not has_mpi(), reason="needs mpi4py and an MPI")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc and /dev/shm")
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fusedstep import _cpu
 
 __all__ = [
+    "LINE",
     "MASTERS",
     "MASTER_DTYPES",
     "Array",
@@ -41,7 +42,7 @@ __all__ = [
 
 Array: TypeAlias = npt.NDArray[Any]  # also an array of CuPy, or a DeviceArray
 
-_LINE = 64  # bytes of a cache line
+LINE = 64  # bytes of a cache line
 _OWN = "fusedstep.core.device_array"  # arrays on a GPU where CuPy is not installed
 # Masters of parameters: the hyperparameter master_weights -> the name of the master among the states -> its dtype.
 MASTERS: dict[Any, str] = {True: "master", "split": "remainder"}
@@ -134,8 +135,8 @@ def new_array(
                 "cupy.get_default_memory_pool().free_all_blocks(), or take a smaller state_dtype"
             ) from error
     # The array is a view, so nobody can resize it, and the plan's reference to the owner keeps the memory in place.
-    owner = np.zeros(size + _LINE, np.uint8)
-    start = -owner.ctypes.data % _LINE
+    owner = np.zeros(size + LINE, np.uint8)
+    start = -owner.ctypes.data % LINE
     return owner[start : start + size].view(dtype).reshape(shape)
 
 

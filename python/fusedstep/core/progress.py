@@ -82,6 +82,12 @@ class Progress:
         self.plans.refresh()
         return self._clocks
 
+    @property
+    def counts(self) -> Array:
+        """The number of finished updates of each parameter, in the order of `clock_of`."""
+        counts: Array = self.clocks["t"][: len(self.clock_of)]
+        return counts
+
     def set_clock(self, key: Hashable, t: int, memory: list[float]) -> None:
         """Set the step count and memory of a parameter whose average, if it has one, is there."""
         clock = self._clocks[self.clock_of[key]]
@@ -266,7 +272,7 @@ class Progress:
     @property
     def t(self) -> dict[Hashable, int]:
         """The number of finished updates of each parameter."""
-        counts = self.clocks["t"].tolist()
+        counts = self.counts.tolist()
         return {key: counts[i] for key, i in self.clock_of.items()}
 
     def labelled(self) -> dict[str, Array]:

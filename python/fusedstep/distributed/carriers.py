@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from fusedstep.core.arrays import Array
+from fusedstep.core.arrays import LINE, Array
 
 from .bundles import Bundles
 from .layout import Parcel, Piece
@@ -14,8 +14,6 @@ from .windows import Place, array_at, place_of
 from .world import Windows, World
 
 __all__ = ["Carrier", "Memory", "Messages"]
-
-LINE = 64  # bytes of a cache line, where each array begins
 
 
 class Carrier(Protocol):

@@ -16,7 +16,7 @@ from fusedstep.core.result import PLAIN, Result
 from .agreement import Agreement, agreed
 from .gradients import Gradients
 from .layout import Layout
-from .norms import squares_of_gradients, update_norm
+from .norms import Norms
 from .sharing import Sharing, sharing_of_lines
 from .tree import parts_of
 from .world import World
@@ -25,10 +25,21 @@ __all__ = ["Synchronous"]
 
 
 class _Shared(NamedTuple):
-    """What ranks share of one set of parameters."""
+    """What ranks share of parameters with the same shapes and types."""
 
     layout: Layout
     gradients: Gradients
+    norms: Norms
+
+
+class _Seen(NamedTuple):
+    """The parameters of a step, as they were looked at: arrays, the lines that they are, and what this rank owns."""
+
+    shared: _Shared
+    arrays: dict[Hashable, Array]
+    lines: dict[Hashable, Array]
+    pieces: dict[Hashable, Array]
+    origins: dict[Hashable, int]
 
 
 class Synchronous:
@@ -98,9 +109,8 @@ class Synchronous:
         self._narrowed = None if exchange_dtype is None else new_array((0,), exchange_dtype).dtype
         self._shared: _Shared | None = None
         self._said: _Said | None = None
-        self._sharing: tuple[dict[Hashable, Array], set[Hashable], Sharing] | None = None
-        # The layout of the last step, its arrays, and the lines that they are.
-        self._lines: tuple[Layout | None, dict[Hashable, Array], dict[Hashable, Array]] = None, {}, {}
+        self._seen: _Seen | None = None  # in the last step
+        self._sharing: tuple[_Seen, set[Hashable], Sharing] | None = None
 
     def share(self, rows: Any) -> Iterator[Any]:
         """
@@ -167,95 +177,91 @@ class Synchronous:
             If a rank does not take part.
         """
 
-        def prepare(agreement: Agreement) -> tuple[dict[Hashable, Array], dict[Hashable, Array]]:
-            self._refuse_zero_grad()
-            arrays = present(params)
-            lines = self._lines_of(arrays)
-            layout, own = cast(_Shared, self._shared)
-            for key, line in lines.items():
-                if not line.flags.writeable:
-                    raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
-            self._add_facts(agreement, layout, float(grad_scale))
+        def prepare(agreement: Agreement) -> _Seen:
+            seen = self._look_at(present(params))
+            self._add_facts(agreement, seen.shared.layout, float(grad_scale))
+            own = seen.shared.gradients
             own.collect(gradients, agreement)
             agreement.add("gradients", own.described().encode(), own.described)
-            return arrays, lines
+            return seen
 
         try:
-            arrays, lines = agreed(self.world, prepare)
+            seen = agreed(self.world, prepare)
         except TimeoutError:
             raise
         except Exception:
             if self._shared is not None:
                 self._shared.gradients.settle()
             raise
-        layout, own = cast(_Shared, self._shared)
-        rows, common = own.rows(arrays)
-        opt, rank = self.optimizer, self.world.rank
-        sums = squares_of_gradients(self.world, layout, rows) if measures(opt._settings_with()) else None
+        opt, norms = self.optimizer, seen.shared.norms
+        rows, common = seen.shared.gradients.rows(seen.arrays)
+        sums = norms.squares_of_gradients(rows) if cast(_Said, self._said).measures else None
         result, error = PLAIN, None
         try:
             result = opt._step_parts(
-                layout.views(lines, rank),
+                seen.pieces,
                 {key: row[0] for key, row in rows.items()},
                 grad_scale=grad_scale,
-                origins=layout.origins(rank),
-                wholes=arrays,
+                origins=seen.origins,
+                wholes=seen.arrays,
                 sums=sums,
                 others={key: row[1:] for key, row in rows.items() if len(row) > 1} or None,
             )
         except Exception as problem:  # is raised when all ranks have been told
             error = problem
-        self._sharing_of(lines, common).share(error)
         tell_writes(params)
+        self._sharing_of(seen, common).share(error)
         if opt.measure != "update" or result.skipped:
             return result
-        squares = squares_of_updates(opt._progress)
-        return replace(result, update_norm=update_norm(self.world, layout, squares, list(squares)))
+        return replace(result, update_norm=norms.of_updates(squares_of_updates(opt._progress)))
 
     def _shared_of(self, arrays: dict[Hashable, Array]) -> _Shared:
         """Return what is known of these parameters: that of the last step, if shapes and types are the same."""
         if self._shared is None or not self._shared.layout.fits(arrays):
             layout = Layout(arrays, self.world.size)
-            self._shared = _Shared(layout, Gradients(layout, self.world, self.parts, self._narrowed))
+            gradients = Gradients(layout, self.world, self.parts, self._narrowed)
+            self._shared = _Shared(layout, gradients, Norms(self.world, layout))
         return self._shared
 
-    def _lines_of(self, arrays: dict[Hashable, Array]) -> dict[Hashable, Array]:
-        """Return the parameters as lines, which are those of the last step if they are the same arrays."""
-        layout, before, lines = self._lines
-        if layout is not None and self._shared is not None and self._shared.layout is layout:
-            same = (before.get(key) is array and array.shape == layout.shapes[key] for key, array in arrays.items())
-            if len(before) == len(arrays) and all(same):
-                return lines
-        layout = self._shared_of(arrays).layout
-        lines = layout.lines(arrays, "params")
-        self._lines = layout, arrays, lines
-        return lines
+    def _look_at(self, arrays: dict[Hashable, Array]) -> _Seen:
+        """Return the parameters as they were seen in the last step, if they are the same arrays, or look at them."""
+        seen = self._seen
+        if (
+            seen is None
+            or seen.shared is not self._shared
+            or len(seen.arrays) != len(arrays)
+            or any(
+                seen.arrays.get(key) is not array or array.shape != seen.shared.layout.shapes[key]
+                for key, array in arrays.items()
+            )
+        ):
+            shared = self._shared_of(arrays)
+            layout, rank = shared.layout, self.world.rank
+            lines = layout.lines(arrays, "params")
+            seen = self._seen = _Seen(shared, arrays, lines, layout.views(lines, rank), layout.origins(rank))
+        for key, array in arrays.items():
+            if not array.flags.writeable:
+                raise ValueError(f"params[{key!r}] is read-only, expected a writable array")
+        return seen
 
-    def _sharing_of(self, lines: dict[Hashable, Array], common: set[Hashable]) -> Sharing:
+    def _sharing_of(self, seen: _Seen, common: set[Hashable]) -> Sharing:
         """Return what sends new parameters, but for those that are one memory on all ranks: that of the last step."""
-        if self._sharing is None or self._sharing[0] is not lines or self._sharing[1] != common:
-            some = {key: line for key, line in lines.items() if key not in common}
-            layout = cast(_Shared, self._shared).layout
-            self._sharing = lines, common, sharing_of_lines(self.world, layout, some)
+        if self._sharing is None or self._sharing[0] is not seen or self._sharing[1] != common:
+            some = {key: line for key, line in seen.lines.items() if key not in common}
+            self._sharing = seen, common, sharing_of_lines(self.world, seen.shared.layout, some)
         return self._sharing[2]
-
-    def _refuse_zero_grad(self) -> None:
-        opt = self.optimizer
-        if opt.zero_grad or any(some.get("zero_grad") for some in opt.overrides.values()):
-            raise ValueError("zero_grad is True, expected False: the gradients of parts are only read")
 
     def _add_facts(self, agreement: Agreement, layout: Layout, grad_scale: float) -> None:
         opt = self.optimizer
+        if self._said is None or self._said.version is not opt._version:
+            self._said = _said(opt)
+        said, counts = self._said, opt._progress.counts
         agreement.add("parts", self.parts)
         agreement.add("exchange_dtype", self._narrowed)
         agreement.add("grad_scale in the call", grad_scale)
         agreement.add("optimizer", type(opt).__name__)
         agreement.add("parameters", layout.description, layout.description.decode)
-        if self._said is None or self._said.version is not opt._version:
-            self._said = _said(opt)
-        said = self._said
         agreement.add("hyperparameters", said.text, lambda: said.words)
-        counts = opt._progress.clocks["t"][: len(opt._progress.clock_of)]
         agreement.add("t", counts.tobytes(), lambda: repr(dict(opt.t)))
         for done in sorted({*counts.tolist()} or {0}) if said.schedules else ():
             for name, value in said.schedules:
@@ -340,13 +346,17 @@ class _Said(NamedTuple):
     words: dict[str, str]
     text: bytes
     schedules: list[tuple[str, Any]]  # functions, of the optimizer and of its overrides
+    measures: bool  # whether a step needs sums of squares
 
 
 def _said(opt: Optimizer) -> _Said:
+    """Return the hyperparameters as ranks compare them, or refuse those that ranks cannot share."""
     version, arguments = opt._version, opt._arguments()
+    if opt.zero_grad or any(some.get("zero_grad") for some in opt.overrides.values()):
+        raise ValueError("zero_grad is True, expected False: the gradients of parts are only read")
     words = {name: _text_of(value) for name, value in arguments.items()}
     some = [pair for values in (arguments, *opt.overrides.values()) for pair in values.items() if callable(pair[1])]
-    return _Said(version, words, repr(words).encode(), some)
+    return _Said(version, words, repr(words).encode(), some, measures(opt._settings_with()))
 
 
 def _text_of(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusedstep.core.arrays import Array, is_on_gpu, new_array, order_of, same_order, span
+from fusedstep.core.arrays import LINE, Array, is_on_gpu, new_array, order_of, same_order, span
 from fusedstep.core.containers import arrays_by_key, refilled
 
 from .agreement import Agreement, agreed
@@ -21,7 +21,6 @@ from .world import TIMEOUT, Bytes, Message, Windows, World, gathered, nbytes_of
 
 __all__ = ["MPIWindows", "Place", "array_at", "like", "place_of", "shared"]
 
-_LINE = 64  # bytes of a cache line
 _SO_FAR = "no rank has got memory"
 _FOLDER = "/dev/shm"  # noqa: S108 (where MPI puts the memory that ranks share)
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
@@ -97,7 +96,7 @@ class MPIWindows(MPIWorld):
         sizes = [int.from_bytes(data, "little") for data in gathered(self, own.to_bytes(8, "little"))]
         # Open MPI waits for ever where one rank finds too little room, so all of them look before they ask.
         agreed(self, lambda _: _check_room(sum(sizes)), _SO_FAR)
-        win = self._mpi.Win.Allocate_shared(own + _LINE, 1, _options(self._mpi), self._comm)
+        win = self._mpi.Win.Allocate_shared(own + LINE, 1, _options(self._mpi), self._comm)
         found = [_aligned(win.Shared_query(rank)[0], size) for rank, size in enumerate(sizes)]
         try:
             agreed(self, lambda _: _make_present(found[self.rank]), _SO_FAR)
@@ -122,7 +121,7 @@ def _options(mpi: Any) -> Any:
 def _aligned(buffer: Any, nbytes: int) -> Bytes:
     """Return the bytes that begin at a cache line; pages are mapped as a whole, so it is the same one on all ranks."""
     room: Bytes = np.frombuffer(buffer, np.uint8)
-    start = -room.ctypes.data % _LINE
+    start = -room.ctypes.data % LINE
     return room[start : start + nbytes]
 
 
@@ -188,7 +187,7 @@ def _planned(params: Any, agreement: Agreement | None = None) -> _Plan:
         else:
             _check(key, array)
             places.append((end, array))
-            end += -(-array.nbytes // _LINE) * _LINE
+            end += -(-array.nbytes // LINE) * LINE
         if agreement is not None:
             words = _words(array)
             agreement.add(f"params[{key!r}]", words, partial(str, words))
